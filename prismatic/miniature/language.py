@@ -1,0 +1,137 @@
+"""Templated language about scenes: questions with short answers, and descriptions in words.
+
+Every question has exactly one right answer, and what decides it is where things are. Yes/no questions are balanced.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from prismatic.miniature.scenes import CLASSES, COLOURS, IMAGE_SIZE, SHAPES, Thing
+
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+BOX_PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: {}."
+KINDS = ("exists", "count", "color", "shape", "size", "where", "relation", "corner", "box")
+PLURALS = {shape: f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES}
+MIDDLE = IMAGE_SIZE // 2
+CELLS = 6  # cells a side of a map in words: one for each 8-pixel patch
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about one scene. `kind` is one of `KINDS`."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+def quadrant(thing: Thing) -> str | None:
+    """Such as "top left"; None when the centre lies within two pixels of a middle line."""
+    if min(abs(thing.x - MIDDLE), abs(thing.y - MIDDLE)) < 2:
+        return None
+    return f"{'top' if thing.y < MIDDLE else 'bottom'} {'left' if thing.x < MIDDLE else 'right'}"
+
+
+def box_text(thing: Thing) -> str:
+    """`[x1, y1, x2, y2]` as fractions of the image with two decimals, the way LLaVA writes boxes."""
+    return str([round(edge / IMAGE_SIZE, 2) for edge in thing.box])
+
+
+def questions(things: tuple[Thing, ...], rng: np.random.Generator) -> list[Question]:
+    """All kinds of question that have one right answer in this scene, one of each kind, in the order of `KINDS`."""
+
+    def pick(options):
+        return options[rng.integers(len(options))]
+
+    names = Counter(t.name for t in things)
+    unique = [t for t in things if names[t.name] == 1]
+    asked = []
+
+    name = pick(sorted(names)) if rng.random() < 0.5 else pick([c for c in CLASSES if c not in names])
+    asked.append(Question("exists", f"Is there a {name}?", "yes" if name in names else "no"))
+
+    noun, matches = pick(
+        [(PLURALS[s], lambda t, s=s: t.shape == s) for s in SHAPES]
+        + [(f"{c} objects", lambda t, c=c: t.colour == c) for c in COLOURS]
+        + [("objects", lambda t: True)]
+    )
+    asked.append(Question("count", f"How many {noun} are there?", str(sum(map(matches, things)))))
+
+    for kind, attribute, other, text in (
+        ("color", "colour", "shape", "What color is the {}?"),
+        ("shape", "shape", "colour", "What shape is the {} object?"),
+    ):
+        counts = Counter(getattr(t, other) for t in things)
+        clear = [t for t in things if counts[getattr(t, other)] == 1]
+        if clear:
+            thing = pick(clear)
+            asked.append(Question(kind, text.format(getattr(thing, other)), getattr(thing, attribute)))
+
+    if unique:
+        thing = pick(unique)
+        asked.append(Question("size", f"Is the {thing.name} small or large?", thing.size))
+    placed = [t for t in unique if quadrant(t)]
+    if placed:
+        thing = pick(placed)
+        asked.append(Question("where", f"Where is the {thing.name}?", quadrant(thing)))
+    if len(unique) >= 2:
+        one, two = (unique[i] for i in rng.permutation(len(unique))[:2])
+        horizontal = abs(one.x - two.x) >= abs(one.y - two.y)
+        word, opposite = ("to the left of", "to the right of") if horizontal else ("above", "below")
+        holds = one.x < two.x if horizontal else one.y < two.y
+        said_first = rng.random() < 0.5
+        text = f"Is the {one.name} {word if said_first else opposite} the {two.name}?"
+        asked.append(Question("relation", text, "yes" if holds == said_first else "no"))
+    corners = defaultdict(list)
+    for thing in things:
+        corners[quadrant(thing)].append(thing)
+    alone = [c for c, there in sorted(corners.items(), key=str) if c and len(there) == 1 and None not in corners]
+    if alone:
+        corner = pick(alone)
+        asked.append(Question("corner", f"What is in the {corner}?", corners[corner][0].name))
+    if unique:
+        thing = pick(unique)
+        asked.append(Question("box", BOX_PROMPT.format(f"the {thing.name}"), box_text(thing)))
+    return asked
+
+
+def turns(asked: list[Question]) -> list[tuple[str, str]]:
+    """What user and model say: the first question that wants a short answer says so, as in LLaVA's conversations."""
+    first = next((q for q in asked if q.kind != "box"), None)
+    return [(f"{q.text}\n{SHORT_ANSWER}" if q is first else q.text, q.answer) for q in asked]
+
+
+def describe(things: Iterable[Thing]) -> str:
+    """The scene in a sentence."""
+    parts = [f"a {t.size} {t.name} at {box_text(t)}" + (f" in the {quadrant(t)}" if quadrant(t) else "") for t in things]
+    return "There is " + " and ".join(parts) + "."
+
+
+def map_words(things: tuple[Thing, ...]) -> list[str]:
+    """The scene as a map of `CELLS * CELLS` words, row by row.
+
+    A letter names the class that covers most of a cell (the order of `CLASSES`), upper case when it covers at least
+    half of the cell; "z" is an empty cell.
+    """
+    cover = np.zeros((len(things), CELLS, CELLS))
+    for i, thing in enumerate(things):
+        cover[i] = thing.mask().reshape(CELLS, IMAGE_SIZE // CELLS, CELLS, -1).mean((1, 3))
+    owner, most = cover.argmax(0).ravel(), cover.max(0).ravel()
+    letters = [chr(ord("a") + CLASSES.index(t.name)) for t in things]
+    return [
+        "z" if share == 0 else letters[who].upper() if share >= 0.5 else letters[who]
+        for who, share in zip(owner, most, strict=True)
+    ]
+
+
+def answer_priors(asked: Iterable[Question]) -> dict[str, str]:
+    """The most frequent answer of each kind of question: what a model can score without looking."""
+    answers = defaultdict(Counter)
+    for question in asked:
+        answers[question.kind][question.answer] += 1
+    return {kind: counts.most_common(1)[0][0] for kind, counts in answers.items()}
+
+

@@ -1,0 +1,90 @@
+"""The miniature world on disk, in the genuine formats of the real data sets."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from prismatic.miniature.language import SHORT_ANSWER, answer_priors, describe, questions, turns
+from prismatic.miniature.scenes import sample_layout, scene
+
+WORLD_VERSION = 1  # goes up when the same seed gives another world
+TRAIN_SEED, HELD_OUT_SEED = 1, 2
+HELD_OUT_SCENES = 400
+TEXT_ONLY_SHARE = 20  # one row in so many is text only
+
+
+def llava_row(number: int | str, image: str | None, conversation: Iterable[tuple[str, str]]) -> dict:
+    """One row of a LLaVA instruct file."""
+    said = []
+    for position, (question, answer) in enumerate(conversation):
+        mark = "<image>\n" if image and position == 0 else ""
+        said += [{"from": "human", "value": mark + question}, {"from": "gpt", "value": answer}]
+    row = {"id": str(number), "conversations": said}
+    return row | {"image": image} if image else row
+
+
+def write_llava(folder: Path, count: int) -> Path:
+    """Writes `train.json`, `held_out.json`, `priors.json` and the images they name; gives `folder`.
+
+    Training rows are conversations about a scene, one in twenty a scene in words without an image. Held-out rows are
+    single questions with short answers about scenes of another seed, `priors.json` the training set's most frequent
+    answer of each kind of question; a held-out id is `<scene>-<kind>`. Nothing is written if the folder is there
+    already; it appears only when it is complete.
+    """
+    import numpy as np
+
+    folder = Path(folder)
+    if folder.exists():
+        return folder
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    (beside / "images").mkdir(parents=True)
+
+    rows, asked = [], []
+    for index in tqdm(range(count), desc="drawing scenes", disable=count < 2000):
+        rng = np.random.default_rng((TRAIN_SEED, 1, index))
+        if index % TEXT_ONLY_SHARE == TEXT_ONLY_SHARE - 1:
+            things = sample_layout(rng)
+            about = [q for q in questions(things, rng) if q.kind != "box"]
+            (first, answer), *rest = turns([about[i] for i in rng.permutation(len(about))])
+            rows.append(llava_row(index, None, [(f"{describe(things)} {first}", answer), *rest]))
+            continue
+        drawn = scene(TRAIN_SEED, index)
+        about = questions(drawn.things, rng)
+        about = [about[i] for i in rng.permutation(len(about))]
+        asked += about
+        rows.append(llava_row(index, _save(drawn.image, beside, f"images/{index:06d}.png"), turns(about)))
+
+    held_out = []
+    for index in range(HELD_OUT_SCENES):
+        drawn = scene(HELD_OUT_SEED, index)
+        image = _save(drawn.image, beside, f"images/held_out_{index:06d}.png")
+        for q in questions(drawn.things, np.random.default_rng((HELD_OUT_SEED, 1, index))):
+            if q.kind != "box":
+                held_out.append(llava_row(f"{index}-{q.kind}", image, [(f"{q.text}\n{SHORT_ANSWER}", q.answer)]))
+    # Any first part of the file is a fair sample of kinds and scenes.
+    held_out = [held_out[i] for i in np.random.default_rng(HELD_OUT_SEED).permutation(len(held_out))]
+
+    for name, content in (("train", rows), ("held_out", held_out), ("priors", answer_priors(asked))):
+        (beside / f"{name}.json").write_text(json.dumps(content))
+    try:
+        beside.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(beside)
+    return folder
+
+
+def miniature_llava(count: int) -> Path:
+    """The folder of `write_llava` in the user's cache, written on first use."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "prismatic" / "miniature"
+    return write_llava(cache / f"llava-v{WORLD_VERSION}-{count}", count)
+
+
+def _save(image, folder: Path, name: str) -> str:
+    Image.fromarray(image).save(folder / name, compress_level=1)
+    return name

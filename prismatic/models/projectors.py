@@ -1,0 +1,136 @@
+"""Projectors: vision features `[B, N, vision_dim]` to LLM embeddings `[B, N, llm_dim]`.
+
+Parameter names are those of the reference implementation, so its checkpoints map one to one.
+"""
+
+import difflib
+import itertools
+from collections import OrderedDict
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import nn
+
+PROJECTORS = ("linear", "gelu-mlp", "fused-gelu-mlp", "transformer", "pretrained-decoder", "truncated")
+TAIL_BLOCKS = 2  # ViT blocks that the `truncated` projector takes over from its backbone
+
+
+def check_projector(name: str, *, fused: bool, aligned: bool) -> None:
+    """Raises ValueError when the projector is unknown or does not fit the backbone."""
+    if name not in PROJECTORS:
+        near = difflib.get_close_matches(name, PROJECTORS, n=2)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(PROJECTORS)}"
+        raise ValueError(f"unknown projector {name!r}: {hint}")
+    if name == "fused-gelu-mlp" and not fused:
+        raise ValueError("projector 'fused-gelu-mlp' joins several backbones, this is a single one: use 'gelu-mlp'")
+    if name in ("transformer", "pretrained-decoder", "truncated") and fused:
+        raise ValueError(f"projector {name!r} continues a single ViT, this backbone is fused: use 'fused-gelu-mlp'")
+    if name == "pretrained-decoder" and not aligned:
+        raise ValueError(
+            "projector 'pretrained-decoder' re-uses the decoder of a locality-aligned backbone, this one is not "
+            "aligned: choose an '-aligned' backbone, or 'transformer' for the same layers from scratch"
+        )
+
+
+def zero_linear(fan_in: int, fan_out: int) -> nn.Linear:
+    """A linear layer that starts at zero, so that training begins from the LLM as it was."""
+    layer = nn.Linear(fan_in, fan_out)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class MLPProjector(nn.Module):
+    """Linear layers with GELU between them, applied to every token alone."""
+
+    def __init__(self, vision_dim: int, llm_dim: int, hidden: tuple[int, ...]):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in itertools.pairwise((vision_dim, *hidden, llm_dim)):
+            layers += [nn.Linear(fan_in, fan_out), nn.GELU()]
+        self.projector = nn.Sequential(*layers[:-1])
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """`[B, N, vision_dim] -> [B, N, llm_dim]`."""
+        return self.projector(features)
+
+
+class TransformerProjector(nn.Module):
+    """Two ViT blocks with a position embedding: the shape of the MaskEmbed decoder (paper section 3.2).
+
+    Args:
+        vision_dim: width of the features.
+        llm_dim: width of the LLM.
+        num_tokens: tokens in the features, prefix tokens included.
+        num_heads: attention heads of a block.
+        zero_prefix: how many leading tokens are zeroed after `in_proj`, as the MaskEmbed decoder never saw any.
+        act_layer: activation inside the blocks; a decoder's own when its weights are re-used.
+    """
+
+    def __init__(self, vision_dim, llm_dim, *, num_tokens, num_heads, zero_prefix=0, act_layer=nn.GELU, depth=2):
+        super().__init__()
+        self.zero_prefix = zero_prefix
+        self.in_proj = nn.Linear(vision_dim, vision_dim)
+        self.pos_embed = nn.Parameter(torch.randn(1, num_tokens, vision_dim) * 0.02)
+        self.blocks = nn.Sequential(
+            *[
+                Block(vision_dim, num_heads, qkv_bias=True, init_values=1e-6, act_layer=act_layer, norm_layer=nn.LayerNorm)
+                for _ in range(depth)
+            ]
+        )
+        self.norm = nn.LayerNorm(vision_dim)
+        self.head = nn.Linear(vision_dim, llm_dim)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """`[B, N, vision_dim] -> [B, N, llm_dim]`."""
+        x = self.in_proj(features)
+        if self.zero_prefix:
+            x = torch.cat([torch.zeros_like(x[:, : self.zero_prefix]), x[:, self.zero_prefix :]], dim=1)
+        return self.head(self.norm(self.blocks(x + self.pos_embed)))
+
+    def load_decoder(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes over a MaskEmbed student's `decoder.*` and `encoder.head.*`; the head to the LLM starts at zero.
+
+        Raises:
+            ValueError: when the decoder does not fit, naming the first key that does not.
+        """
+        taken = {k.removeprefix("decoder."): v for k, v in state.items() if k.startswith("decoder.")}
+        taken = {k: v for k, v in taken.items() if not k.startswith("head.")}
+        taken |= {k.replace("encoder.head", "in_proj"): v for k, v in state.items() if k.startswith("encoder.head.")}
+        own = {k: v for k, v in self.state_dict().items() if not k.startswith("head.")}
+        for key in sorted(own.keys() | taken.keys()):
+            given, wanted = (tuple(d[key].shape) if key in d else "absent" for d in (taken, own))
+            if given != wanted:
+                raise ValueError(f"the decoder does not fit this projector: {key} is {given}, expected {wanted}")
+        self.load_state_dict(taken, strict=False)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+
+def build_projector(name, vision_dim, llm_dim, *, num_tokens=None, num_prefix_tokens=0, num_heads=None, tail=None):
+    """The projector called `name` (one of `PROJECTORS`), newly initialised.
+
+    Args:
+        name: exact name.
+        vision_dim: width of the backbone's features.
+        llm_dim: width of the LLM.
+        num_tokens: tokens the backbone gives, prefix tokens included (transformer kinds).
+        num_prefix_tokens: of which prefix tokens (pretrained-decoder).
+        num_heads: attention heads of the backbone (transformer kinds).
+        tail: the backbone's last blocks and its final norm (truncated).
+    """
+    if name == "linear":
+        return nn.Sequential(OrderedDict(projector=zero_linear(vision_dim, llm_dim)))
+    if name == "gelu-mlp":
+        return MLPProjector(vision_dim, llm_dim, (llm_dim,))
+    if name == "fused-gelu-mlp":
+        return MLPProjector(vision_dim, llm_dim, (vision_dim * 4, llm_dim))
+    if name in ("transformer", "pretrained-decoder"):
+        zero_prefix = num_prefix_tokens if name == "pretrained-decoder" else 0
+        return TransformerProjector(
+            vision_dim, llm_dim, num_tokens=num_tokens, num_heads=num_heads, zero_prefix=zero_prefix
+        )
+    if name == "truncated":
+        blocks, norm = tail
+        return nn.Sequential(*blocks, norm, zero_linear(vision_dim, llm_dim))
+    raise ValueError(f"unknown projector {name!r}, expected one of {', '.join(PROJECTORS)}")

@@ -1,0 +1,211 @@
+"""Prompt styles as Jinja chat templates, and conversations rendered through them."""
+
+import difflib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from string import Formatter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IMAGE_TOKEN = "<image>"
+
+_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+
+
+@dataclass(frozen=True)
+class _Style:
+    """Patterns of `{text}`, `{system}` and `{eos}`. The space before an answer is the answer's: models generate it."""
+
+    question: str
+    answer: str = " {text}{eos}"
+    opening: str | None = None  # the first question, where it differs
+    system: str = ""
+
+
+_STYLES = {
+    "pure": _Style(question="In: {text}\nOut:"),
+    "llama2-chat": _Style(
+        question="[INST] {text} [/INST]",
+        # "<<SYS>" lacks a ">" in the reference implementation, and the published models were trained with it.
+        opening="[INST] <<SYS>\n{system}\n<</SYS>>\n\n{text} [/INST]",
+        system="You are a helpful language and vision assistant. You are able to understand the visual content that "
+        "the user provides, and assist the user with a variety of tasks using natural language.",
+    ),
+    "vicuna-v1.5": _Style(
+        question="USER: {text} ASSISTANT:",
+        opening="{system} USER: {text} ASSISTANT:",
+        system="A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions.",
+    ),
+    "mistral-instruct": _Style(question="[INST] {text} [/INST]"),
+    "phi-2": _Style(
+        question="Input: {text}\nOutput:",
+        answer=" {text}\n<|endoftext|>",
+        opening="<|endoftext|>Input: {text}\nOutput:",
+    ),
+}
+
+# A content is a string or a list of parts, of which the text is written; where images go is the processor's business.
+_TEMPLATE = """\
+{%- macro text_of(content) -%}
+{{ content if content is string else content | selectattr("text", "defined") | map(attribute="text") | join }}
+{%- endmacro -%}
+{%- set eos = eos_token | default("</s>") -%}
+{%- set given = messages[0].role == "system" -%}
+{%- set system = text_of(messages[0].content) if given else SYSTEM -%}
+{%- for message in messages if message.role != "system" -%}
+{%- set text = text_of(message.content) -%}
+{%- if message.role == "assistant" -%}
+{{ ANSWER }}
+{%- elif loop.first -%}
+{{ OPENING }}
+{%- else -%}
+{{ QUESTION }}
+{%- endif -%}
+{%- endfor -%}
+"""
+
+
+def prompt_styles() -> list[str]:
+    """Names of the prompt styles."""
+    return list(_STYLES)
+
+
+@lru_cache
+def chat_template(style: str) -> str:
+    """Jinja chat template of a named prompt style, to be set as `tokenizer.chat_template`.
+
+    The template writes no BOS, which the tokenizer adds, and takes contents as they are (`to_messages` cleans them).
+    A user message ends in the generation prompt with or without `add_generation_prompt`.
+
+    Raises:
+        ValueError: if the style is unknown.
+    """
+    if style not in _STYLES:
+        near = difflib.get_close_matches(style, _STYLES, n=2, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(_STYLES)}"
+        raise ValueError(f"unknown prompt style {style!r}: {hint}")
+    pieces = _STYLES[style]
+    return (
+        _TEMPLATE.replace("SYSTEM", json.dumps(pieces.system))
+        .replace("ANSWER", _expression(pieces.answer))
+        .replace("OPENING", _expression(pieces.opening or pieces.question))
+        .replace("QUESTION", _expression(pieces.question))
+    )
+
+
+def to_messages(conversation: list[dict]) -> list[dict[str, str]]:
+    """Chat messages (`role`, `content`) of a conversation, cleaned as the reference cleans them.
+
+    Args:
+        conversation: LLaVA turns (`from`: human or gpt, `value`) or chat messages (`role`, `content`); roles alternate,
+            beginning with the user, after an optional system message.
+
+    Returns:
+        Messages whose contents carry neither "<image>" nor outer white space; an empty answer becomes one space.
+
+    Raises:
+        ValueError: if there are no turns, a turn is malformed, or roles are out of order.
+    """
+    if not isinstance(conversation, list) or not conversation:
+        raise ValueError(f"expected a list of at least one turn, got {_brief(conversation)}")
+    messages = []
+    for index, turn in enumerate(conversation):
+        if not isinstance(turn, dict):
+            raise ValueError(f"turn {index}: expected an object with 'from' and 'value', got {_brief(turn)}")
+        name, content = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        role = _ROLES.get(name) if isinstance(name, str) else None
+        if role is None:
+            raise ValueError(f"turn {index}: unknown role {_brief(name)}, expected human and gpt (or user and assistant)")
+        if not isinstance(content, str):
+            raise ValueError(f"turn {index} ({name}): expected text, got {_brief(content)}")
+        while IMAGE_TOKEN in content:  # again and again: taking one out of "<ima<image>ge>" leaves another
+            content = content.replace(IMAGE_TOKEN, "")
+        content = content.strip()
+        messages.append({"role": role, "content": content or (" " if role == "assistant" else "")})
+    first = 1 if messages[0]["role"] == "system" else 0
+    if len(messages) == first:
+        raise ValueError("the conversation holds a system message only, expected a question after it")
+    for index, message in enumerate(messages[first:]):
+        expected = ("user", "assistant")[index % 2]
+        if message["role"] != expected:
+            raise ValueError(
+                f"turn {first + index} is the {message['role']}'s where the {expected}'s is due: roles must alternate, "
+                "beginning with the user"
+            )
+    return messages
+
+
+def render_turns(conversation: list[dict], template: "str | PreTrainedTokenizerBase") -> list[str]:
+    """Wrapped text of every turn; together they are the text of the whole conversation.
+
+    A user's turn includes the generation prompt, so that an assistant's is what the model has to say: the space before
+    its first word (in the styles that have one), the words, the end token. A system message opens the first turn.
+
+    Args:
+        conversation: turns as `to_messages` takes them.
+        template: chat template, or a tokenizer that has one.
+
+    Raises:
+        ValueError: if the conversation is malformed, or if the template rewrites a turn when others follow it.
+    """
+    messages, source = to_messages(conversation), _source(template)
+    turns, so_far = [], ""
+    for end, message in enumerate(messages, start=1):
+        if message["role"] == "system":
+            continue
+        text = _render(messages[:end], *source, add_generation_prompt=message["role"] == "user")
+        if not text.startswith(so_far):
+            raise ValueError(
+                f"turn {end - 1}: the chat template rewrites earlier turns, so that turns cannot be told apart; set "
+                "another as tokenizer.chat_template, for example prismatic.models.prompts.chat_template('pure')"
+            )
+        turns.append(text[len(so_far) :])
+        so_far = text
+    return turns
+
+
+def render_prompt(conversation: list[dict], template: "str | PreTrainedTokenizerBase") -> str:
+    """Text of a conversation, ready for the answer to be generated if the last turn is the user's.
+
+    Takes and raises what `render_turns` does. No BOS is written, unless the template itself begins with one.
+    """
+    messages = to_messages(conversation)
+    return _render(messages, *_source(template), add_generation_prompt=messages[-1]["role"] == "user")
+
+
+def _expression(pattern: str) -> str:
+    """Jinja expression of a pattern: `In: {text}` becomes `"In: " ~ text`."""
+    parts = []
+    for literal, name, _, _ in Formatter().parse(pattern):
+        parts += [json.dumps(literal)] * bool(literal) + [name] * bool(name)
+    return " ~ ".join(parts)
+
+
+def _source(template) -> tuple[str, tuple]:
+    """Chat template and the special tokens it may mention, both hashable."""
+    if isinstance(template, str):
+        return template, ()
+    return template.get_chat_template(), tuple((name, str(token)) for name, token in template.special_tokens_map.items())
+
+
+def _render(messages: list[dict], template: str, special_tokens: tuple, *, add_generation_prompt: bool) -> str:
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        texts, _ = render_jinja_template(
+            [messages], chat_template=template, add_generation_prompt=add_generation_prompt, **dict(special_tokens)
+        )
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses the conversation: {error}") from error
+    return texts[0]
+
+
+def _brief(value) -> str:
+    """Short form of any value for an error message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,72 @@
+"""What is trained, how it decays, and the learning rate of every step."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+STAGES = ("align", "finetune", "full-finetune", "lora")
+
+
+def set_trainable(model: nn.Module, stage: str) -> None:
+    """Freezes what a stage does not train: align trains the projector, finetune also the LLM, full-finetune all.
+
+    For lora it freezes all but the projector; peft adds the adapters (`prismatic.models.load.add_lora`).
+
+    Raises:
+        ValueError: the stage is unknown.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"unknown stage {stage!r}: expected one of {', '.join(STAGES)}")
+    trained = {
+        "align": ("projector",),
+        "finetune": ("projector", "llm"),
+        "full-finetune": ("projector", "llm", "vision_backbone"),
+        "lora": ("projector",),
+    }[stage]
+    for name, part in model.named_children():
+        part.requires_grad_(name in trained)
+
+
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """Whether weight decay applies: to matrices and embeddings, not to vectors and biases."""
+    return parameter.ndim >= 2 and not name.endswith(".bias")
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
+    """Two AdamW groups of the trainable parameters, with and without decay."""
+    named = [(n, p) for n, p in named if p.requires_grad]
+    return [
+        {"params": [p for n, p in named if decays(n, p)], "weight_decay": weight_decay},
+        {"params": [p for n, p in named if not decays(n, p)], "weight_decay": 0.0},
+    ]
+
+
+def learning_rate(step: int, *, peak: float, total_steps: int, warmup_steps: int, minimum: float = 0.0) -> float:
+    """Rate of the `step`-th optimizer step (0-based): linear warm-up, then cosine to `minimum`.
+
+    The first step runs at rate 0, as in the reference, whose schedule it reproduces.
+    """
+    if step == 0:
+        return 0.0
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def trained_and_frozen(model: nn.Module) -> list[tuple[str, int, int]]:
+    """Rows `(part, trained parameters, frozen parameters)` of backbone, projector and LLM."""
+    rows = []
+    for part in ("vision_backbone", "projector", "llm"):
+        sizes = [(p.numel(), p.requires_grad) for n, p in model.named_parameters() if part in n.split(".")[:3]]
+        rows.append((part, sum(n for n, t in sizes if t), sum(n for n, t in sizes if not t)))
+    return rows
+
+
+def halve_frozen(model: nn.Module) -> None:
+    """Casts frozen parameters to bfloat16: nothing is added to them, so float32 would only cost memory."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()

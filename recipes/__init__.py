@@ -1,0 +1,1 @@
+"""Recipes: linear scripts that run one job each."""

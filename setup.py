@@ -1,0 +1,43 @@
+"""Installs the four packages: prismatic, vision_backbones, eval, recipes."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="prismatic-locality",
+    version="0.1.0",
+    description="Train and evaluate vision-language models on locality-aligned vision backbones",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=find_packages(include=["prismatic*", "vision_backbones*", "eval*", "recipes*"]),
+    package_data={
+        "prismatic": ["miniature/assets/llm/*", "models/chat_templates/*.jinja"],
+        "vision_backbones": ["assets/*"],
+        "recipes": ["configs/*.yaml", "configs/accelerate/*.yaml"],
+    },
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "transformers>=5.20",
+        "accelerate>=1.10",
+        "peft>=0.18",
+        "timm>=1.0.20",
+        "sentencepiece>=0.2",
+        "draccus>=0.11",
+        "jsonlines>=4.0",
+        "datasets>=4.0",
+        "safetensors>=0.5",
+        "pillow>=10.0",
+        "numpy>=1.26",
+        "tqdm>=4.60",
+        "jinja2>=3.1",
+        "pyyaml>=6.0",
+    ],
+    extras_require={
+        "dev": ["pytest>=8.0", "ruff>=0.9", "hypothesis>=6.100", "psutil>=5.9"],
+        "smollm2": ["gguf>=0.10"],
+        "trackers": ["tensorboard", "trackio", "wandb"],
+    },
+)
