@@ -34,8 +34,8 @@ class Config:
     """Settings of the pretraining."""
 
     out: Path = Path("prismatic/miniature/assets/llm")  # where tokenizer, config and weights go
-    steps: int = 3000  # optimizer steps
-    batch_size: int = 64  # documents a step, all fresh
+    steps: int = 4000  # optimizer steps
+    batch_size: int = 24  # documents a step, all fresh
     learning_rate: float = 2e-3  # peak, after 100 steps of warm-up; cosine to 0
     weight_decay: float = 0.05  # AdamW
     hidden_size: int = 128  # width
@@ -148,7 +148,7 @@ def answer_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast,
     rng = np.random.default_rng(987_654)
     input_ids, _ = batch_of(tokenizer, rng, count)
     guessed = model(input_ids=input_ids).logits.argmax(-1)[:, :-1] == input_ids[:, 1:]
-    out, end = tokenizer("Out:", add_special_tokens=False).input_ids, tokenizer.eos_token_id
+    out, end = tokenizer("In: Q\nOut:").input_ids[-2:], tokenizer.eos_token_id
     right = total = 0
     for ids, hits in zip(input_ids.tolist(), guessed.tolist(), strict=True):
         start = None

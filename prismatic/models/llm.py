@@ -102,7 +102,8 @@ def get_llm_spec(id_or_path: str) -> LLMSpec:
     """
     if id_or_path in _SPECS:
         return _SPECS[id_or_path]
-    if Path(id_or_path).is_dir() or id_or_path.count("/") == 1 and id_or_path[0] not in "./~":
+    is_hub_id = id_or_path.count("/") == 1 and id_or_path[0] not in "./~"
+    if id_or_path and (Path(id_or_path).is_dir() or is_hub_id):
         return LLMSpec(id_or_path, id_or_path)
     near = difflib.get_close_matches(id_or_path, _SPECS, n=3, cutoff=0.4)
     raise ValueError(
@@ -138,6 +139,8 @@ def load_tokenizer(id_or_path: str) -> "PreTrainedTokenizerFast":
     spec = get_llm_spec(id_or_path)
     source = _source(spec)
     tokenizer = _reading(spec, lambda: _read_tokenizer(source))
+    if not tokenizer.is_fast:
+        raise ValueError(f"the tokenizer of LLM {spec.id!r} knows no offsets: save it as a tokenizer.json")
     if tokenizer.eos_token is None:
         raise ValueError(f"the tokenizer of LLM {spec.id!r} names no EOS token: name one in its tokenizer_config.json")
     if tokenizer.pad_token in (None, tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token):
@@ -147,7 +150,10 @@ def load_tokenizer(id_or_path: str) -> "PreTrainedTokenizerFast":
     if style is not None:
         tokenizer.chat_template = chat_template(style)
     # ChatML models call BOS what opens every turn: images, which follow BOS, would land between it and the role.
-    if tokenizer.bos_token and render_prompt([{"role": "user", "content": ""}], tokenizer).count(tokenizer.bos_token) > 1:
+    if (
+        tokenizer.bos_token
+        and render_prompt([{"role": "user", "content": ""}], tokenizer).count(tokenizer.bos_token) > 1
+    ):
         tokenizer.bos_token = None
     tokenizer.padding_side = "right"
     return tokenizer
@@ -174,7 +180,9 @@ def load_llm(
     source, options = _source(spec), {"dtype": dtype or "auto", "output_loading_info": True}
     llm, found = _reading(spec, lambda: AutoModelForCausalLM.from_pretrained(source, **options))
     if found["missing_keys"]:  # transformers would draw them at random and only warn
-        raise ValueError(f"the weights of LLM {spec.id!r} in {spec.hub} lack {', '.join(sorted(found['missing_keys']))}")
+        raise ValueError(
+            f"the weights of LLM {spec.id!r} in {spec.hub} lack {', '.join(sorted(found['missing_keys']))}"
+        )
     return llm
 
 

@@ -5,7 +5,7 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
-from prismatic.data.conversations import insert_image_tokens, tokenize_conversation
+from prismatic.data.conversations import encode_text, insert_image_tokens, tokenize_conversation
 from prismatic.models.prompts import IMAGE_TOKEN
 from vision_backbones import BackboneSpec
 from vision_backbones.transforms import image_transform
@@ -85,7 +85,8 @@ class PrismaticProcessor(ProcessorMixin):
 
         rows = []
         for prompt, has_image in zip(prompts, marked, strict=True):
-            ids = self.tokenizer(prompt.replace(IMAGE_TOKEN + "\n", "").replace(IMAGE_TOKEN, "")).input_ids
+            plain = prompt.replace(IMAGE_TOKEN + "\n", "").replace(IMAGE_TOKEN, "")
+            ids = encode_text(plain, self.tokenizer)["input_ids"]
             if has_image:
                 ids, _ = self.insert_image(ids, ids)
             rows.append(ids)

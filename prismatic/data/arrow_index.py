@@ -1,0 +1,187 @@
+"""LLaVA annotations, json or jsonl, checked and rewritten as an Arrow file that can be mapped into memory."""
+
+import codecs
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Features, List, Value
+from datasets import config as datasets_config
+from filelock import FileLock
+from tqdm import tqdm
+
+INDEX_FORMAT = 1  # raise it whenever the content of an index changes
+CHUNK_BYTES = 4 << 20
+LONGEST_ROW = 64 << 20  # characters; a longer "row" is broken JSON whose end is never found
+ROWS_PER_RECORD_BATCH = 1000
+
+FEATURES = Features(
+    {
+        "id": Value("string"),
+        "image": Value("string"),
+        "conversations": List({"from": Value("string"), "value": Value("string")}),
+        "words": Value("int32"),
+    }
+)
+
+
+def index_of(annotations: Path) -> Path:
+    """Path of the index of an annotation file, written on the first call.
+
+    The index lies in the cache of `datasets` (`HF_DATASETS_CACHE`) and belongs to path, size and modification time, so
+    an edited file gets another. Processes that ask at once wait for one of them to write it.
+
+    Raises:
+        ValueError: the file is absent, empty or malformed (the row is named), or the cache cannot be written.
+    """
+    if not annotations.is_file():
+        beside = [file.name for file in annotations.parent.glob("*.json*")]
+        near = get_close_matches(annotations.name, beside, n=3) or sorted(beside)[:3]
+        raise ValueError(
+            f"no annotation file {annotations}; expected LLaVA json or jsonl"
+            + (f": did you mean {', '.join(near)}?" if near else ": check the path")
+        )
+    stat = annotations.stat()
+    identity = f"{INDEX_FORMAT}|{annotations.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    folder = Path(datasets_config.HF_DATASETS_CACHE) / "prismatic"
+    index = folder / f"{annotations.stem[:40]}-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.arrow"
+    if not index.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{index}.lock"):
+                if not index.exists():
+                    _write_index(annotations, index)
+        except OSError as error:
+            raise ValueError(
+                f"cannot index {annotations} into {folder} ({error}): point HF_DATASETS_CACHE to a folder with room"
+            ) from error
+    return index
+
+
+def _write_index(annotations: Path, index: Path) -> None:
+    partial = index.with_suffix(f".{os.getpid()}.partial")
+    schema = FEATURES.arrow_schema
+    total = 0
+    bar = tqdm(
+        total=annotations.stat().st_size, unit="B", unit_scale=True, delay=1, desc=f"indexing {annotations.name}"
+    )
+    try:
+        with bar, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for rows in _batches(_read_rows(annotations, bar.update), annotations):
+                total += len(rows)
+                writer.write_batch(pa.record_batch([list(column) for column in zip(*rows, strict=True)], schema=schema))
+        if not total:
+            raise ValueError(f"{annotations} holds no rows; expected at least one conversation")
+        os.replace(partial, index)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _batches(rows: Iterator[Any], annotations: Path) -> Iterator[list[tuple]]:
+    batch = []
+    for number, row in enumerate(rows):
+        batch.append(_checked(row, f"{annotations}: row {number}"))
+        if len(batch) == ROWS_PER_RECORD_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _checked(row: Any, where: str) -> tuple[str, str | None, list[dict[str, str]], int]:
+    """Columns of one row in the order of `FEATURES`; keys that training never reads are dropped."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is {_show(row)}; expected an object with id, conversations and perhaps an image")
+    identity, image, turns = row.get("id"), row.get("image"), row.get("conversations")
+    if not isinstance(identity, str | int) or isinstance(identity, bool):
+        raise ValueError(f"{where} has id {_show(identity)}; expected a string or an integer: correct the row")
+    if not (image is None or isinstance(image, str) and image):
+        raise ValueError(f"{where} has image {_show(image)}; expected one path, or no image for a text-only row")
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(
+            f"{where} has conversations {_show(turns)}; expected a list of turns, each with 'from' and 'value': "
+            "correct or remove the row"
+        )
+    kept = []
+    for turn in turns:
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("from", "value")):
+            raise ValueError(
+                f"{where} has the turn {_show(turn)}; expected strings 'from' and 'value': correct the row"
+            )
+        kept.append({"from": turn["from"], "value": turn["value"]})
+    try:
+        for text in (str(identity), image or "", *(text for turn in kept for text in turn.values())):
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where} holds half a surrogate pair ({error.reason}): remove the broken character"
+        ) from error
+    return str(identity), image, kept, sum(len(turn["value"].split()) for turn in kept)
+
+
+def _show(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _read_rows(path: Path, advance: Callable[[int], Any]) -> Iterator[Any]:
+    """Rows of one JSON array, or of JSON lines, parsed while reading: memory does not grow with the file."""
+    decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+    parse = json.JSONDecoder().raw_decode
+    text, at, number = "", 0, 0
+
+    def read_more() -> bool:
+        nonlocal text, at
+        data = file.read(CHUNK_BYTES)
+        advance(len(data))
+        try:
+            text, at = text[at:] + decode(data, not data), 0
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 text ({error.reason}) after row {number}: save it as UTF-8") from error
+        return bool(data)
+
+    def next_character() -> str:
+        nonlocal at
+        while True:
+            while at < len(text) and text[at] in " \t\r\n":
+                at += 1
+            if at < len(text):
+                return text[at]
+            if not read_more():
+                return ""
+
+    with path.open("rb") as file:
+        is_array = next_character() == "["
+        at += is_array
+        while (character := next_character()) and not (is_array and character == "]"):
+            if is_array and number:
+                if character != ",":
+                    raise ValueError(
+                        f"{path}: {character!r} after row {number - 1}; expected ',' or ']': mend the JSON"
+                    )
+                at += 1
+                next_character()
+            while True:
+                try:
+                    row, at = parse(text, at)
+                    break
+                except (ValueError, RecursionError) as error:  # broken, or the rest of the row is not read yet
+                    if len(text) - at > LONGEST_ROW or not read_more():
+                        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+                        raise ValueError(
+                            f"{path}: row {number} is not valid JSON ({reason}); expected one array of rows, or one "
+                            "row a line: mend the file or download it again"
+                        ) from error
+            yield row
+            number += 1
+        if is_array:
+            if not character:
+                raise ValueError(f"{path}: ends after row {number - 1} without ']': download it again")
+            at += 1
+            if character := next_character():
+                raise ValueError(f"{path}: {character!r} after the closing ']'; expected the end of the file: mend it")

@@ -1,0 +1,245 @@
+"""From rows to batches: which examples make up every optimizer step, and how examples become tensors."""
+
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from prismatic.data.conversations import IGNORE_INDEX
+from prismatic.data.sources import BadImageError, ConversationDataset
+
+REFERENCE_PATCHES = 576  # the reference adds as many to a multimodal length when it looks for the longest batch
+
+Example = dict[str, Tensor | None]
+
+
+class TrainingExamples(Dataset):
+    """Encoded rows with their pixels, decoded where they are asked for (in a `DataLoader`'s workers).
+
+    `examples[i]` gives `{"input_ids": int64 [T], "labels": int64 [T], "pixel_values": [C, H, W] or None}`, or None
+    for a bad image that is to be skipped.
+    """
+
+    def __init__(
+        self,
+        source: ConversationDataset,
+        encode: Callable[[dict[str, Any]], tuple[Sequence[int], Sequence[int]]],
+        transform: Callable[[Any], Tensor],
+        on_bad_image: str = "error",
+    ):
+        """Joins rows, tokenisation and image transform.
+
+        Args:
+            source: the rows and their images.
+            encode: gives input ids and labels of a row, image placeholders included.
+            transform: gives pixels [C, H, W] of an RGB image.
+            on_bad_image: "error" stops at a missing or corrupt image, "skip" leaves its row out. A path that leads
+                out of the image root is always an error.
+
+        Raises:
+            ValueError: `on_bad_image` is neither.
+        """
+        if on_bad_image not in ("error", "skip"):
+            raise ValueError(f"on_bad_image is {on_bad_image!r}; expected 'error' or 'skip'")
+        self.source, self.encode, self.transform, self.on_bad_image = source, encode, transform, on_bad_image
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example | None:
+        row = self.source[index]
+        pixels = None
+        if row["image"] is not None:
+            try:
+                pixels = self.transform(self.source.load_image(index))
+            except BadImageError:
+                if self.on_bad_image == "error":
+                    raise
+                return None
+        input_ids, labels = self.encode(row)
+        return {
+            "input_ids": torch.as_tensor(input_ids, dtype=torch.long),
+            "labels": torch.as_tensor(labels, dtype=torch.long),
+            "pixel_values": pixels,
+        }
+
+
+def collate_padded(items: Sequence[Example | None], pad_token_id: int) -> dict[str, Any]:
+    """Pads examples on the right into one batch.
+
+    Returns:
+        `input_ids`, `labels` (-100 on padding) and `attention_mask` (1 on tokens), int64 [B, T]; `pixel_values`
+        [M, C, H, W] of the examples with an image, in order, or None; `skipped`, the number of items that were None.
+        A batch of which nothing is left has B = T = 0.
+    """
+    kept = [item for item in items if item is not None]
+    if not kept:
+        empty = torch.zeros(0, 0, dtype=torch.long)
+        return {"input_ids": empty, "labels": empty, "attention_mask": empty, **_pixels_and_skipped(items)}
+    return {
+        "input_ids": pad_sequence([item["input_ids"] for item in kept], True, pad_token_id),
+        "labels": pad_sequence([item["labels"] for item in kept], True, IGNORE_INDEX),
+        "attention_mask": pad_sequence([torch.ones_like(item["input_ids"]) for item in kept], True, 0),
+        **_pixels_and_skipped(items),
+    }
+
+
+def collate_packed(items: Sequence[Example | None]) -> dict[str, Any]:
+    """Joins examples into one row without padding; `position_ids` restart at 0 where an example starts.
+
+    The label of every example's first token becomes -100, so that shifted labels never predict across examples.
+
+    Returns:
+        `input_ids`, `labels` and `position_ids`, int64 [1, T]; `pixel_values` and `skipped` as in `collate_padded`.
+    """
+    kept = [item for item in items if item is not None]
+    nothing = torch.zeros(0, dtype=torch.long)
+    positions = torch.cat([nothing, *(torch.arange(len(item["input_ids"])) for item in kept)])
+    labels = torch.cat([nothing, *(item["labels"] for item in kept)])
+    return {
+        "input_ids": torch.cat([nothing, *(item["input_ids"] for item in kept)])[None],
+        "labels": labels.masked_fill(positions == 0, IGNORE_INDEX)[None],
+        "position_ids": positions[None],
+        **_pixels_and_skipped(items),
+    }
+
+
+def _pixels_and_skipped(items: Sequence[Example | None]) -> dict[str, Any]:
+    pixels = [item["pixel_values"] for item in items if item is not None and item["pixel_values"] is not None]
+    return {
+        "pixel_values": torch.stack(pixels) if pixels else None,
+        "skipped": sum(item is None for item in items),
+    }
+
+
+def split_modality_indices(
+    is_multimodal: Sequence[bool] | np.ndarray,
+    lengths: Sequence[int] | np.ndarray,
+    global_batch_size: int,
+    num_replicas: int,
+    seed: int,
+    epoch: int,
+) -> list[int]:
+    """Orders one epoch such that every global batch is all multimodal or all text-only (Prismatic VLMs' sampler).
+
+    Each modality is shuffled and cut into global batches, the last one filled up from the start of its modality; a
+    batch is sorted by length and dealt to `num_replicas` buckets of about equal total length; the batches are
+    shuffled, and the one with the longest example comes first, so that running out of memory shows at once. Which
+    examples form a batch does not depend on `num_replicas`.
+
+    Args:
+        is_multimodal: [rows].
+        lengths: [rows] in any unit, such as words, without image tokens.
+        global_batch_size: examples an optimizer step.
+        num_replicas: ranks; divides `global_batch_size`.
+        seed: of the whole run.
+        epoch: counted from 0.
+
+    Returns:
+        Row indices; their number is a multiple of `global_batch_size`. Hand them to `micro_batches`.
+
+    Raises:
+        ValueError: there are no rows, or the batch size does not divide.
+    """
+    accumulation_steps(global_batch_size, num_replicas, 1)
+    _check_rows(len(lengths))
+    is_multimodal, lengths = np.asarray(is_multimodal, dtype=bool), np.asarray(lengths)
+    generator = torch.Generator().manual_seed(seed + epoch)
+    batches = []
+    length_of = lengths.tolist()
+    for rows in (np.flatnonzero(is_multimodal), np.flatnonzero(~is_multimodal)):
+        if len(rows) == 0:
+            continue
+        order = _wrap(rows[torch.randperm(len(rows), generator=generator).numpy()].tolist(), global_batch_size)
+        for start in range(0, len(order), global_batch_size):
+            batches.append(_balance(order[start : start + global_batch_size], length_of, num_replicas))
+    batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    full_lengths = lengths + REFERENCE_PATCHES * is_multimodal
+    longest = int(np.argmax([full_lengths[batch].max() for batch in batches]))
+    batches[0], batches[longest] = batches[longest], batches[0]
+    return [row for batch in batches for row in batch]
+
+
+def _balance(batch: list[int], lengths: list[int], num_buckets: int) -> list[int]:
+    """Deals rows, longest first, each to the emptiest bucket that has room, and joins the buckets."""
+    buckets: list[list[int]] = [[] for _ in range(num_buckets)]
+    totals = [0.0] * num_buckets
+    for row in sorted(batch, key=lengths.__getitem__, reverse=True):
+        emptiest = totals.index(min(totals))
+        buckets[emptiest].append(row)
+        full = len(buckets[emptiest]) == len(batch) // num_buckets
+        totals[emptiest] = float("inf") if full else totals[emptiest] + lengths[row]
+    return [row for bucket in buckets for row in bucket]
+
+
+def shuffle_indices(n: int, global_batch_size: int, seed: int, epoch: int) -> list[int]:
+    """Shuffles one epoch, repeating rows from its start until global batches are full (torch's DistributedSampler).
+
+    Returns:
+        Row indices; their number is a multiple of `global_batch_size`. Hand them to `micro_batches`.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    _check_rows(n)
+    generator = torch.Generator().manual_seed(seed + epoch)
+    return _wrap(torch.randperm(n, generator=generator).tolist(), global_batch_size)
+
+
+def _wrap(rows: list[int], multiple: int) -> list[int]:
+    return list(islice(cycle(rows), -(-len(rows) // multiple) * multiple))
+
+
+def _check_rows(n: int) -> None:
+    if n == 0:
+        raise ValueError("the data set holds 0 rows; expected at least one: check the annotation file")
+
+
+def micro_batches(
+    indices: Sequence[int], rank: int, world_size: int, global_batch_size: int, per_device_batch_size: int
+) -> list[list[int]]:
+    """The micro-batches of one rank, ready for `DataLoader(batch_sampler=...)`.
+
+    A rank takes its own contiguous part of every global batch. `accumulation_steps(...)` consecutive micro-batches of
+    all ranks together are the next `global_batch_size` indices, one optimizer step, whatever the number of ranks.
+
+    Raises:
+        ValueError: the batch size does not divide, or `indices` do not fill whole global batches.
+    """
+    accumulation_steps(global_batch_size, world_size, per_device_batch_size)
+    if len(indices) % global_batch_size:
+        raise ValueError(
+            f"{len(indices)} indices do not fill global batches of {global_batch_size}; "
+            "take them from split_modality_indices or shuffle_indices with the same global batch size"
+        )
+    share = global_batch_size // world_size
+    return [
+        list(indices[start : start + per_device_batch_size])
+        for step in range(0, len(indices), global_batch_size)
+        for start in range(step + rank * share, step + (rank + 1) * share, per_device_batch_size)
+    ]
+
+
+def accumulation_steps(global_batch_size: int, world_size: int, per_device_batch_size: int) -> int:
+    """Micro-batches a rank runs for one optimizer step.
+
+    Raises:
+        ValueError: the global batch cannot be divided so; the closest sizes that can are named.
+    """
+    for name, size in (("global", global_batch_size), ("per-device", per_device_batch_size)):
+        if size < 1:
+            raise ValueError(f"the {name} batch size is {size}; expected at least 1")
+    at_once = world_size * per_device_batch_size
+    if global_batch_size % at_once:
+        below = global_batch_size // at_once * at_once
+        near = f"{below} or {below + at_once}" if below else f"{at_once}"
+        raise ValueError(
+            f"global batch size {global_batch_size} is not a multiple of {world_size} processes x "
+            f"{per_device_batch_size} examples a device = {at_once}: use {near}, or another per-device batch size"
+        )
+    return global_batch_size // at_once

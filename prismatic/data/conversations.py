@@ -1,0 +1,130 @@
+"""Conversations turned into token ids and labels."""
+
+from typing import TYPE_CHECKING
+
+from prismatic.models.prompts import IMAGE_TOKEN, render_turns, to_messages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE_INDEX = -100
+
+
+def tokenize_conversation(
+    conversation: list[dict],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    stage: str = "finetune",
+    *,
+    row_id: object = None,
+) -> tuple[list[int], list[int]]:
+    """Token ids of a conversation and, for each of them, its label.
+
+    Stage finetune writes all turns through the tokenizer's chat template and supervises the assistant's words and end
+    tokens; stage align writes and supervises the last answer alone, without a template (as LLaVA's first stage does).
+    Image tokens are never written: `insert_image_tokens` adds them.
+
+    Args:
+        conversation: LLaVA turns (`from`: human or gpt, `value`) or chat messages (`role`, `content`).
+        tokenizer: a tokenizer that knows offsets and, for finetune, has a chat template.
+        max_length: number of tokens beyond which the conversation is cut off.
+        stage: finetune or align.
+        row_id: names the row in error messages.
+
+    Returns:
+        `input_ids` and `labels`, equally long; the label is -100 where nothing is to be predicted.
+
+    Raises:
+        ValueError: if the conversation is malformed or the stage unknown.
+    """
+    write = {"finetune": _all_turns, "align": _last_answer}.get(stage)
+    if write is None:
+        raise ValueError(f"unknown stage {stage!r}: expected finetune or align")
+    try:
+        text, answers = write(conversation, tokenizer)
+    except ValueError as error:
+        raise ValueError(str(error) if row_id is None else f"row {row_id!r}: {error}") from error
+    supervised = bytearray(len(text))
+    for start, end in answers:
+        supervised[start:end] = bytes([1]) * (end - start)
+    encoded = encode_text(text, tokenizer, return_offsets_mapping=True)
+    input_ids = encoded["input_ids"][:max_length]
+    labels, previous_end = [], 0
+    for token, (start, end) in zip(input_ids, encoded["offset_mapping"], strict=False):
+        # Byte-level tokenizers leave a token's space out of its offsets; then it begins where the last one ended.
+        start = min(start, previous_end)
+        labels.append(token if start < end and supervised[start] else IGNORE_INDEX)
+        previous_end = max(previous_end, end)
+    return input_ids, labels
+
+
+def insert_image_tokens(
+    input_ids: list[int], labels: list[int], image_token_id: int, num_tokens: int, *, bos_token_id: int | None
+) -> tuple[list[int], list[int]]:
+    """Ids and labels with `num_tokens` unsupervised image tokens right after BOS, or in front where there is no BOS."""
+    at = 1 if input_ids and bos_token_id is not None and input_ids[0] == bos_token_id else 0
+    return (
+        input_ids[:at] + [image_token_id] * num_tokens + input_ids[at:],
+        labels[:at] + [IGNORE_INDEX] * num_tokens + labels[at:],
+    )
+
+
+def word_count(conversation: list[dict], stage: str = "finetune") -> int:
+    """Number of words of a conversation, the cheap length by which rows are grouped.
+
+    As in the reference, "<image>" counts as a word in stage finetune and does not in stage align.
+    """
+    texts = (turn["value"] for turn in conversation)
+    if stage == "align":
+        texts = (text.replace(IMAGE_TOKEN, "") for text in texts)
+    return sum(len(text.split()) for text in texts)
+
+
+def option_token_ids(tokenizer: "PreTrainedTokenizerBase", options: list[str]) -> list[list[int]]:
+    """Token ids with which each option continues a prompt of the tokenizer's chat template; one or several each.
+
+    Raises:
+        ValueError: if an option is empty.
+    """
+    for option in options:
+        if not option.strip():
+            raise ValueError(f"expected options that are words, got {option!r} among {options}")
+    prompt, answer = render_turns(
+        [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "OPTION"}], tokenizer
+    )
+    opening = prompt + answer[: answer.index("OPTION")]
+    prompt_ids = encode_text(prompt, tokenizer)["input_ids"]
+    result = [encode_text(opening + option.strip(), tokenizer)["input_ids"] for option in options]
+    for option, ids in zip(options, result, strict=True):
+        if ids[: len(prompt_ids)] != prompt_ids:
+            raise ValueError(f"option {option!r} melts into the prompt's last token and cannot be scored by itself")
+    return [ids[len(prompt_ids) :] for ids in result]
+
+
+def encode_text(text: str, tokenizer: "PreTrainedTokenizerBase", **options) -> dict:
+    """The tokenizer's encoding of a rendered text, with the special tokens around it unless the text begins with BOS.
+
+    Some chat templates write BOS themselves; tokenizing their text as usual would double it.
+    """
+    has_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    return tokenizer(text, add_special_tokens=not has_bos, verbose=False, **options)
+
+
+def _all_turns(conversation: list[dict], tokenizer) -> tuple[str, list[tuple[int, int]]]:
+    """Text of a conversation and the spans of it that the assistant speaks, end tokens included."""
+    turns = render_turns(conversation, tokenizer)
+    spans, start = [], 0
+    for index, turn in enumerate(turns):
+        if index % 2 == 1:
+            # Without the line break by which ChatML parts turns: generation has stopped before it.
+            spans.append((start, start + len(turn.rstrip())))
+        start += len(turn)
+    return "".join(turns), spans
+
+
+def _last_answer(conversation: list[dict], tokenizer) -> tuple[str, list[tuple[int, int]]]:
+    last = to_messages(conversation)[-1]
+    if last["role"] != "assistant":
+        raise ValueError("the conversation ends with a question, expected an answer to align with")
+    text = last["content"] + tokenizer.eos_token
+    return text, [(0, len(text))]

@@ -1,0 +1,150 @@
+"""Annotated conversations about images: the rows of LLaVA json or jsonl and their images, confined to one folder."""
+
+import mmap
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from PIL import Image, ImageOps
+
+from prismatic.data.arrow_index import index_of
+
+READS_PER_RELEASE = 64
+OTHER_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".JPG", ".JPEG", ".PNG", ".GIF")
+
+
+class BadImageError(ValueError):
+    """An image that is missing or cannot be decoded."""
+
+
+class MissingImageError(BadImageError):
+    """An image that is not there."""
+
+
+class RefusedPathError(ValueError):
+    """An image path that leads out of the image root."""
+
+
+class ConversationDataset:
+    """Rows of a LLaVA annotation file and their images.
+
+    The first opening writes an Arrow index (see `arrow_index`), which this and later ones map into memory: rows are
+    read from it one by one, and the memory a process has of its own stays small.
+
+    Attributes:
+        is_multimodal: which rows have an image, bool [rows].
+        word_counts: blank-separated words over all turns, the reference's measure of length, int64 [rows].
+
+    `dataset[i]` gives `{"id": str, "image": str | None, "conversations": [{"from": str, "value": str}, ...]}`.
+    """
+
+    def __init__(self, annotations: Path, image_root: Path, *, exif_rotate: bool = False):
+        """Opens a data set, indexing it first where needed.
+
+        Args:
+            annotations: one JSON array of rows, or one row a line.
+            image_root: folder that image paths are relative to.
+            exif_rotate: turn photographs upright by their EXIF orientation; the paper does not.
+
+        Raises:
+            ValueError: the file is absent, empty or malformed (the row is named), or `image_root` is no folder.
+        """
+        self.annotations, self.image_root, self.exif_rotate = Path(annotations), Path(image_root), exif_rotate
+        self._index = index_of(self.annotations)
+        self._map_index()
+        columns = self._rows.data
+        self.is_multimodal = pc.is_valid(columns.column("image")).to_numpy()
+        self.word_counts = columns.column("words").to_numpy().astype(np.int64)
+        self._pages.madvise(mmap.MADV_DONTNEED)
+        if self.is_multimodal.any() and not self.image_root.is_dir():
+            raise ValueError(
+                f"{self.image_root} is not a folder; expected the image root of {self.annotations}, below which "
+                f"{self[int(self.is_multimodal.argmax())]['image']!r} lies"
+            )
+
+    def _map_index(self) -> None:
+        with self._index.open("rb") as file:
+            self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        table = pa.ipc.open_stream(pa.py_buffer(self._pages)).read_all()
+        self._rows = Dataset(table, fingerprint=self._index.stem)
+        self._reads = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_pages", "_rows", "_reads")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._map_index()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self._rows[int(index)]
+        self._reads += 1
+        if self._reads % READS_PER_RELEASE == 0:
+            # Every read maps 64 kB of the file; unmapped again, they are the page cache's and not this process's.
+            self._pages.madvise(mmap.MADV_DONTNEED)
+        return {key: row[key] for key in ("id", "image", "conversations")}
+
+    def load_image(self, index: int) -> Image.Image:
+        """Decodes the image of a row as RGB, whatever mode it is stored in.
+
+        Raises:
+            BadImageError: the image is missing or cannot be decoded.
+            RefusedPathError: its path is absolute, holds `..`, or follows a symbolic link out of the image root.
+            ValueError: the row has no image.
+        """
+        row = self[index]
+        where = f"{self.annotations}: row {index} (id {row['id']!r}), image {row['image']!r}"
+        if row["image"] is None:
+            raise ValueError(f"{where}: a text-only row; ask `is_multimodal` before loading")
+        return _open_rgb(_confined(self.image_root, row["image"], where), where, self.exif_rotate)
+
+
+def _confined(root: Path, relative: str, where: str) -> Path:
+    if relative.startswith("/") or ".." in Path(relative).parts or "\0" in relative:
+        raise RefusedPathError(
+            f"{where}: refused; expected a path relative to the image root {root}, without '..': correct the row"
+        )
+    path = Path(os.path.realpath(root / relative))
+    if not path.is_relative_to(os.path.realpath(root)):
+        raise RefusedPathError(
+            f"{where}: refused, a symbolic link leads out of the image root {root} to {path}: "
+            "copy or mount the images below the root"
+        )
+    return path
+
+
+def _open_rgb(path: Path, where: str, exif_rotate: bool) -> Image.Image:
+    try:
+        if not path.is_file():  # also keeps a named pipe from blocking for ever
+            raise MissingImageError(f"{where}: missing, no file {path}; {_remedy(path)}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd palettes and metadata, over and over in every worker
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                if exif_rotate:
+                    image = ImageOps.exif_transpose(image)
+                if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
+                    image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+                return image.convert("RGB")
+    except BadImageError:
+        raise
+    except Exception as error:  # damaged files raise nearly anything: OSError, SyntaxError, struct.error, ...
+        raise BadImageError(
+            f"{where}: unreadable ({type(error).__name__}: {error}); replace {path}, or skip bad images"
+        ) from error
+
+
+def _remedy(path: Path) -> str:
+    for suffix in OTHER_SUFFIXES:
+        if path.with_suffix(suffix).is_file():
+            return f"{path.with_suffix(suffix).name} lies there: convert it or correct the row"
+    return "complete the download, correct the row, or skip bad images"

@@ -1,0 +1,101 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+from datasets import config as datasets_config
+from golden_cases import requires_samples, samples_dir
+from PIL import Image
+
+from prismatic.data import verify as verifying
+from prismatic.data.verify import report, verify
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["verify", *map(str, arguments)])
+    try:
+        code = verifying.main()
+    except SystemExit as stop:
+        code = stop.code
+    return code, capsys.readouterr()
+
+
+@requires_samples
+def test_genuine_rows_are_well(monkeypatch, capsys):
+    root = samples_dir() / "llava" / "download" / "llava-v1.5-instruct"
+    rows = json.loads((root / "llava_v1_5_mix665k.json").read_text())
+    code, printed = run(monkeypatch, capsys, root / "llava_v1_5_mix665k.json", root)
+    assert code == 0
+    lines = dict(line.rsplit(maxsplit=1) for line in printed.out.splitlines() if line[0] != " ")
+    images = [row["image"] for row in rows if "image" in row]
+    answers = [turn["value"] for row in rows for turn in row["conversations"] if turn["from"] == "gpt"]
+    assert int(lines["rows"]) == len(rows)
+    assert int(lines["text-only rows"]) == len(rows) - len(images)
+    assert int(lines["images decoded"]) == len(images)
+    assert int(lines["turns"]) == sum(len(row["conversations"]) for row in rows)
+    assert int(lines["empty answers"]) == answers.count("")
+    assert printed.out.endswith("no problems\n")
+
+
+def turns(roles="hg", answer="yes"):
+    return [{"from": {"h": "human", "g": "gpt", "x": "bot"}[role], "value": answer} for role in roles]
+
+
+def test_every_problem_is_found_and_named(tmp_path, monkeypatch, capsys):
+    for name, size in (("small.png", (8, 6)), ("wide.png", (30, 10)), ("large.png", (12, 40))):
+        Image.fromarray(np.zeros(size[::-1], dtype=np.uint8)).save(tmp_path / name)
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and nothing else")
+    images = ["small.png", "wide.png", "large.png", "gone.png", "broken.jpg", "../x.png", "/etc/hostname", None]
+    rows = [{"id": f"image-{n}", "image": image, "conversations": turns()} for n, image in enumerate(images)]
+    rows += [{"id": f"turns-{roles}", "conversations": turns(roles)} for roles in ("gh", "hhg", "hgh", "hx")]
+    rows += [{"id": "empty", "conversations": turns("hg", " \n")}]
+    rows += [{"id": f"gone-{n}", "image": f"{n}.png", "conversations": turns()} for n in range(100)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+
+    findings = verify(tmp_path / "rows.json", tmp_path)
+    assert findings.counts == {
+        "rows": 113,
+        "text-only rows": 6,
+        "turns": 228,
+        "empty answers": 1,
+        "missing images": 101,
+        "unreadable images": 1,
+        "refused paths": 2,
+        "role-order problems": 4,
+    }
+    assert sorted(findings.sizes) == [(8, 6), (12, 40), (30, 10)]
+    named = {
+        kind: [message.split("id ")[1].split("'")[1] for message in found] for kind, found in findings.problems.items()
+    }
+    assert named == {
+        "missing images": ["image-3", *(f"gone-{n}" for n in range(9))],
+        "unreadable images": ["image-4"],
+        "refused paths": ["image-5", "image-6"],
+        "role-order problems": ["turns-gh", "turns-hhg", "turns-hgh", "turns-hx"],
+    }
+    text = report(findings)
+    assert "... and 91 more" in text and text.endswith("108 problems")
+    width = next(line for line in text.splitlines() if "width" in line)
+    assert [int(word) for word in width.split() if word.isdigit()] == [8, 12, 30]
+
+    code, printed = run(monkeypatch, capsys, tmp_path / "rows.json", tmp_path)
+    assert code == 1 and printed.out == text + "\n"
+
+
+def test_malformed_files_end_in_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "rows.json").write_text('[{"id": 1}]')
+    code, printed = run(monkeypatch, capsys, tmp_path / "rows.json", tmp_path)
+    assert code == 1
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1 and "row 0" in printed.err
+
+
+def test_help_teaches(monkeypatch, capsys):
+    code, printed = run(monkeypatch, capsys, "--help")
+    assert code == 0
+    for word in ("json", "root", "missing", "refused", "example", "exit code"):
+        assert word in printed.out

@@ -1,0 +1,208 @@
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vision_backbones.registry as registry
+from vision_backbones import (
+    BackboneSpec,
+    check_spec,
+    create_backbone,
+    get_spec,
+    import_plugins,
+    list_backbones,
+    register,
+    resolve_spec,
+)
+from vision_backbones.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(*args, **environment):
+    paths = os.pathsep.join(filter(None, [str(ROOT), environment.pop("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", **environment}
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture
+def scratch_registry(monkeypatch):
+    """Registrations that go away with the test."""
+    monkeypatch.setattr(registry, "_specs", dict(registry._specs))
+
+
+def test_listing_imports_neither_torch_nor_timm():
+    code = "import sys, vision_backbones as v; v.list_backbones(); print(sorted({'torch', 'timm'} & set(sys.modules)))"
+    assert python("-c", code).stdout.strip() == "[]"
+
+
+def test_listing_is_fast():
+    code = "import time; t = time.perf_counter(); import vision_backbones as v; v.list_backbones(); " + (
+        "print(time.perf_counter() - t)"
+    )
+    assert min(float(python("-c", code).stdout) for _ in range(3)) < 0.3
+
+
+def test_registering(scratch_registry):
+    spec = BackboneSpec("my-vit", arch="vit_small_patch14_dinov2", image_size=518)
+    assert register(spec) is spec
+    assert get_spec("my-vit") is spec and list_backbones()[-1] == "my-vit"
+    with pytest.raises(ValueError, match="'my-vit' is already registered"):
+        register(spec)
+    with pytest.raises(ValueError, match="reserved"):
+        register(dataclasses.replace(spec, id="timm:my-vit"))
+
+
+@pytest.mark.parametrize(
+    ("id", "expected"),
+    [
+        ("clip-vit-1", "unknown vision backbone 'clip-vit-1'; closest: clip-vit-l"),
+        ("timm:vit_bas_patch16_224", "has no model 'vit_bas_patch16_224'; closest: vit_base_patch16_224"),
+        ("timm:vit_base_patch16_224.mea", "closest: vit_base_patch16_224"),
+    ],
+)
+def test_unknown_names_list_the_closest(id, expected):
+    with pytest.raises(ValueError) as error:
+        get_spec(id)
+    assert expected in str(error.value)
+
+
+def test_any_timm_vit_works_unregistered():
+    spec = check_spec("timm:vit_large_patch14_clip_quickgelu_336.openai")
+    catalog = get_spec("clip-vit-l-336px")
+    assert (spec.arch, spec.image_size, spec.mean, spec.std) == (
+        catalog.arch,
+        catalog.image_size,
+        catalog.mean,
+        catalog.std,
+    )
+    assert check_spec("timm:vit_so400m_patch14_siglip_384").image_size == 384  # timm's own size may leave a border
+    with pytest.warns(UserWarning, match="QuickGELU"):
+        get_spec("timm:vit_base_patch16_clip_224.openai")
+
+
+def test_fields_left_open_come_from_timm():
+    spec = resolve_spec(BackboneSpec("mine", arch="vit_small_patch14_dinov2"))
+    assert (spec.image_size, spec.crop_pct, spec.interpolation) == (518, 1.0, "bicubic")
+    assert spec.mean == (0.485, 0.456, 0.406)
+
+
+def test_specs_survive_json():
+    for id in list_backbones():
+        spec = get_spec(id)
+        assert BackboneSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"id": "a", "arch": "b", "image_sise": 3}, "unknown key 'image_sise' in a backbone spec; closest: image_size"),
+        ({"arch": "b"}, "needs the key 'id'"),
+        ({"id": "a"}, "either arch"),
+        ({"id": "a", "arch": "b", "image_size": 0}, "must be positive, got 0"),
+        ({"id": "a", "image_size": 8, "parts": [{"id": "b", "arch": "c"}]}, "two or more"),
+        ({"id": "a", "parts": [{"id": "b", "arch": "c"}] * 2}, "needs image_size"),
+        ({"id": "a", "image_size": 8, "crop_pct": 1.0, "parts": [{"id": "b", "arch": "c"}] * 2}, "set crop_pct on the"),
+    ],
+)
+def test_impossible_specs_are_refused(values, expected):
+    with pytest.raises(ValueError) as error:
+        BackboneSpec.from_dict(values)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("id", "image_size", "expected"),
+    [
+        ("clip-vit-l", 230, "image size 230 is not a multiple of its patch size 14; use 224 or 238"),
+        ("siglip-vit-so400m-384px", 385, "use 378 or 392"),  # the border is allowed at 384 only
+        ("dinosiglip-vit-so-224px", 384, "'dinov2-vit-l': image size 384"),
+        ("miniature", 4, "use 8 or 16"),
+    ],
+)
+def test_image_sizes_that_do_not_fit(id, image_size, expected):
+    with pytest.raises(ValueError) as error:
+        create_backbone(id, image_size=image_size)  # before weights are looked for: they are absent
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "id", ["siglip-vit-so400m-384px", "siglip-vit-so400m-384px-aligned", "dinosiglip-vit-so-384px"]
+)
+def test_shipped_borders_are_allowed(id):
+    assert check_spec(id).image_size == 384
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (BackboneSpec("a", arch="resnet50"), "timm cannot build resnet50"),
+        (BackboneSpec("a", arch="swin_tiny_patch4_window7_224"), "is a SwinTransformer, not a plain ViT"),
+        (BackboneSpec("a", arch="cait_s24_224"), "is a Cait, not a plain ViT"),
+        (BackboneSpec("a", arch="vit_tiny_patch16_224", arch_kwargs={"widht": 3}), "'widht'"),
+        (BackboneSpec("a", arch="eva02_tiny_patch14_224", soft_cap=30.0), "soft_cap 30.0"),
+        (
+            BackboneSpec("a", arch="vit_tiny_patch16_224", arch_kwargs={"depth": 1}),
+            "second-to-last block's, but depth is 1",
+        ),
+        (BackboneSpec("a", arch="vit_7b_patch16", image_size=8, mean=(0.5,) * 3), "no model 'vit_7b_patch16'"),
+    ],
+)
+def test_architectures_that_do_not_fit(spec, expected):
+    with pytest.raises(ValueError) as error:
+        check_spec(spec)
+    assert expected in str(error.value)
+
+
+def test_tail_blocks_out_of_range():
+    with pytest.raises(ValueError, match="tail_blocks must be 0 to 7, got 8"):
+        check_spec("miniature", tail_blocks=8)
+    with pytest.raises(ValueError, match="'dinosiglip-vit-so-224px' is fused"):
+        check_spec("dinosiglip-vit-so-224px", tail_blocks=2)
+
+
+PLUGIN = (
+    "from vision_backbones import BackboneSpec, register\nregister(BackboneSpec('{id}', arch='vit_tiny_patch16_224'))\n"
+)
+
+
+def test_plugins_register_from_the_working_directory(scratch_registry, tmp_path, monkeypatch):
+    (tmp_path / "my_backbones.py").write_text(PLUGIN.format(id="from-plugin"))
+    (tmp_path / "needs_more.py").write_text("import not_installed_anywhere\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    import_plugins(["my_backbones"])
+    assert get_spec("from-plugin").arch == "vit_tiny_patch16_224"
+    with pytest.raises(ValueError, match="no plugin module 'my_backbonez'"):
+        import_plugins(["my_backbonez"])
+    with pytest.raises(ValueError, match="no plugin module 'no_package.module'"):
+        import_plugins(["no_package.module"])
+    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):  # the plugin's own fault, shown as it is
+        import_plugins(["needs_more"])
+
+
+def test_installed_packages_register_by_entry_point(tmp_path):
+    (tmp_path / "third_party.py").write_text(PLUGIN.format(id="from-package"))
+    for name, target in (("good", "third_party"), ("broken", "not_there_at_all")):
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[vision_backbones]\n{name} = {target}\n")
+    done = python("-m", "vision_backbones", "list", PYTHONPATH=str(tmp_path))
+    assert "from-package" in done.stdout and "miniature" in done.stdout
+    assert "plugin 'broken' (not_there_at_all) failed" in done.stderr
+
+
+def test_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["vision_backbones", "describe", "dinosiglip-vit-so-384px"])
+    main()
+    assert "[B, 729, 2176], 0 prefix tokens, patches 27 x 27" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["vision_backbones", "describe", "miniatur"])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.startswith("error: unknown vision backbone 'miniatur'; closest: miniature")

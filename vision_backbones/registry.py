@@ -1,0 +1,187 @@
+"""Backbones by name: register them, list them, make them."""
+
+import dataclasses
+import importlib
+import os
+import sys
+import warnings
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from vision_backbones.spec import BackboneSpec, closest
+
+if TYPE_CHECKING:
+    from vision_backbones.fused import FusedBackbone
+    from vision_backbones.vit import VisionBackbone
+
+ENTRY_POINTS = "vision_backbones"
+_specs: dict[str, BackboneSpec] = {}
+_entry_points_loaded = False
+
+
+def register(spec: BackboneSpec) -> BackboneSpec:
+    """Makes `spec` known under its id, and gives it back.
+
+    Raises:
+        ValueError: If the id is taken, or begins with the reserved `timm:`.
+    """
+    if spec.id.startswith("timm:"):
+        raise ValueError(f"backbone id '{spec.id}': ids beginning with 'timm:' are reserved for timm's own models")
+    if spec.id in _specs:
+        raise ValueError(f"backbone id '{spec.id}' is already registered (as {_specs[spec.id].arch}): choose another")
+    _specs[spec.id] = spec
+    return spec
+
+
+def list_backbones() -> list[str]:
+    """Gives every registered id, in order of registration; imports neither torch nor timm."""
+    _load_entry_points()
+    return list(_specs)
+
+
+def get_spec(id: str) -> BackboneSpec:
+    """Gives the spec of a registered id, or of `timm:<any timm id>`.
+
+    Raises:
+        ValueError: If the name is unknown; names the closest known ones.
+    """
+    if id.startswith("timm:"):
+        return _timm_spec(id)
+    _load_entry_points()
+    if id not in _specs:
+        raise ValueError(
+            f"unknown vision backbone '{id}'{closest(id, list(_specs))}; `python -m vision_backbones list` shows all, "
+            "'timm:<timm id>' takes any ViT of timm, --plugins imports registrations of your own"
+        )
+    return _specs[id]
+
+
+def resolve_spec(id_or_spec: str | BackboneSpec, *, image_size: int | None = None) -> BackboneSpec:
+    """Gives the spec with timm's values filled in and `image_size` (pixels), if given, put in place of its own.
+
+    Raises:
+        ValueError: If a name is unknown or `image_size` is not positive.
+    """
+    spec = get_spec(id_or_spec) if isinstance(id_or_spec, str) else id_or_spec
+    if image_size is not None and image_size != spec.image_size:
+        # A border is a property of the shipped resolution, not of the ViT.
+        spec = dataclasses.replace(spec, image_size=image_size, allow_border=False)
+    if spec.parts:
+        shared = {"image_size": spec.image_size, "allow_border": spec.allow_border}
+        parts = tuple(resolve_spec(dataclasses.replace(part, **shared)) for part in spec.parts)
+        return dataclasses.replace(spec, parts=parts)
+    names = ("image_size", "mean", "std", "interpolation", "crop_pct")
+    missing = [name for name in names if getattr(spec, name) is None]
+    return dataclasses.replace(spec, **{n: _timm_value(spec.arch, n) for n in missing}) if missing else spec
+
+
+def check_spec(id_or_spec: str | BackboneSpec, *, image_size: int | None = None, tail_blocks: int = 0) -> BackboneSpec:
+    """Gives the resolved spec if a backbone can be made of it, without reading or allocating any weights.
+
+    Raises:
+        ValueError: As `create_backbone`, except for weights.
+    """
+    from vision_backbones.vit import check_vit
+
+    spec = resolve_spec(id_or_spec, image_size=image_size)
+    if spec.parts and tail_blocks:
+        raise ValueError(
+            f"'{spec.id}' is fused: tail_blocks={tail_blocks} needs a single ViT, e.g. '{spec.parts[0].id}'"
+        )
+    for part in spec.parts or (spec,):
+        check_vit(part, tail_blocks)
+    return spec
+
+
+def create_backbone(
+    id_or_spec: str | BackboneSpec,
+    *,
+    pretrained: bool = True,
+    image_resize_strategy: str = "resize-naive",
+    image_size: int | None = None,
+    tail_blocks: int = 0,
+) -> "VisionBackbone | FusedBackbone":
+    """Gives a vision backbone: a module from pixels `[B, 3 * parts, H, W]` to features `[B, num_tokens, embed_dim]`.
+
+    Args:
+        id_or_spec: A registered id, `timm:<timm id>`, or a spec.
+        pretrained: Load weights; otherwise they are random.
+        image_resize_strategy: `resize-naive`, `resize-crop` or `letterbox`, for `backbone.transform`.
+        image_size: Side of the input in pixels, instead of the spec's; position embeddings are interpolated.
+        tail_blocks: End this many blocks before the last; see `VisionBackbone.pop_tail`.
+
+    Raises:
+        ValueError: On unknown names, an image size that is not a multiple of the patch, weights that are not
+            found or do not fit.
+    """
+    from vision_backbones.fused import FusedBackbone
+    from vision_backbones.vit import VisionBackbone
+
+    spec = check_spec(id_or_spec, image_size=image_size, tail_blocks=tail_blocks)
+    if spec.parts:
+        return FusedBackbone(spec, pretrained=pretrained, image_resize_strategy=image_resize_strategy)
+    return VisionBackbone(
+        spec, pretrained=pretrained, image_resize_strategy=image_resize_strategy, tail_blocks=tail_blocks
+    )
+
+
+def import_plugins(names: list[str]) -> None:
+    """Imports modules, by dotted name, that register backbones; the working directory is searched last.
+
+    Raises:
+        ValueError: If a module is not found.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the plugin was found; something it needs was not
+            raise ValueError(
+                f"no plugin module '{name}' (looked in the working directory and on sys.path): give a dotted module "
+                "name without .py, and install the package or set PYTHONPATH to the folder that holds it"
+            ) from error
+
+
+def _load_entry_points() -> None:
+    """Imports, once, the modules that installed packages name under the entry-point group `vision_backbones`."""
+    global _entry_points_loaded
+    if _entry_points_loaded:
+        return
+    _entry_points_loaded = True
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            point.load()
+        except Exception as error:  # a broken package elsewhere must not take the catalog away
+            warnings.warn(f"vision_backbones plugin '{point.name}' ({point.value}) failed: {error}", stacklevel=3)
+
+
+def _timm_spec(id: str) -> BackboneSpec:
+    arch = id.removeprefix("timm:")
+    size = _timm_value(arch, "image_size")
+    notes = _timm_config(arch).notes or ()
+    if "quickgelu" not in arch and any("QuickGELU" in note for note in notes):
+        warnings.warn(
+            f"{arch} was trained with QuickGELU but is built with GELU: use timm's quickgelu id", stacklevel=3
+        )
+    return BackboneSpec(id, arch=arch, image_size=size, family="timm", allow_border=True)
+
+
+def _timm_config(arch: str):
+    import timm
+
+    try:
+        config = timm.get_pretrained_cfg(arch) if timm.is_model(arch) else None
+    except RuntimeError:  # a known architecture with an unknown tag
+        config = None
+    if config is None:
+        known = timm.list_models(pretrained=True) + timm.list_models()
+        raise ValueError(f"timm {timm.__version__} has no model '{arch}'{closest(arch, known)}")
+    return config
+
+
+def _timm_value(arch: str, name: str):
+    config = _timm_config(arch)
+    return config.input_size[-1] if name == "image_size" else getattr(config, name)

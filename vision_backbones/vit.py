@@ -1,0 +1,163 @@
+"""One timm ViT as a backbone: pixels `[B, 3, H, W]` to tokens `[B, N, D]`."""
+
+from inspect import signature
+
+import timm
+import torch
+from torch import nn
+
+from vision_backbones.soft_cap import SoftCapAttention
+from vision_backbones.spec import BackboneSpec
+from vision_backbones.transforms import image_transform
+from vision_backbones.weights import find_weights, load_weights
+
+
+def build_vit(spec: BackboneSpec, *, pretrained: bool = False) -> nn.Module:
+    """Gives the whole timm model of a resolved spec, without classifier; `pretrained` loads timm's own weights."""
+    kwargs = {**spec.arch_kwargs, "img_size": spec.image_size, "num_classes": 0}
+    if spec.soft_cap:
+        kwargs["attn_layer"] = SoftCapAttention
+    vit = timm.create_model(spec.arch, pretrained=pretrained, **kwargs)
+    for module in vit.modules():
+        if isinstance(module, SoftCapAttention):
+            module.cap = spec.soft_cap
+    return vit
+
+
+def check_vit(spec: BackboneSpec, tail_blocks: int = 0) -> None:
+    """Checks, on the meta device, that timm builds a plain ViT of a resolved spec and that its size fits.
+
+    Raises:
+        ValueError: If it does not; says what would.
+    """
+    asked = f"it was given image size {spec.image_size}, arch_kwargs {spec.arch_kwargs}, soft_cap {spec.soft_cap}"
+    try:
+        with torch.device("meta"):
+            vit = build_vit(spec)
+    except (TypeError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"backbone '{spec.id}': timm cannot build {spec.arch} as asked: {error}; {asked}") from error
+    grid = getattr(getattr(vit, "patch_embed", None), "grid_size", None)
+    if grid is None or "return_prefix_tokens" not in signature(vit.forward_intermediates).parameters:
+        raise ValueError(f"backbone '{spec.id}': {spec.arch} is a {type(vit).__name__}, not a plain ViT; choose a ViT")
+    if spec.soft_cap and not any(isinstance(module, SoftCapAttention) for module in vit.modules()):
+        raise ValueError(f"backbone '{spec.id}': {spec.arch} has attention of its own, soft_cap does not apply to it")
+    patch, size = vit.patch_embed.feat_ratio(), spec.image_size
+    if size < patch or (size % patch and not spec.allow_border):
+        low = max(size // patch * patch, patch)
+        remedy = f"use {low} or {low + patch}"
+        raise ValueError(
+            f"backbone '{spec.id}': image size {size} is not a multiple of its patch size {patch}; {remedy}"
+        )
+    depth = len(vit.blocks)
+    if not 0 <= tail_blocks < depth:
+        raise ValueError(f"backbone '{spec.id}': tail_blocks must be 0 to {depth - 1}, got {tail_blocks}")
+    if skipped_blocks(spec, tail_blocks) >= depth:
+        raise ValueError(
+            f"backbone '{spec.id}': unaligned features are the second-to-last block's, but depth is {depth}"
+        )
+
+
+def skipped_blocks(spec: BackboneSpec, tail_blocks: int) -> int:
+    """Gives how many blocks at the end the features leave out."""
+    return tail_blocks or (0 if spec.aligned else 1)
+
+
+def load_vit(spec: BackboneSpec, *, pretrained: bool) -> nn.Module:
+    """Gives the timm model of a resolved spec, headless, with random or pretrained weights.
+
+    Raises:
+        ValueError: If weights are not found or do not fit.
+    """
+    path = find_weights(spec) if pretrained else None
+    from_timm = pretrained and path is None
+    try:
+        vit = build_vit(spec, pretrained=from_timm)
+    except Exception as error:
+        if not from_timm:
+            raise
+        # check_vit has built the same model already, so what failed is fetching or fitting the weights; the hub's
+        # own errors have no common base class.
+        raise ValueError(
+            f"backbone '{spec.id}': timm could not load weights for {spec.arch} ({type(error).__name__}: {error}); "
+            "on a machine without network put them into the Hugging Face cache (HF_HOME) beforehand and set "
+            "HF_HUB_OFFLINE=1, or pass pretrained=False for random weights"
+        ) from error
+    vit.prune_intermediate_layers([len(vit.blocks) - 1], prune_head=True)
+    if path is not None:
+        load_weights(vit, path)
+    return vit
+
+
+class VisionBackbone(nn.Module):
+    """Patch features of one ViT; made by `create_backbone`.
+
+    Attributes:
+        spec: The resolved spec, enough to rebuild this backbone and its transform.
+        transform: Callable from a PIL image to pixels `[3, H, W]`.
+        image_size: Side of the input in pixels.
+        grid: Patch rows and columns.
+        embed_dim: Channels D of a token.
+        num_patches: Rows times columns.
+        num_prefix_tokens: Prefix tokens in the output, in front of the patches; 0 where they are dropped.
+        num_tokens: Tokens in the output.
+        vit: The timm model, cut down to what the features need.
+    """
+
+    def __init__(
+        self, spec: BackboneSpec, *, pretrained: bool, image_resize_strategy: str = "resize-naive", tail_blocks: int = 0
+    ):
+        super().__init__()
+        self.spec = spec
+        self.transform = image_transform(spec, image_resize_strategy)
+        vit = load_vit(spec, pretrained=pretrained)
+        kept = len(vit.blocks) - skipped_blocks(spec, tail_blocks)
+        self.tail = nn.ModuleList([nn.ModuleList(list(vit.blocks)[kept:]), vit.norm]) if tail_blocks else None
+        self.final_norm = spec.aligned and not tail_blocks
+        vit.prune_intermediate_layers([kept - 1], prune_norm=not self.final_norm, prune_head=True)
+
+        self.vit = vit
+        self.image_size = spec.image_size
+        self.grid = tuple(vit.patch_embed.grid_size)
+        self.embed_dim = vit.embed_dim
+        self.num_patches = self.grid[0] * self.grid[1]
+        self.num_prefix_tokens = vit.num_prefix_tokens if spec.aligned or tail_blocks else 0
+        self.num_tokens = self.num_prefix_tokens + self.num_patches
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Gives features `[B, num_tokens, embed_dim]` of normalised pixels `[B, 3, H, W]`.
+
+        Raises:
+            ValueError: If the pixels have another shape.
+        """
+        check_pixels(pixel_values, 3, self.image_size)
+        keep_prefix = self.num_prefix_tokens > 0
+        (tokens,) = self.vit.forward_intermediates(
+            pixel_values,
+            indices=1,
+            norm=self.final_norm,
+            output_fmt="NLC",
+            intermediates_only=True,
+            return_prefix_tokens=keep_prefix,
+        )
+        return torch.cat(tokens[::-1], dim=1) if keep_prefix else tokens
+
+    def pop_tail(self) -> tuple[nn.ModuleList, nn.Module]:
+        """Hands over the `tail_blocks` blocks after the features, and the final norm; once.
+
+        Raises:
+            ValueError: If the backbone was made without `tail_blocks`, or its tail is gone.
+        """
+        if self.tail is None:
+            raise ValueError(f"backbone '{self.spec.id}' has no tail: create it with tail_blocks=2, and pop it once")
+        blocks, norm = self.tail
+        self.tail = None
+        return blocks, norm
+
+
+def check_pixels(pixel_values: torch.Tensor, channels: int, size: int) -> None:
+    """Raises ValueError unless the shape is `[B, channels, size, size]`."""
+    if pixel_values.ndim != 4 or pixel_values.shape[1:] != (channels, size, size):
+        raise ValueError(
+            f"pixel values have shape {list(pixel_values.shape)}, expected [B, {channels}, {size}, {size}]: use the "
+            "backbone's own transform"
+        )
