@@ -60,13 +60,13 @@ def main(config: FinetuneConfig) -> dict:
     # The model, what of it is trained, and the optimizer.
     set_seed(config.seed)
     model, processor = start(**parts)
-    optim.set_trainable(model.float(), config.stage)
+    optim.set_trainable(model, config.stage)
     if config.stage == "lora":
         model = add_lora(model, **vars(config.lora))
     if config.precision == "bf16":
         optim.halve_frozen(model)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     if data.packing:
         model.set_attn_implementation({"text_config": SEGMENTED})
     model.to(accelerator.device)

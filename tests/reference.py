@@ -36,7 +36,14 @@ def build(case: dict, state: dict[str, torch.Tensor]) -> PrismaticForConditional
 
 def ours(key: str) -> str:
     """Our name of a reference parameter."""
-    return key.replace("vision_backbone.featurizer.", "vision_backbone.vit.").replace("llm_backbone.llm.", "llm.")
+    renamed = {
+        "vision_backbone.featurizer.": "vision_backbone.vit.",
+        "llm_backbone.llm.": "llm.",
+        "projector.projector.": "projector.",
+    }
+    for theirs, own in renamed.items():
+        key = key.replace(theirs, own)
+    return key
 
 
 def placeholders(ids: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, with_image: list[bool], count: int, pad: int):

@@ -75,8 +75,11 @@ def verify(annotations: Path, image_root: Path) -> Findings:
     return findings
 
 
+_adopted: ConversationDataset  # of a worker process, which gets it once rather than with every task
+
+
 def _adopt(dataset: ConversationDataset) -> None:
-    global _adopted  # handed to a worker process once rather than with every task
+    global _adopted
     _adopted = dataset
 
 

@@ -48,6 +48,7 @@ def build(
     image_resize_strategy: str = "resize-naive",
     image_size: int | None = None,
     pretrained: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[PrismaticForConditionalGeneration, PrismaticProcessor]:
     """A new VLM and its processor: pretrained backbone and LLM, new projector.
 
@@ -58,14 +59,15 @@ def build(
         image_resize_strategy: "resize-naive", "resize-crop" or "letterbox".
         image_size: side of the input image in pixels; the backbone's own if None.
         pretrained: False gives new weights everywhere.
+        dtype: of all weights.
 
     Raises:
         ValueError: the parts do not fit, or weights cannot be found.
     """
     check_parts(vision_backbone, llm, projector, image_resize_strategy, image_size)
     tokenizer = load_tokenizer(llm)
-    language_model = load_llm(llm, pretrained=pretrained)
-    language_model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=VOCAB_MULTIPLE)
+    language_model = load_llm(llm, pretrained=pretrained, dtype=dtype)
+    grow_vocabulary(language_model, len(tokenizer))
     backbone = create_backbone(
         vision_backbone,
         pretrained=pretrained,
@@ -73,6 +75,7 @@ def build(
         image_size=image_size,
         tail_blocks=TAIL_BLOCKS if projector == "truncated" else 0,
     )
+    attention = language_model.config._attn_implementation
     config = PrismaticConfig(
         text_config=language_model.config,
         vision_config=backbone.spec.to_dict(),
@@ -81,10 +84,28 @@ def build(
         projector=projector,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
     )
-    model = PrismaticForConditionalGeneration(config, llm=language_model, vision_backbone=backbone)
+    model = PrismaticForConditionalGeneration(config, llm=language_model, vision_backbone=backbone).to(dtype)
+    # A composite configuration clears its parts' choice of attention, and without one rows attend without a causal mask.
+    model.llm.set_attn_implementation(attention)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model, build_processor(model, tokenizer)
+
+
+@torch.no_grad()
+def grow_vocabulary(llm, size: int) -> None:
+    """Makes room for `size` tokens, padded to a multiple of 64; new rows are the mean of the old ones.
+
+    Never random: LoRA runs put their base model together again and must find the same rows.
+    """
+    old = llm.get_input_embeddings().num_embeddings
+    if size <= old:
+        return
+    llm.resize_token_embeddings(size, pad_to_multiple_of=VOCAB_MULTIPLE, mean_resizing=False)
+    for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()):
+        layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
+        if getattr(layer, "bias", None) is not None:
+            layer.bias[old:] = layer.bias[:old].mean()
 
 
 def build_processor(model: PrismaticForConditionalGeneration, tokenizer) -> PrismaticProcessor:

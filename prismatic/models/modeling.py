@@ -138,7 +138,9 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         """As in any Hugging Face model, except that a missing, unexpected or mismatched key raises ValueError."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        # Mismatched shapes are let through to be listed with the rest.
+        options = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, info = super().from_pretrained(*args, **options)
         problems = {k: sorted(map(str, info.get(k) or [])) for k in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         if any(problems.values()):
             listed = "; ".join(f"{k.replace('_', ' ')}: {', '.join(v[:5])} ({len(v)})" for k, v in problems.items() if v)

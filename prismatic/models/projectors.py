@@ -1,11 +1,11 @@
 """Projectors: vision features `[B, N, vision_dim]` to LLM embeddings `[B, N, llm_dim]`.
 
-Parameter names are those of the reference implementation, so its checkpoints map one to one.
+Parameter names are those of the reference implementation, less its inner "projector." (peft, told to save the module
+called projector, would find two).
 """
 
 import difflib
 import itertools
-from collections import OrderedDict
 
 import torch
 from timm.models.vision_transformer import Block
@@ -40,19 +40,12 @@ def zero_linear(fan_in: int, fan_out: int) -> nn.Linear:
     return layer
 
 
-class MLPProjector(nn.Module):
-    """Linear layers with GELU between them, applied to every token alone."""
-
-    def __init__(self, vision_dim: int, llm_dim: int, hidden: tuple[int, ...]):
-        super().__init__()
-        layers: list[nn.Module] = []
-        for fan_in, fan_out in itertools.pairwise((vision_dim, *hidden, llm_dim)):
-            layers += [nn.Linear(fan_in, fan_out), nn.GELU()]
-        self.projector = nn.Sequential(*layers[:-1])
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """`[B, N, vision_dim] -> [B, N, llm_dim]`."""
-        return self.projector(features)
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers from width to width with GELU between them, applied to every token alone."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise(widths):
+        layers += [nn.Linear(fan_in, fan_out), nn.GELU()]
+    return nn.Sequential(*layers[:-1])
 
 
 class TransformerProjector(nn.Module):
@@ -120,11 +113,11 @@ def build_projector(name, vision_dim, llm_dim, *, num_tokens=None, num_prefix_to
         tail: the backbone's last blocks and its final norm (truncated).
     """
     if name == "linear":
-        return nn.Sequential(OrderedDict(projector=zero_linear(vision_dim, llm_dim)))
+        return zero_linear(vision_dim, llm_dim)
     if name == "gelu-mlp":
-        return MLPProjector(vision_dim, llm_dim, (llm_dim,))
+        return mlp(vision_dim, llm_dim, llm_dim)
     if name == "fused-gelu-mlp":
-        return MLPProjector(vision_dim, llm_dim, (vision_dim * 4, llm_dim))
+        return mlp(vision_dim, vision_dim * 4, llm_dim, llm_dim)
     if name in ("transformer", "pretrained-decoder"):
         zero_prefix = num_prefix_tokens if name == "pretrained-decoder" else 0
         return TransformerProjector(

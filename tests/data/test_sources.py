@@ -140,6 +140,21 @@ def test_pickled_data_set_is_small_and_equal(tmp_path):
     assert pickle.loads(pickled)[99] == dataset[99]
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="memory maps are listed on Linux only")
+def test_reading_keeps_little_of_the_index_mapped(tmp_path):
+    # 32 MB of index; a read maps 64 kB of it.
+    dataset = dataset_of(tmp_path, [row(n, turns=[{"from": "gpt", "value": "word " * 800}]) for n in range(8000)])
+    for index in range(8000):
+        dataset[index]
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    mapped = [
+        int(next(line for line in lines if line.startswith("Rss:")).split()[1])
+        for line in lines
+        if str(tmp_path) in line
+    ]
+    assert len(mapped) == 1 and mapped[0] < 8_000
+
+
 def test_torch_is_not_needed():
     # The bare package stands in for `prismatic`, whose own import brings the models along.
     code = (

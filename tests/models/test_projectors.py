@@ -33,7 +33,7 @@ def projector_of(name):
 
 
 def part(g, prefix):
-    return {k.removeprefix(prefix): v for k, v in g.items() if k.startswith(prefix)}
+    return {k.removeprefix(prefix).removeprefix("projector."): v for k, v in g.items() if k.startswith(prefix)}
 
 
 @requires_golden

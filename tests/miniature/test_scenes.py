@@ -1,0 +1,141 @@
+import json
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prismatic.miniature.language import KINDS, answer_priors, map_words, questions, turns
+from prismatic.miniature.scenes import CLASSES, COLOURS, IMAGE_SIZE, scene, scenes
+from prismatic.miniature.writers import write_llava
+
+WORLD = list(scenes(5, 0, 400))
+ASKED = [(s, q) for i, s in enumerate(WORLD) for q in questions(s.things, np.random.default_rng(i))]
+
+
+def test_a_scene_depends_on_seed_and_index_alone():
+    again = scene(5, 17)
+    assert again.things == WORLD[17].things and np.array_equal(again.image, WORLD[17].image)
+    assert scene(6, 17).things != again.things or not np.array_equal(scene(6, 17).image, again.image)
+
+
+def test_boxes_are_those_of_the_masks_and_objects_do_not_touch():
+    for s in WORLD[:100]:
+        assert 1 <= len(s.things) <= 4
+        owners = s.instance_map()
+        for number, thing in enumerate(s.things, start=1):
+            rows, columns = np.nonzero(owners == number)
+            x1, y1, x2, y2 = thing.box
+            assert 0 <= x1 and 0 <= y1 and x2 <= IMAGE_SIZE and y2 <= IMAGE_SIZE
+            assert (columns.min(), rows.min()) == pytest.approx((x1, y1), abs=1)
+            assert (columns.max() + 1, rows.max() + 1) == pytest.approx((x2, y2), abs=1)
+            assert (owners == number).sum() == thing.mask().sum(), "objects overlap"
+
+
+def test_objects_have_the_colour_they_are_called():
+    near = []
+    for s in WORLD[:100]:
+        for thing in s.things:
+            seen = s.image[thing.mask()].mean(0)
+            near.append(min(COLOURS, key=lambda c, seen=seen: np.abs(np.array(COLOURS[c]) - seen).sum()) == thing.colour)
+    assert np.mean(near) == 1
+
+
+def centre(mask):
+    return np.argwhere(mask).mean(0)[::-1]
+
+
+def test_answers_hold_in_the_pixels():
+    """Every answer is checked against masks and names, not against how it was made."""
+    checked = Counter()
+    for s, q in ASKED:
+        named = {}
+        for thing in s.things:
+            named.setdefault(thing.name, []).append(thing)
+        words = q.text.rstrip("?.").split()
+        mentioned = [f"{a} {b}" for a, b in zip(words, words[1:], strict=False) if f"{a} {b}" in CLASSES]
+        if q.kind == "exists":
+            assert (q.answer == "yes") == (mentioned[0] in named)
+        elif q.kind == "count":
+            noun = " ".join(words[2 : words.index("are")])
+            matches = [t for t in s.things if noun == "objects" or t.colour in noun or noun.startswith(t.shape)]
+            assert int(q.answer) == len(matches)
+        elif q.kind in ("color", "shape"):
+            (thing,) = [t for t in s.things if (t.shape if q.kind == "color" else t.colour) in words]
+            assert q.answer in thing.name.split()
+        elif q.kind == "size":
+            (thing,) = named[mentioned[0]]
+            assert (q.answer == "large") == (np.ptp(np.argwhere(thing.mask()), axis=0).max() > 10)
+        elif q.kind in ("where", "corner"):
+            name = mentioned[0] if mentioned else q.answer
+            place = q.answer if q.kind == "where" else " ".join(words[-2:])
+            (thing,) = named[name] if q.kind == "where" else [t for t in named[name] if t.name == name][:1]
+            if len(named[name]) == 1:
+                x, y = centre(thing.mask())
+                assert ("left" in place) == (x < IMAGE_SIZE / 2) and ("top" in place) == (y < IMAGE_SIZE / 2 + 1.5)
+        elif q.kind == "relation":
+            (x1, y1), (x2, y2) = (centre(named[name][0].mask()) for name in mentioned)
+            holds = {"left": x1 < x2, "right": x1 > x2, "above": y1 < y2, "below": y1 > y2}
+            (word,) = [w for w in holds if w in words]
+            assert (q.answer == "yes") == holds[word]
+        elif q.kind == "box":
+            x1, y1, x2, y2 = json.loads(q.answer)
+            rows, columns = np.nonzero(named[mentioned[0]][0].mask())
+            assert (x1 * IMAGE_SIZE, y2 * IMAGE_SIZE) == pytest.approx((columns.min(), rows.max() + 1), abs=1.5)
+        checked[q.kind] += 1
+    assert set(checked) == set(KINDS) and min(checked.values()) > 100
+
+
+def test_yes_and_no_are_balanced_and_priors_are_low():
+    priors = answer_priors(q for _, q in ASKED)
+    for kind in set(KINDS) - {"box"}:
+        answers = [q.answer for _, q in ASKED if q.kind == kind]
+        assert answers.count(priors[kind]) / len(answers) < 0.62, kind
+
+
+def test_only_the_first_short_question_asks_for_a_short_answer():
+    said = turns([q for _, q in ASKED[:9]])
+    assert sum("single word" in text for text, _ in said) == 1
+
+
+def test_the_map_in_words_shows_what_covers_each_patch():
+    for s in WORLD[:50]:
+        words = map_words(s.things)
+        assert len(words) == 36
+        owners = s.instance_map()
+        for cell, word in enumerate(words):
+            row, column = divmod(cell, 6)
+            patch = owners[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
+            assert (word == "z") == (patch.max() == 0)
+            if word != "z":
+                most = np.bincount(patch[patch > 0]).argmax()
+                assert CLASSES[ord(word.lower()) - ord("a")] == s.things[most - 1].name
+                assert word.isupper() == ((patch == most).mean() >= 0.5)
+
+
+def test_three_hundred_scenes_a_second():
+    started = time.perf_counter()
+    for _ in scenes(1, 0, 300):
+        pass
+    assert time.perf_counter() - started < 10  # a bound for any machine; the rate is in docs/miniature.md
+
+
+def test_llava_files(tmp_path):
+    folder = write_llava(tmp_path / "world", 60)
+    rows = json.loads((folder / "train.json").read_text())
+    assert len(rows) == 60 and sum("image" not in r for r in rows) == 3
+    for row in rows:
+        roles = [t["from"] for t in row["conversations"]]
+        assert roles == ["human", "gpt"] * (len(roles) // 2)
+        marks = [t["value"].count("<image>") for t in row["conversations"]]
+        assert marks == [int("image" in row)] + [0] * (len(roles) - 1)
+        if "image" in row:
+            assert Image.open(folder / row["image"]).size == (IMAGE_SIZE, IMAGE_SIZE)
+    held_out = json.loads((folder / "held_out.json").read_text())
+    priors = json.loads((folder / "priors.json").read_text())
+    assert all(r["id"].split("-")[1] in priors and len(r["conversations"]) == 2 for r in held_out)
+    again = write_llava(tmp_path / "again", 60)
+    assert (again / "train.json").read_bytes() == (folder / "train.json").read_bytes()
+    stamp = (folder / "train.json").stat().st_mtime_ns
+    assert write_llava(folder, 60) == folder and (folder / "train.json").stat().st_mtime_ns == stamp
