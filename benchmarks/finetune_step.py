@@ -69,14 +69,13 @@ def run(variant: str, lengths: list[int], share: float, repeats: int) -> dict:
     """Time, memory and FLOPs of forward and backward on these rows, micro-batches of 16."""
     import resource
 
-    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from prismatic.data.batching import collate_packed, collate_padded
     from prismatic.models.attention import SEGMENTED
     from prismatic.training import loop
 
-    loop.use_all_cores()
+    accelerator = loop.launch("fp32", [], ".")
     model = make_model()
     examples = make_examples(lengths, share)
     groups = [examples[i : i + ROWS] for i in range(0, len(examples), ROWS)]
@@ -110,7 +109,7 @@ def run(variant: str, lengths: list[int], share: float, repeats: int) -> dict:
         "gigabytes": peak,
         "gflop": counter.get_total_flops() / 1e9,
         "supervised": sum(map(loop.supervised_tokens, batches)),
-        "peak": loop.matmul_peak(torch.device("cpu"), torch.float32) / 1e9,
+        "peak": loop.matmul_peak(accelerator) / 1e9,
     }
 
 
@@ -132,7 +131,14 @@ def main() -> None:
 
     plain, ours = in_own_process("plain", "step"), in_own_process("ours", "step")
     rows = [
-        (name, r["seconds"], r["gigabytes"], r["gflop"], r["gflop"] / r["seconds"], r["gflop"] / r["seconds"] / r["peak"])
+        (
+            name,
+            r["seconds"],
+            r["gigabytes"],
+            r["gflop"],
+            r["gflop"] / r["seconds"],
+            r["gflop"] / r["seconds"] / r["peak"],
+        )
         for name, r in (("plain", plain), ("ours", ours))
     ]
     header = ("step", "seconds", "peak GB", "GFLOP", "GFLOP/s", "of matmul peak")
@@ -143,7 +149,9 @@ def main() -> None:
     )
     padded, packed = in_own_process("padded", "llava"), in_own_process("ours", "llava")
     rows = [(n, r["seconds"], r["supervised"] / r["seconds"]) for n, r in (("padded", padded), ("packed", packed))]
-    print(f"LLaVA-like lengths, shuffled, supervised positions only\n{table(rows, ('rows', 'seconds', 'supervised/s'))}")
+    print(
+        f"LLaVA-like lengths, shuffled, supervised positions only\n{table(rows, ('rows', 'seconds', 'supervised/s'))}"
+    )
     print(f"{padded['seconds'] / packed['seconds']:.2f}x supervised tokens/s (target 1.2)")
 
 

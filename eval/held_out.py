@@ -30,7 +30,13 @@ def read_items(source: ConversationDataset, limit: int) -> list[Item]:
 
 @torch.inference_mode()
 def generate_answers(
-    model, processor, source: ConversationDataset, items: Sequence[Item], *, batch_size: int = 50, max_new_tokens: int = 24
+    model,
+    processor,
+    source: ConversationDataset,
+    items: Sequence[Item],
+    *,
+    batch_size: int = 50,
+    max_new_tokens: int = 24,
 ) -> list[str]:
     """Greedy answers to the items, in their order, generated in left-padded batches."""
     training = model.training
@@ -67,6 +73,16 @@ def prior_accuracy(held_out: Path, items: Sequence[Item]) -> float | None:
         return None
     priors = json.loads(path.read_text())
     return accuracy([priors[item.id.rsplit("-", 1)[1]] for item in items], items)
+
+
+def scores(held_out: str, items, before: Sequence[str], after: Sequence[str]) -> dict:
+    """Accuracy on the held-out questions before and after, beside the answer-prior baseline."""
+    return {
+        "held_out_accuracy_before": accuracy(before, items),
+        "held_out_accuracy_after": accuracy(after, items),
+        "prior_baseline_accuracy": prior_accuracy(Path(held_out), items),
+        "held_out_questions": len(items),
+    }
 
 
 def _plain(text: str) -> str:

@@ -5,6 +5,7 @@ Lives here and not in `prismatic`, whose import brings torch and transformers: `
 
 import dataclasses
 import difflib
+import operator
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -15,6 +16,12 @@ import draccus
 import yaml
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
+CHOICES = {
+    "stage": ("align", "finetune", "full-finetune", "lora"),
+    "precision": ("bf16", "fp32"),
+    "data.sampler": ("split-modality", "shuffle"),
+    "data.on_bad_image": ("error", "skip"),
+}
 
 
 @dataclass
@@ -23,7 +30,9 @@ class DataConfig:
 
     annotations: str = ""  # LLaVA json or jsonl; "miniature:6000" draws that many scenes of the miniature world
     image_root: str | None = None  # folder that image paths are relative to; the annotations' own folder if null
-    held_out: str | None = None  # LLaVA json of single questions, answered before and after; the miniature world has one
+    held_out: str | None = (
+        None  # LLaVA json of single questions, answered before and after; the miniature world has one
+    )
     held_out_limit: int = 500  # how many of them
     on_bad_image: str = "error"  # "error" stops at a missing or corrupt image, "skip" leaves its row out and counts
     exif_rotation: bool = False  # turn images as their EXIF tag says (the paper does not)
@@ -60,7 +69,9 @@ class FinetuneConfig:
     init_from: str | None = None  # run or save_pretrained folder to start from, such as the run of stage align
 
     data: DataConfig = field(default_factory=DataConfig)
-    stage: str = "finetune"  # align: projector; finetune: and LLM; full-finetune: and backbone; lora: adapters on the LLM
+    stage: str = (
+        "finetune"  # align: projector; finetune: and LLM; full-finetune: and backbone; lora: adapters on the LLM
+    )
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     epochs: int = 2  # passes over the data
@@ -80,17 +91,38 @@ class FinetuneConfig:
 
     run_root: str = "runs"  # folder of all runs
     run_id: str | None = None  # folder of this run; model, stage and time if null
-    trackers: list[str] = field(default_factory=list)  # beside jsonl: tensorboard, wandb, trackio, ... as accelerate knows
+    trackers: list[str] = field(default_factory=list)  # beside jsonl: tensorboard, wandb, trackio, ... (see accelerate)
     plugins: list[str] = field(default_factory=list)  # modules that register backbones of your own
 
 
 def parse_finetune(argv: list[str]) -> FinetuneConfig:
     """The configuration of a command line. Errors are one line on stderr and exit status 2."""
     try:
-        return _parse(FinetuneConfig, argv, default="miniature.yaml")
+        config = _parse(FinetuneConfig, argv, default="miniature.yaml")
+        _check(config)
+        return config
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _check(config: FinetuneConfig) -> None:
+    for name, choices in CHOICES.items():
+        value = operator.attrgetter(name)(config)
+        if value not in choices:
+            raise ValueError(f"--{name} is {value!r}: expected {' or '.join(choices)}")
+    for name in ("epochs", "max_length", "learning_rate", "data.held_out_limit"):
+        if operator.attrgetter(name)(config) <= 0:
+            raise ValueError(f"--{name} is {operator.attrgetter(name)(config)}: expected more than 0")
+    if config.max_steps is not None and config.max_steps < 1:
+        raise ValueError(f"--max_steps is {config.max_steps}: expected at least 1, or null for all steps of the epochs")
+    if not config.data.annotations:
+        raise ValueError("no data: give --data.annotations a LLaVA json file, or miniature:6000 for drawn scenes")
+    scenes = config.data.annotations.partition("miniature:")[2]
+    if config.data.annotations.startswith("miniature:") and not scenes.isdecimal():
+        raise ValueError(
+            f"--data.annotations is {config.data.annotations!r}: expected a number of scenes, miniature:6000"
+        )
 
 
 def named_models() -> dict[str, dict[str, Any]]:

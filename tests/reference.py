@@ -13,7 +13,7 @@ IMAGE_TOKEN_ID = 561  # the reference's tokenizer has 561 tokens, its embedding 
 
 
 def build(case: dict, state: dict[str, torch.Tensor]) -> PrismaticForConditionalGeneration:
-    """Our model with the weights of a reference VLM (`vision_backbone.featurizer.*`, `llm_backbone.llm.*`, `projector.*`)."""
+    """Our model with the weights of a reference VLM, given under the reference's names."""
     vit = dict(case["vit"])
     spec = dataclasses.replace(
         get_spec(case["vision_backbone_id"]), image_size=vit.pop("img_size"), arch_kwargs=vit, weights=None
@@ -46,7 +46,9 @@ def ours(key: str) -> str:
     return key
 
 
-def placeholders(ids: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, with_image: list[bool], count: int, pad: int):
+def placeholders(
+    ids: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, with_image: list[bool], count: int, pad: int
+):
     """A reference batch in our layout: placeholders after BOS in rows with an image, padded on the right."""
     rows, targets = [], []
     for row, target, keep, image in zip(ids, labels, mask.bool(), with_image, strict=True):

@@ -1,6 +1,6 @@
 """From rows to batches: which examples make up every optimizer step, and how examples become tensors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from prismatic.data.conversations import IGNORE_INDEX
 from prismatic.data.sources import BadImageError, ConversationDataset
@@ -243,3 +243,23 @@ def accumulation_steps(global_batch_size: int, world_size: int, per_device_batch
             f"{per_device_batch_size} examples a device = {at_once}: use {near}, or another per-device batch size"
         )
     return global_batch_size // at_once
+
+
+def epoch_loaders(
+    examples: TrainingExamples,
+    collate: Callable,
+    plan: Callable[[int], list[list[int]]],
+    epochs: int,
+    workers: int,
+    seed: int,
+) -> Iterator[DataLoader]:
+    """A loader of micro-batches for every epoch, in the order that `plan(epoch)` gives."""
+    for epoch in range(epochs):
+        yield DataLoader(
+            examples,
+            batch_sampler=plan(epoch),
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=torch.accelerator.is_available(),
+            generator=torch.Generator().manual_seed(seed + epoch),  # else iterating would draw from the global one
+        )

@@ -148,3 +148,22 @@ def _remedy(path: Path) -> str:
         if path.with_suffix(suffix).is_file():
             return f"{path.with_suffix(suffix).name} lies there: convert it or correct the row"
     return "complete the download, correct the row, or skip bad images"
+
+
+def open_data(data) -> tuple[ConversationDataset, ConversationDataset | None]:
+    """The training rows and the held-out rows (None without any) that a `DataConfig` names.
+
+    "miniature:N" as annotations draws N scenes of the miniature world, which has held-out rows of its own; the config
+    is filled in with the files that were read.
+    """
+    if data.annotations.startswith("miniature:"):
+        from prismatic.miniature.writers import miniature_llava
+
+        folder = miniature_llava(int(data.annotations.removeprefix("miniature:")))
+        data.annotations, data.held_out = str(folder / "train.json"), data.held_out or str(folder / "held_out.json")
+
+    def opened(annotations: str) -> ConversationDataset:
+        root = data.image_root or Path(annotations).parent
+        return ConversationDataset(Path(annotations), Path(root), exif_rotate=data.exif_rotation)
+
+    return opened(data.annotations), opened(data.held_out) if data.held_out else None

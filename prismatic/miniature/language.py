@@ -106,7 +106,9 @@ def turns(asked: list[Question]) -> list[tuple[str, str]]:
 
 def describe(things: Iterable[Thing]) -> str:
     """The scene in a sentence."""
-    parts = [f"a {t.size} {t.name} at {box_text(t)}" + (f" in the {quadrant(t)}" if quadrant(t) else "") for t in things]
+    parts = [
+        f"a {t.size} {t.name} at {box_text(t)}" + (f" in the {quadrant(t)}" if quadrant(t) else "") for t in things
+    ]
     return "There is " + " and ".join(parts) + "."
 
 
@@ -133,5 +135,3 @@ def answer_priors(asked: Iterable[Question]) -> dict[str, str]:
     for question in asked:
         answers[question.kind][question.answer] += 1
     return {kind: counts.most_common(1)[0][0] for kind, counts in answers.items()}
-
-

@@ -78,7 +78,9 @@ def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
     )
 
 
-def batch_of(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def batch_of(
+    tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and labels `[B, T]`, right padded; the scene itself is not to be predicted (-100).
 
     One batch in eight holds sentences, the others maps: rows of a batch are about equally long.

@@ -73,7 +73,9 @@ def main(config: Config) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * rate
             world = config.seed + 1000 * (phase == "multi") + 1
-            pixels, present = batch_of(world, step * config.batch_size, config.batch_size, 1 if phase == "single" else 4)
+            pixels, present = batch_of(
+                world, step * config.batch_size, config.batch_size, 1 if phase == "single" else 4
+            )
             logits = model(pixels)
             if phase == "single":
                 loss = F.cross_entropy(logits, present.argmax(1))

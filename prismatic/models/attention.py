@@ -32,7 +32,12 @@ def segmented_attention(module, query, key, value, attention_mask, segment_lengt
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     parts = [
         F.scaled_dot_product_attention(
-            q, k, v, dropout_p=kwargs.get("dropout", 0.0), scale=kwargs.get("scaling"), is_causal=True,
+            q,
+            k,
+            v,
+            dropout_p=kwargs.get("dropout", 0.0),
+            scale=kwargs.get("scaling"),
+            is_causal=True,
             enable_gqa=query.shape[1] != key.shape[1],
         )  # fmt: skip
         for q, k, v in zip(*(x.split(segment_lengths, dim=2) for x in (query, key, value)), strict=True)

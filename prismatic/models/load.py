@@ -10,8 +10,8 @@ from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.llm import get_llm_spec, llm_config, load_llm, load_tokenizer
 from prismatic.models.modeling import PrismaticForConditionalGeneration
 from prismatic.models.processing import PrismaticImageProcessor, PrismaticProcessor
-from prismatic.models.prompts import IMAGE_TOKEN
 from prismatic.models.projectors import TAIL_BLOCKS, check_projector
+from prismatic.models.prompts import IMAGE_TOKEN
 from prismatic.training.checkpoint import latest_checkpoint, write_json
 from vision_backbones import BackboneSpec, check_spec, create_backbone, get_spec
 from vision_backbones.transforms import image_transform
@@ -85,7 +85,7 @@ def build(
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
     )
     model = PrismaticForConditionalGeneration(config, llm=language_model, vision_backbone=backbone).to(dtype)
-    # A composite configuration clears its parts' choice of attention, and without one rows attend without a causal mask.
+    # A composite configuration clears its parts' choice of attention; without one, no causal mask is applied.
     model.llm.set_attn_implementation(attention)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -94,7 +94,7 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if places.sum() != len(patches):
             raise ValueError(
                 f"{int(places.sum())} image placeholders in input_ids, but {len(pixel_values)} images give {len(patches)} "
-                f"patch embeddings: the processor writes {self.vision_backbone.num_tokens} placeholders an image"
+                f"patch embeddings: the processor writes {self.vision_backbone.num_tokens} of them an image"
             )
         return embeddings.masked_scatter(places.unsqueeze(-1), patches)
 
@@ -141,8 +141,12 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # Mismatched shapes are let through to be listed with the rest.
         options = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
         model, info = super().from_pretrained(*args, **options)
-        problems = {k: sorted(map(str, info.get(k) or [])) for k in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+        problems = {
+            k: sorted(map(str, info.get(k) or [])) for k in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        }
         if any(problems.values()):
-            listed = "; ".join(f"{k.replace('_', ' ')}: {', '.join(v[:5])} ({len(v)})" for k, v in problems.items() if v)
+            listed = "; ".join(
+                f"{k.replace('_', ' ')}: {', '.join(v[:5])} ({len(v)})" for k, v in problems.items() if v
+            )
             raise ValueError(f"the checkpoint {args[0] if args else ''} does not hold this model: {listed}")
         return (model, info) if output_loading_info else model

@@ -97,7 +97,6 @@ class PrismaticProcessor(ProcessorMixin):
             inputs["pixel_values"] = self.image_processor(images)["pixel_values"]
         return BatchFeature(dict(inputs))
 
-
     def insert_image(self, input_ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
         """Ids and labels with the placeholders of one image in their place."""
         bos = self.tokenizer.bos_token_id

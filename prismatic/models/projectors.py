@@ -67,7 +67,9 @@ class TransformerProjector(nn.Module):
         self.pos_embed = nn.Parameter(torch.randn(1, num_tokens, vision_dim) * 0.02)
         self.blocks = nn.Sequential(
             *[
-                Block(vision_dim, num_heads, qkv_bias=True, init_values=1e-6, act_layer=act_layer, norm_layer=nn.LayerNorm)
+                Block(
+                    vision_dim, num_heads, qkv_bias=True, init_values=1e-6, act_layer=act_layer, norm_layer=nn.LayerNorm
+                )
                 for _ in range(depth)
             ]
         )

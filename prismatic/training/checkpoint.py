@@ -47,7 +47,9 @@ def open_run(config, accelerator) -> Path:
     name = broadcast_object_list([name.replace("/", "_").replace(":", "_")])[0]
     folder = Path(config.run_root) / name
     if (folder / SUMMARY).is_file():
-        raise ValueError(f"{folder} holds a finished run: choose another --run_id, or delete the folder to run it again")
+        raise ValueError(
+            f"{folder} holds a finished run: choose another --run_id, or delete the folder to run it again"
+        )
     accelerator.wait_for_everyone()  # every process has looked before the first one writes
     if accelerator.is_main_process:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -174,10 +174,16 @@ def token_counts(group: Sequence[Batch]) -> tuple[int, int]:
     return tokens, places
 
 
-def use_all_cores() -> None:
-    """Gives this process its share of the cores: launchers set one thread even for a single process."""
+def launch(precision: str, trackers: list[str], run_root: str) -> Accelerator:
+    """The accelerator of this process, which gets its share of the cores: launchers set one thread even for one."""
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))
+    return Accelerator(
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        log_with=trackers or None,
+        project_dir=run_root,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
 
 
 def memory_gb(device: torch.device) -> float:
@@ -189,8 +195,10 @@ def memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square matrix product in `dtype` on `device`, measured in about a second."""
+def matmul_peak(accelerator: Accelerator) -> float:
+    """FLOP/s of a large square matrix product in the run's precision, measured in about a second."""
+    device = accelerator.device
+    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     side = 1024 if device.type == "cpu" else 8192
     a = torch.randn(side, side, device=device, dtype=dtype)
     best = float("inf")

@@ -10,7 +10,9 @@ from prismatic.training.optim import trained_and_frozen
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
     """A table in plain text; numbers are aligned on the right."""
-    cells = [[f"{c:,}" if isinstance(c, int) else f"{c:.3g}" if isinstance(c, float) else str(c) for c in r] for r in rows]
+    cells = [
+        [f"{c:,}" if isinstance(c, int) else f"{c:.3g}" if isinstance(c, float) else str(c) for c in r] for r in rows
+    ]
     widths = [max(len(r[i]) for r in [list(header), *cells]) for i in range(len(header))]
     numeric = [all(isinstance(r[i], (int, float)) for r in rows) for i in range(len(header))]
 
@@ -68,5 +70,7 @@ def print_summary(run_dir: Path, summary: dict, items, before: Sequence[str], af
 
 
 def _short(text: str, length: int = 60) -> str:
-    text = " ".join(text.replace("<image>", "").split("\n")[0 if "<image>" not in text.split("\n")[0] else 1 :][:1]).strip()
+    text = " ".join(
+        text.replace("<image>", "").split("\n")[0 if "<image>" not in text.split("\n")[0] else 1 :][:1]
+    ).strip()
     return text if len(text) <= length else text[: length - 3] + "..."

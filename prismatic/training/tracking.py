@@ -11,7 +11,9 @@ from accelerate import Accelerator
 def metrics_log(accelerator: Accelerator, config, run_dir: Path) -> Callable[[dict], None]:
     """A function that appends a dict of metrics to `run_dir/metrics.jsonl` and hands it to the trackers."""
     if config.trackers:
-        flat = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in dataclasses.asdict(config).items()}
+        flat = {
+            k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in dataclasses.asdict(config).items()
+        }
         accelerator.init_trackers("prismatic", config=flat)
     writer = jsonlines.open(run_dir / "metrics.jsonl", "w", flush=True) if accelerator.is_main_process else None
 

@@ -38,7 +38,9 @@ def test_objects_have_the_colour_they_are_called():
     for s in WORLD[:100]:
         for thing in s.things:
             seen = s.image[thing.mask()].mean(0)
-            near.append(min(COLOURS, key=lambda c, seen=seen: np.abs(np.array(COLOURS[c]) - seen).sum()) == thing.colour)
+            near.append(
+                min(COLOURS, key=lambda c, seen=seen: np.abs(np.array(COLOURS[c]) - seen).sum()) == thing.colour
+            )
     assert np.mean(near) == 1
 
 

@@ -24,8 +24,14 @@ def rope_backbone():
     """A tiny ViT whose rotary tables are buffers that no checkpoint holds."""
     register(
         BackboneSpec(
-            "tiny-rope", arch="eva02_tiny_patch14_224", image_size=28, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0,
-            arch_kwargs={"embed_dim": 48, "depth": 2, "num_heads": 4}, interpolation="bicubic",
+            "tiny-rope",
+            arch="eva02_tiny_patch14_224",
+            image_size=28,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            crop_pct=1.0,
+            arch_kwargs={"embed_dim": 48, "depth": 2, "num_heads": 4},
+            interpolation="bicubic",
         )  # fmt: skip
     )
     mini = get_spec("miniature")
@@ -85,7 +91,9 @@ def test_a_fresh_process_loads_identical_logits_without_network(backbone, projec
     inputs = processor(images=image, text="<image>In: What?\nOut:")
     with torch.no_grad():
         logits = model(**inputs).logits
-    save_file({"logits": logits, **{k: inputs[k] for k in ("input_ids", "pixel_values")}}, tmp_path / "stored.safetensors")
+    save_file(
+        {"logits": logits, **{k: inputs[k] for k in ("input_ids", "pixel_values")}}, tmp_path / "stored.safetensors"
+    )
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     command = [sys.executable, "-c", IN_A_FRESH_PROCESS, str(tmp_path / "model")]

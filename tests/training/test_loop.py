@@ -155,7 +155,9 @@ def test_metrics_of_a_step(accelerator):
     logged = run(tiny_model(), batches, accelerator, matmul_peak=1e12)
     assert [m["step"] for m in logged] == [1, 2, 3, 4]
     first = batches[:2]
-    tokens, places = (int(sum(f(b) for b in first)) for f in (lambda b: b["attention_mask"].sum(), lambda b: b["input_ids"].numel()))
+    tokens, places = (
+        int(sum(f(b) for b in first)) for f in (lambda b: b["attention_mask"].sum(), lambda b: b["input_ids"].numel())
+    )
     assert logged[0]["padding_share"] == pytest.approx(1 - tokens / places)
     assert logged[0]["supervised_tokens"] == sum(map(loop.supervised_tokens, first))
     # About two FLOPs a weight forward and four backward; the backbone is frozen and attention comes on top.

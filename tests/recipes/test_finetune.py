@@ -1,0 +1,151 @@
+"""The recipe end to end, on a handful of miniature scenes, and everything it refuses."""
+
+import json
+import math
+
+import jsonlines
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import prismatic
+from prismatic.training.checkpoint import latest_checkpoint
+from recipes.finetune import main
+from recipes.settings import parse_finetune
+
+SMALL = ["--data.annotations", "miniature:48", "--data.workers", "0", "--global_batch_size", "16",
+         "--per_device_batch_size", "8", "--data.held_out_limit", "8"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def run(tmp_path, *arguments):
+    return main(parse_finetune([*SMALL, "--run_root", str(tmp_path), *arguments]))
+
+
+def test_a_finetune_leaves_a_usable_run(tmp_path, capsys):
+    summary = run(tmp_path, "--run_id", "first")
+    folder = tmp_path / "first"
+    stored = json.loads((folder / "summary.json").read_text())
+    assert stored == summary
+    keys = {"held_out_accuracy_before", "held_out_accuracy_after", "prior_baseline_accuracy", "seconds"}
+    assert keys | {"tokens_per_second", "loss_first", "loss_last"} <= set(stored)
+    assert summary["loss_last"] < summary["loss_first"]
+
+    with jsonlines.open(folder / "metrics.jsonl") as reader:
+        steps = list(reader)
+    assert [s["step"] for s in steps] == list(range(1, 7))  # 48 rows / 16 x 2 epochs
+    assert all(
+        math.isfinite(s[k]) for s in steps for k in ("loss", "grad_norm", "mfu", "tokens_per_second", "memory_gb")
+    )
+    assert steps[0]["learning_rate"] == 0 and steps[0]["padding_share"] == 0
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"epoch-01", "epoch-02"}
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["packing"] is True
+    printed = capsys.readouterr().out
+    for said in ("vision_backbone", "frozen", "expected", "prior baseline accuracy", str(folder)):
+        assert said in printed
+
+    model, processor = prismatic.load(folder)
+    trained = load_file(latest_checkpoint(folder) / "model.safetensors")
+    assert torch.equal(model.projector.state_dict()["0.weight"], trained["projector.0.weight"])
+    start, _ = prismatic.build("miniature", "miniature", "gelu-mlp")
+    same = dict(start.vision_backbone.named_parameters())
+    assert all(torch.equal(p, same[n]) for n, p in model.vision_backbone.named_parameters()), "the backbone is frozen"
+    assert not torch.equal(model.llm.lm_head.weight, start.llm.lm_head.weight)
+
+    with pytest.raises(ValueError, match="holds a finished run: choose another --run_id"):
+        run(tmp_path, "--run_id", "first")
+    again = run(tmp_path, "--run_id", "second", "--init_from", str(folder), "--max_steps", "2")
+    assert again["steps"] == 2 and again["loss_first"] < summary["loss_first"]
+
+
+def test_packed_and_padded_runs_are_the_same_run(tmp_path):
+    packed = run(tmp_path, "--run_id", "packed", "--data.packing", "true")
+    padded = run(tmp_path, "--run_id", "padded", "--data.packing", "false")
+    assert padded["loss_last"] == pytest.approx(packed["loss_last"], rel=1e-3)
+    assert packed["padding_share"] == 0 < padded["padding_share"]
+
+
+@pytest.mark.parametrize("stage", ["align", "full-finetune", "lora"])
+def test_stages_train_what_they_say(stage, tmp_path):
+    arguments = ["--stage", stage, "--run_id", stage, "--max_steps", "2", "--data.sampler", "split-modality"]
+    run(tmp_path, *arguments, "--lora.rank", "4", "--precision", "bf16", "--gradient_checkpointing", "true")
+    model, _ = prismatic.load(tmp_path / stage)
+    start, _ = prismatic.build("miniature", "miniature", "gelu-mlp")
+    changed = {
+        part
+        for part in ("vision_backbone", "projector", "llm")
+        for new, old in zip(getattr(model, part).parameters(), getattr(start, part).parameters(), strict=True)
+        if (new - old).abs().max() > 1e-2 * old.abs().max()
+    }
+    expected = {
+        "align": {"projector"},
+        "full-finetune": {"vision_backbone", "projector", "llm"},
+        "lora": {"projector", "llm"},
+    }
+    assert changed - {"projector"} <= expected[stage] and changed - {"projector"} >= expected[stage] - {"projector"}
+
+
+def test_bad_images_stop_or_are_counted(tmp_path):
+    rows = [
+        {
+            "id": i,
+            "image": f"{i}.png",
+            "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "x"}],
+        }
+        for i in range(6)
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    from PIL import Image
+
+    for i in range(5):
+        Image.new("RGB", (30, 20)).save(tmp_path / f"{i}.png")
+    (tmp_path / "3.png").write_bytes(b"not a picture")
+    data = [
+        "--data.annotations",
+        str(tmp_path / "rows.json"),
+        "--global_batch_size",
+        "2",
+        "--per_device_batch_size",
+        "2",
+    ]
+    with pytest.raises(ValueError, match=r"[35]\.png"):
+        run(tmp_path, *data, "--run_id", "stops")
+    summary = run(tmp_path, *data, "--run_id", "skips", "--data.on_bad_image", "skip", "--epochs", "1")
+    assert summary["skipped_images"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--vision_backbone", "clip-vit-l-336"], "closest: .*clip-vit-l-336px"),
+        (["--llm", "llama2-7b-pur"], "did you mean llama2-7b-pure"),
+        (["--projector", "gelu_mlp"], "did you mean 'gelu-mlp'"),
+        (["--projector", "fused-gelu-mlp"], "single one"),
+        (["--projector", "pretrained-decoder"], "not aligned"),
+        (["--vision_backbone", "dinosiglip-vit-so-384px", "--projector", "transformer"], "fused"),
+        (["--image_size", "50"], "multiple of its patch size"),
+        (["--image_resize_strategy", "squash"], "squash"),
+        (["--global_batch_size", "17"], "not a multiple"),
+        (["--data.annotations", "nowhere.json"], "no annotation file"),
+        (["--plugins", "[no_such_module]"], "no plugin module"),
+    ],
+)
+def test_bad_input_fails_before_weights_are_read(arguments, message, tmp_path, monkeypatch):
+    def read_no_weights(*args, **kwargs):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("prismatic.models.load.build", read_no_weights)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, *arguments)
+    assert not list(tmp_path.glob("*+*")), "a refused run leaves no folder"
+
+
+def test_an_empty_data_set_is_refused(tmp_path):
+    (tmp_path / "empty.json").write_text("[]")
+    with pytest.raises(ValueError, match="no rows"):
+        run(tmp_path, "--data.annotations", str(tmp_path / "empty.json"))

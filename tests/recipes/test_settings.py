@@ -1,0 +1,94 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recipes.settings import CONFIGS, named_models, parse_finetune
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ["--data.annotations", "rows.json"]
+
+
+def test_without_anything_it_is_the_miniature_run():
+    config = parse_finetune([])
+    assert (config.vision_backbone, config.llm, config.epochs) == ("miniature", "miniature", 2)
+    assert config.data.annotations.startswith("miniature:") and config.learning_rate == 2e-3
+
+
+def test_defaults_of_named_models_are_the_papers():
+    config = parse_finetune(["--model", "aligned-clip-vit-l-336px+7b", *DATA])
+    assert config.vision_backbone == "clip-vit-l-336px-aligned" and config.llm == "llama2-7b-pure"
+    assert (config.epochs, config.global_batch_size, config.max_length) == (2, 128, 2048)
+    assert (config.learning_rate, config.weight_decay, config.warmup_ratio, config.betas) == (
+        2e-5,
+        0.1,
+        0.03,
+        [0.9, 0.999],
+    )
+    assert config.precision == "bf16" and config.max_grad_norm == 1.0 and config.min_learning_rate == 0
+
+
+def test_command_line_beats_yaml_beats_named_model(tmp_path):
+    (tmp_path / "mine.yaml").write_text("model: llama2+7b\nprojector: linear\nepochs: 3\ndata:\n  workers: 9\n")
+    config = parse_finetune(
+        ["--config_path", str(tmp_path / "mine.yaml"), "--epochs=5", "--data.packing", "true", *DATA]
+    )
+    assert (config.llm, config.image_resize_strategy) == ("llama2-7b-pure", "letterbox")
+    assert (config.projector, config.epochs, config.data.workers, config.data.packing) == ("linear", 5, 9, True)
+    assert parse_finetune(["--config_path", str(tmp_path / "mine.yaml"), "--model=phi-2+3b", *DATA]).llm == "phi-2-3b"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning_rat", "1"], "did you mean --learning_rate"),
+        (["--data.pack", "true"], "did you mean --data.packing"),
+        (["--model", "aligned-clip-vit-l-336+7b"], "did you mean aligned-clip-vit-l-336px+7b"),
+        (["--epochs", "two"], "epochs"),
+        (["--data.packing", "maybe"], "packing"),
+        (["--config_path", "nowhere.yaml"], "nowhere.yaml"),
+        (["--model"], "needs a value"),
+        (["--model", "phi-2+3b"], "no data: give --data.annotations"),
+        (["--stage", "finetun"], "finetune or full-finetune"),
+        (["--precision", "fp8"], "expected bf16 or fp32"),
+        (["--data.sampler", "random"], "split-modality or shuffle"),
+        (["--data.on_bad_image", "ignore"], "error or skip"),
+        (["--data.annotations", "miniature:many"], "a number of scenes"),
+        (["--epochs", "0"], "more than 0"),
+        (["--max_steps", "0"], "at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_finetune(arguments)
+    printed = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and message in printed and "\n" not in printed and printed.startswith("error: ")
+
+
+def test_unknown_keys_of_a_yaml_file_name_the_file(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("data:\n  paking: true\n")
+    with pytest.raises(SystemExit):
+        parse_finetune(["--config_path", str(tmp_path / "mine.yaml")])
+    assert "did you mean data.packing" in capsys.readouterr().err
+
+
+def test_help_names_every_setting_at_once():
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "recipes/finetune.py", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert time.perf_counter() - started < 10  # 0.2 s on an idle machine; it must not import torch
+    assert done.returncode == 0
+    for word in ("--vision_backbone", "--data.on_bad_image", "fused-gelu-mlp", "--lora.rank", "pad", "miniature.yaml"):
+        assert word in done.stdout
+    imported = "import sys; sys.argv = ['f', '--help']\nimport recipes.finetune\nprint('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_configuration_parses(path):
+    if path.name == "models.yaml":
+        for name in named_models():
+            assert parse_finetune(["--model", name, *DATA]).model == name
+    else:
+        parse_finetune(["--config_path", str(path)])
