@@ -93,8 +93,8 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
         places = input_ids == self.config.image_token_id
         if places.sum() != len(patches):
             raise ValueError(
-                f"{int(places.sum())} image placeholders in input_ids, but {len(pixel_values)} images give {len(patches)} "
-                f"patch embeddings: the processor writes {self.vision_backbone.num_tokens} of them an image"
+                f"{int(places.sum())} image placeholders in input_ids, but {len(pixel_values)} images give "
+                f"{len(patches)} patch embeddings: the processor writes {self.vision_backbone.num_tokens} an image"
             )
         return embeddings.masked_scatter(places.unsqueeze(-1), patches)
 
