@@ -91,4 +91,4 @@ def test_every_shipped_configuration_parses(path):
         for name in named_models():
             assert parse_finetune(["--model", name, *DATA]).model == name
     else:
-        parse_finetune(["--config_path", str(path)])
+        parse_finetune(["--config_path", str(path), *([] if path.name == "miniature.yaml" else DATA)])
