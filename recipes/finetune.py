@@ -78,7 +78,8 @@ def main(config: FinetuneConfig) -> dict:
 
     # Before, training, after.
     items = read_items(held_out, data.held_out_limit) if held_out and accelerator.is_main_process else []
-    before = generate_answers(model, processor, held_out, items)
+    with accelerator.autocast():
+        before = generate_answers(model, processor, held_out, items)
 
     def end_of_epoch(epoch: int) -> None:
         if accelerator.is_main_process:
@@ -108,7 +109,8 @@ def main(config: FinetuneConfig) -> dict:
         matmul_peak=loop.matmul_peak(accelerator),
     )
     training_seconds = time.perf_counter() - training_started
-    after = generate_answers(model, processor, held_out, items)
+    with accelerator.autocast():
+        after = generate_answers(model, processor, held_out, items)
     accelerator.end_training()
 
     summary = report.summarise(run_dir, training_seconds, time.perf_counter() - started)

@@ -59,8 +59,9 @@ def learning_rate(step: int, *, peak: float, total_steps: int, warmup_steps: int
 def trained_and_frozen(model: nn.Module) -> list[tuple[str, int, int]]:
     """Rows `(part, trained parameters, frozen parameters)` of backbone, projector and LLM."""
     rows = []
+    named = [(n, p) for n, p in model.named_parameters() if "original_module" not in n]  # peft keeps an unused copy
     for part in ("vision_backbone", "projector", "llm"):
-        sizes = [(p.numel(), p.requires_grad) for n, p in model.named_parameters() if part in n.split(".")[:3]]
+        sizes = [(p.numel(), p.requires_grad) for n, p in named if part in n.split(".")[:3]]
         rows.append((part, sum(n for n, t in sizes if t), sum(n for n, t in sizes if not t)))
     return rows
 

@@ -7,6 +7,7 @@ import jsonlines
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import prismatic
@@ -21,6 +22,7 @@ SMALL = ["--data.annotations", "miniature:48", "--data.workers", "0", "--global_
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process, else
 
 
 def run(tmp_path, *arguments):
@@ -72,7 +74,7 @@ def test_packed_and_padded_runs_are_the_same_run(tmp_path):
 
 @pytest.mark.parametrize("stage", ["align", "full-finetune", "lora"])
 def test_stages_train_what_they_say(stage, tmp_path):
-    arguments = ["--stage", stage, "--run_id", stage, "--max_steps", "2", "--data.sampler", "split-modality"]
+    arguments = ["--stage", stage, "--run_id", stage, "--max_steps", "4", "--data.sampler", "split-modality"]
     run(tmp_path, *arguments, "--lora.rank", "4", "--precision", "bf16", "--gradient_checkpointing", "true")
     model, _ = prismatic.load(tmp_path / stage)
     start, _ = prismatic.build("miniature", "miniature", "gelu-mlp")
