@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jsonlines
 import torch
+from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 from prismatic.data.sources import ConversationDataset
 from prismatic.models.prompts import render_prompt
+from prismatic.training.report import short
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,15 @@ def generate_answers(
     return [text.strip() for text in said]
 
 
+def correct(answer: str, item: Item) -> bool:
+    """Whether the answer is the expected one, but for case, outer blanks and a final period."""
+    given, expected = (text.strip().removesuffix(".").lower() for text in (answer, item.answer))
+    return given == expected
+
+
 def accuracy(answers: Sequence[str], items: Sequence[Item]) -> float:
-    """Share of answers equal to the expected ones, but for case, outer blanks and a final period."""
-    return sum(_plain(a) == _plain(item.answer) for a, item in zip(answers, items, strict=True)) / len(items)
+    """Share of correct answers."""
+    return sum(map(correct, answers, items)) / len(items)
 
 
 def prior_accuracy(held_out: Path, items: Sequence[Item]) -> float | None:
@@ -85,5 +94,21 @@ def scores(held_out: str, items, before: Sequence[str], after: Sequence[str]) ->
     }
 
 
-def _plain(text: str) -> str:
-    return text.strip().removesuffix(".").lower()
+def write_samples(run_dir: Path, held_out, items, before: Sequence[str], after: Sequence[str]) -> None:
+    """Writes every held-out question with both answers to `held_out.jsonl`, and the first ten as a picture."""
+    samples = list(zip(items, before, after, strict=True))
+    with jsonlines.open(run_dir / "held_out.jsonl", "w") as writer:
+        for item, early, late in samples:
+            row = {"id": item.id, "question": item.question, "expected": item.answer, "before": early, "after": late}
+            writer.write(row)
+    pictured = [s for s in samples if held_out.is_multimodal[s[0].row]][:10]
+    if pictured:
+        sheet = Image.new("RGB", (5 * 250, 2 * 330), "white")
+        for place, (item, early, late) in enumerate(pictured):
+            x, y = place % 5 * 250 + 10, place // 5 * 330 + 10
+            picture = ImageOps.contain(held_out.load_image(item.row), (230, 230), Image.Resampling.NEAREST)
+            sheet.paste(picture, (x, y))
+            lines = (short(item.question, 40), f"before: {short(early, 30)}", f"after: {short(late, 30)}")
+            color = "darkgreen" if correct(late, item) else "firebrick"
+            ImageDraw.Draw(sheet).multiline_text((x, y + 238), "\n".join(lines), fill=color, font_size=12)
+        sheet.save(run_dir / "samples.png")

@@ -18,8 +18,6 @@ def main() -> None:
     export.add_argument("out", type=Path, help="folder to write; must not exist")
     arguments = parser.parse_args()
     try:
-        if arguments.out.exists():
-            raise ValueError(f"{arguments.out} exists already: choose another folder")
         print(f"wrote {save_model(*load(arguments.run), arguments.out)}")
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None

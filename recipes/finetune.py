@@ -12,13 +12,13 @@ PARTS = ("vision_backbone", "llm", "projector", "image_resize_strategy", "image_
 
 
 def main(config: FinetuneConfig) -> dict:
-    """Runs the finetune and gives the content of `summary.json`."""
+    """Runs the finetune and gives the content of `summary.json` (on the main process)."""
     from functools import partial
 
     import torch
     from accelerate.utils import set_seed
 
-    from eval.held_out import generate_answers, read_items, scores
+    from eval.held_out import generate_answers, read_items, scores, write_samples
     from prismatic.data import batching
     from prismatic.data.sources import open_data
     from prismatic.models.attention import SEGMENTED
@@ -113,13 +113,14 @@ def main(config: FinetuneConfig) -> dict:
         after = generate_answers(model, processor, held_out, items)
     accelerator.end_training()
 
+    if not accelerator.is_main_process:
+        return {}
     summary = report.summarise(run_dir, training_seconds, time.perf_counter() - started)
     if items:
         summary |= scores(data.held_out, items, before, after)
-    if accelerator.is_main_process:
-        report.write_samples(run_dir, items, before, after)
-        write_json(run_dir / "summary.json", summary)
-        report.print_summary(run_dir, summary, items, before, after)
+        write_samples(run_dir, held_out, items, before, after)
+    write_json(run_dir / "summary.json", summary)
+    report.print_summary(run_dir, summary, items, before, after)
     return summary
 
 

@@ -156,6 +156,7 @@ def _parse(config_class, argv: list[str], default: str):
         if name not in models:
             raise unknown("model", name, models)
         settings = {**models[name], **settings, "model": name}
+    rest = _listed(config_class, rest)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as merged:
         yaml.safe_dump(settings, merged)
         merged.flush()
@@ -163,6 +164,20 @@ def _parse(config_class, argv: list[str], default: str):
             return draccus.parse(config_class, config_path=merged.name, args=rest)
         except draccus.ParsingError as error:
             raise ValueError(" ".join(str(error).split())) from None
+
+
+def _listed(config_class, argv: list[str]) -> list[str]:
+    """Values of list settings in brackets, so that `--plugins a,b` means `--plugins [a,b]`."""
+    lists = {f"--{name}" for name in _flags(config_class) if isinstance(_default(config_class, name), list)}
+    argv = [part for a in argv for part in (a.split("=", 1) if a.split("=")[0] in lists else [a])]
+    return [
+        f"[{value}]" if flag in lists and not value.startswith("[") else value
+        for flag, value in zip(["", *argv], argv, strict=False)
+    ]
+
+
+def _default(config_class, name: str):
+    return operator.attrgetter(name)(config_class())
 
 
 def _split(argv: list[str]) -> tuple[dict[str, str], list[str]]:

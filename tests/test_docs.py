@@ -55,7 +55,9 @@ def test_command(command, checkout):
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "LLAVA": str(samples_dir() / "llava" / "download" / "llava-v1.5-instruct"),
     }
-    done = subprocess.run(command, shell=True, cwd=checkout, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, shell=True, cwd=checkout, env=environment, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
 
 

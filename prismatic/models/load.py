@@ -157,15 +157,17 @@ def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge:
     """A trained VLM and its processor, ready to `generate`.
 
     Args:
-        path_or_name: run folder (its newest checkpoint is taken), checkpoint, `save_pretrained` folder, or Hugging Face
-            id.
+        path_or_name: run folder (its newest checkpoint is taken) or its name under `runs/`, checkpoint,
+            `save_pretrained` folder, or Hugging Face id.
         dtype: of the weights.
         merge: fold LoRA adapters into the weights; otherwise the peft model is given.
 
     Raises:
         ValueError: nothing is found there, naming similar folders.
     """
-    path = Path(path_or_name)
+    path = next((p for p in (Path(path_or_name), Path("runs") / path_or_name) if p.exists()), None)
+    if path is None:
+        return _load_from_hub(str(path_or_name), dtype)
     if (path / "checkpoints").is_dir():
         newest = latest_checkpoint(path)
         if newest is None:
@@ -173,13 +175,23 @@ def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge:
         path = newest
     if (path / "adapter_config.json").is_file():
         return _load_adapters(path, dtype, merge)
-    if path.exists() and not (path / "config.json").is_file():
+    if not (path / "config.json").is_file():
         raise ValueError(f"{path} holds neither config.json nor checkpoints/: give a run folder or a saved model")
-    if not path.exists() and (path.is_absolute() or path.parent.is_dir() and len(path.parts) > 2):
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=3)
-        raise ValueError(f"no model at {path}" + (f": did you mean {' or '.join(near)}?" if near else ""))
-    model = PrismaticForConditionalGeneration.from_pretrained(path_or_name if not path.exists() else path, dtype=dtype)
-    return model, PrismaticProcessor.from_pretrained(path_or_name if not path.exists() else path)
+    return PrismaticForConditionalGeneration.from_pretrained(path, dtype=dtype), PrismaticProcessor.from_pretrained(
+        path
+    )
+
+
+def _load_from_hub(name: str, dtype: torch.dtype):
+    beside = [str(p) for folder in (Path(name).parent, Path("runs")) for p in folder.glob("*") if p.is_dir()]
+    near = difflib.get_close_matches(name, beside, n=3)
+    try:
+        return PrismaticForConditionalGeneration.from_pretrained(name, dtype=dtype), PrismaticProcessor.from_pretrained(
+            name
+        )
+    except OSError as error:
+        hint = f"did you mean {' or '.join(near)}?" if near else "give a run, its id under runs/, or a Hugging Face id"
+        raise ValueError(f"no model called {name!r}, neither here nor on the hub: {hint}") from error
 
 
 def _load_adapters(path: Path, dtype: torch.dtype, merge: bool):

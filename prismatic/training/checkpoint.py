@@ -13,8 +13,13 @@ SUMMARY = "summary.json"  # its presence marks a finished run
 
 
 def save_model(model, processor, folder: Path) -> Path:
-    """Writes model (or peft adapters) and processor to `folder` as `save_pretrained` does, all or nothing."""
-    folder = Path(folder)
+    """Writes model (or peft adapters) and processor to a new `folder` as `save_pretrained` does, all or nothing.
+
+    Raises:
+        ValueError: the folder exists.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} exists already: choose another folder")
     beside = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -22,8 +27,6 @@ def save_model(model, processor, folder: Path) -> Path:
     processor.save_pretrained(beside)
     for path in beside.rglob("*"):
         _sync(path)
-    if folder.exists():
-        shutil.rmtree(folder)
     beside.rename(folder)
     _sync(folder.parent)
     return folder

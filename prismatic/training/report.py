@@ -48,19 +48,11 @@ def summarise(run_dir: Path, training_seconds: float, seconds: float) -> dict:
     }
 
 
-def write_samples(run_dir: Path, items, before: Sequence[str], after: Sequence[str]) -> None:
-    """Writes every held-out question with the answers before and after training to `held_out.jsonl`."""
-    with jsonlines.open(run_dir / "held_out.jsonl", "w") as writer:
-        for item, early, late in zip(items, before, after, strict=True):
-            row = {"id": item.id, "question": item.question, "expected": item.answer, "before": early, "after": late}
-            writer.write(row)
-
-
 def print_summary(run_dir: Path, summary: dict, items, before: Sequence[str], after: Sequence[str]) -> None:
     """Prints five sample answers, the summary and where everything lies."""
     if items:
         rows = [
-            (_short(item.question), _short(item.answer, 20), _short(early, 20), _short(late, 20))
+            (short(item.question), short(item.answer, 20), short(early, 20), short(late, 20))
             for item, early, late in list(zip(items, before, after, strict=True))[:5]
         ]
         print("\n" + table(rows, ("question", "expected", "before", "after")))
@@ -69,8 +61,7 @@ def print_summary(run_dir: Path, summary: dict, items, before: Sequence[str], af
     print(f"Use it: python -c \"import prismatic; model, processor = prismatic.load('{run_dir}')\"")
 
 
-def _short(text: str, length: int = 60) -> str:
-    text = " ".join(
-        text.replace("<image>", "").split("\n")[0 if "<image>" not in text.split("\n")[0] else 1 :][:1]
-    ).strip()
-    return text if len(text) <= length else text[: length - 3] + "..."
+def short(text: str, length: int = 60) -> str:
+    """The first line of a question or answer, for tables."""
+    line = next((line for line in text.replace("<image>", "").split("\n") if line.strip()), "").strip()
+    return line if len(line) <= length else line[: length - 3] + "..."

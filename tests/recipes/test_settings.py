@@ -40,6 +40,11 @@ def test_command_line_beats_yaml_beats_named_model(tmp_path):
     assert parse_finetune(["--config_path", str(tmp_path / "mine.yaml"), "--model=phi-2+3b", *DATA]).llm == "phi-2-3b"
 
 
+def test_lists_need_no_brackets():
+    config = parse_finetune(["--plugins", "mine,yours", "--trackers=tensorboard", "--lora.targets", "[q_proj]"])
+    assert (config.plugins, config.trackers, config.lora.targets) == (["mine", "yours"], ["tensorboard"], ["q_proj"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
