@@ -1,6 +1,6 @@
 """Makes the `miniature` LLM: tokenizer and weights of a tiny Llama taught to answer questions about scenes in words.
 
-`python -m prismatic.miniature.make_llm` writes `prismatic/miniature/assets/llm` (about 30 minutes on two cores). It
+`python -m prismatic.miniature.make_llm` writes `prismatic/miniature/assets/llm` (about 50 minutes on two cores). It
 reads scenes only as text, either as a sentence or as a map of words (`language.map_words`), followed by questions and
 answers in the `pure` prompt style. So it knows the language and how to reason about places before it ever sees an
 image, as a pretrained LLM does; what it lacks is eyes.
@@ -34,7 +34,8 @@ class Config:
     """Settings of the pretraining."""
 
     out: Path = Path("prismatic/miniature/assets/llm")  # where tokenizer, config and weights go
-    steps: int = 4000  # optimizer steps
+    language_steps: int = 4000  # optimizer steps on questions and answers
+    answer_steps: int = 3200  # further steps on answers alone, which is where places are reasoned about
     batch_size: int = 24  # documents a step, all fresh
     learning_rate: float = 2e-3  # peak, after 100 steps of warm-up; cosine to 0
     weight_decay: float = 0.05  # AdamW
@@ -79,7 +80,7 @@ def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
 
 
 def batch_of(
-    tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, size: int
+    tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, size: int, answers_only: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and labels `[B, T]`, right padded; the scene itself is not to be predicted (-100).
 
@@ -93,7 +94,8 @@ def batch_of(
         target = [-100] * len(ids)
         for question, answer in conversation:
             turn = tokenizer([f"In: {question}\nOut:", f"{answer}</s>"], add_special_tokens=False).input_ids
-            ids, target = ids + turn[0] + turn[1], target + turn[0] + turn[1]
+            asked = [-100] * len(turn[0]) if answers_only else turn[0]
+            ids, target = ids + turn[0] + turn[1], target + asked + turn[1]
         rows.append(torch.tensor(ids))
         labels.append(torch.tensor(target))
     pad = torch.nn.utils.rnn.pad_sequence
@@ -122,23 +124,22 @@ def main(config: Config) -> None:
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
-    rng = np.random.default_rng((config.seed, 1))
-    progress = tqdm(range(config.steps))
-    for step in progress:
-        rate = min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * rate
-        input_ids, labels = batch_of(tokenizer, rng, config.batch_size)
-        loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        progress.set_postfix(loss=f"{loss.item():.3f}")
-        if (step + 1) % 250 == 0:
-            tqdm.write(f"step {step + 1}: loss {loss.item():.4f}, answers {answer_accuracy(model, tokenizer):.3f}")
-            model.half().save_pretrained(config.out)
-            model.float()
+    for phase, steps in (("language", config.language_steps), ("answers", config.answer_steps)):
+        rng = np.random.default_rng((config.seed, len(phase)))
+        progress = tqdm(range(steps), desc=phase)
+        for step in progress:
+            rate = min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * rate
+            input_ids, labels = batch_of(tokenizer, rng, config.batch_size, answers_only=phase == "answers")
+            loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+            if (step + 1) % 200 == 0:
+                tqdm.write(f"step {step + 1}: loss {loss.item():.4f}, answers {answer_accuracy(model, tokenizer):.3f}")
     tokenizer.save_pretrained(config.out)
     model.half().save_pretrained(config.out)
     print(f"wrote {config.out}")
@@ -148,7 +149,7 @@ def main(config: Config) -> None:
 def answer_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int = 128) -> float:
     """Share of answers whose every token is predicted from the scene in words, over fresh documents."""
     rng = np.random.default_rng(987_654)
-    input_ids, _ = batch_of(tokenizer, rng, count)
+    input_ids, _ = batch_of(tokenizer, rng, count, answers_only=True)
     guessed = model(input_ids=input_ids).logits.argmax(-1)[:, :-1] == input_ids[:, 1:]
     out, end = tokenizer("In: Q\nOut:").input_ids[-2:], tokenizer.eos_token_id
     right = total = 0

@@ -97,6 +97,7 @@ def fit(
         matmul_peak: FLOP/s of a large matrix product, to report MFU.
 
     Raises:
+        ValueError: when no row of a step has anything to predict.
         FloatingPointError: when the loss is not finite; the step is named and not taken.
     """
     model.train()
@@ -105,19 +106,25 @@ def fit(
     for epoch, micro_batches in enumerate(epochs):
         for group in batched(micro_batches, accumulation):
             started = time.perf_counter()
-            group = [to_device(b, accelerator.device) for b in group]
             skipped += sum(b.get("skipped", 0) for b in group)
+            group = [to_device(b, accelerator.device) for b in group if b["input_ids"].numel()]
             counts = torch.tensor([sum(map(count, group)), *token_counts(group)], device=accelerator.device)
             supervised, tokens, places = accelerator.reduce(counts, "sum").tolist()
+            if not supervised:
+                raise ValueError(
+                    f"step {step + 1} has nothing to learn from: its rows were skipped for bad images, or cut off "
+                    "before the first answer; run python -m prismatic.data.verify, or raise --max_length"
+                )
             for parameters in optimizer.param_groups:
                 parameters["lr"] = rate_at(step)
             counter = FlopCounterMode(display=False) if flops_per_token is None else nullcontext()
             with counter:
-                weights = [accelerator.num_processes / max(1, supervised)] * len(group)
+                weights = [accelerator.num_processes / supervised] * len(group)
                 sums = accumulate(model, group, weights, loss_sum, accelerator)
+            start = torch.zeros((), device=accelerator.device)
             if flops_per_token is None:
                 flops_per_token = counter.get_total_flops() / max(1, int(counts[1]))
-            loss = accelerator.reduce(torch.stack(sums).sum(), "sum").item() / max(1, supervised)
+            loss = accelerator.reduce(sum(sums, start), "sum").item() / supervised
             if not torch.isfinite(torch.tensor(loss)):
                 raise FloatingPointError(
                     f"loss is {loss} at step {step + 1}: the step was not taken; the last checkpoint is good. "

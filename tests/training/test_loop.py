@@ -175,6 +175,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(accelerator):
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+def test_micro_batches_of_which_nothing_is_left(accelerator):
+    whole, empty = collate_padded(examples(3), 0), collate_padded([None, None], 0)
+    unsupervised = collate_padded(examples(2), 0)
+    unsupervised["labels"] = torch.full_like(unsupervised["labels"], -100)
+    logged = run(tiny_model(), [whole, empty, whole, unsupervised], accelerator)
+    assert [m["skipped_images"] for m in logged] == [2, 2]
+    expected = run(tiny_model(), [whole, unsupervised, whole, empty], accelerator)
+    assert [m["loss"] for m in logged] == pytest.approx([m["loss"] for m in expected], rel=1e-6)
+    with pytest.raises(ValueError, match="step 1 has nothing to learn from"):
+        run(tiny_model(), [empty, empty], accelerator)
+
+
 def trajectories():
     path = golden_dir() / B8 / "cases.json"
     return sorted(json.loads(path.read_text())) if path.exists() else []
