@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.llm import get_llm_spec, llm_config, load_llm, load_tokenizer
@@ -15,6 +16,7 @@ from prismatic.models.prompts import IMAGE_TOKEN
 from prismatic.training.checkpoint import latest_checkpoint, write_json
 from vision_backbones import BackboneSpec, check_spec, create_backbone, get_spec
 from vision_backbones.transforms import image_transform
+from vision_backbones.weights import find_weights
 
 PARTS_FILE = "prismatic_parts.json"  # beside LoRA adapters: the arguments of `start`
 VOCAB_MULTIPLE = 64  # rows of the embedding are padded to a multiple of this
@@ -26,18 +28,40 @@ def check_parts(
     projector: str,
     image_resize_strategy: str = "resize-naive",
     image_size: int | None = None,
+    pretrained: bool = True,
 ) -> BackboneSpec:
     """The resolved backbone spec if these parts fit together; reads no weights.
 
     Raises:
-        ValueError: unknown names, an image size that does not fit the patches, a projector that does not fit.
+        ValueError: unknown names, an image size that does not fit the patches, a projector that does not fit, or, if
+            `pretrained`, a weights file of ours that is not there.
     """
     get_llm_spec(llm)
     spec = get_spec(vision_backbone)
     check_projector(projector, fused=bool(spec.parts), aligned=spec.aligned)
     spec = check_spec(spec, image_size=image_size)
     image_transform(spec, image_resize_strategy)
+    for part in (spec.parts or (spec,)) if pretrained else ():
+        find_weights(part)
+    if pretrained and projector == "pretrained-decoder":
+        decoder_file(spec)
     return spec
+
+
+def decoder_file(spec: BackboneSpec) -> Path:
+    """The MaskEmbed decoder of an aligned backbone: `NAME.decoder.safetensors` beside its weights `NAME.safetensors`.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    weights = find_weights(spec)
+    file = weights.with_suffix(".decoder.safetensors") if weights else None
+    if file is None or not file.is_file():
+        raise ValueError(
+            f"projector 'pretrained-decoder' needs the decoder that backbone '{spec.id}' was aligned with: no file "
+            f"{file or 'for weights of timm'}; put it there, or choose 'transformer' for the same layers from scratch"
+        )
+    return file
 
 
 def build(
@@ -64,7 +88,7 @@ def build(
     Raises:
         ValueError: the parts do not fit, or weights cannot be found.
     """
-    check_parts(vision_backbone, llm, projector, image_resize_strategy, image_size)
+    spec = check_parts(vision_backbone, llm, projector, image_resize_strategy, image_size, pretrained)
     tokenizer = load_tokenizer(llm)
     language_model = load_llm(llm, pretrained=pretrained, dtype=dtype)
     grow_vocabulary(language_model, len(tokenizer))
@@ -87,6 +111,8 @@ def build(
     model = PrismaticForConditionalGeneration(config, llm=language_model, vision_backbone=backbone).to(dtype)
     # A composite configuration clears its parts' choice of attention; without one, no causal mask is applied.
     model.llm.set_attn_implementation(attention)
+    if pretrained and projector == "pretrained-decoder":
+        model.projector.load_decoder(load_file(decoder_file(spec)))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model, build_processor(model, tokenizer)
@@ -126,7 +152,7 @@ def meta_config(vision_backbone: str, llm: str, projector: str, **settings) -> P
     text = llm_config(llm)
     image_token_id = text.vocab_size + 1
     text.vocab_size = -(-(text.vocab_size + 2) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    spec = check_parts(vision_backbone, llm, projector, **settings)
+    spec = check_parts(vision_backbone, llm, projector, pretrained=False, **settings)
     return PrismaticConfig(
         text_config=text, vision_config=spec.to_dict(), projector=projector, image_token_id=image_token_id, **settings
     )

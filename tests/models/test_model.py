@@ -231,3 +231,24 @@ def test_processor_of_a_model_counts_prefix_tokens():
     model, _ = vlm(projector="truncated")
     processor = build_processor(model, vlm()[1].tokenizer)
     assert processor.num_image_tokens == model.vision_backbone.num_tokens == 37
+
+
+def test_the_decoder_of_an_aligned_backbone_is_found_or_asked_for(tmp_path):
+    weights = tmp_path / "mine.safetensors"
+    aligned = dataclasses.replace(get_spec("miniature"), id="tiny-aligned", aligned=True, soft_cap=30.0)
+    register(dataclasses.replace(aligned, weights=str(weights)))
+    parts = ("tiny-aligned", "miniature", "pretrained-decoder")
+    with pytest.raises(ValueError, match="no weights file .*mine.safetensors"):
+        prismatic.build(*parts)
+    source, _ = prismatic.build(*parts, pretrained=False)
+    save_file({k: v.contiguous() for k, v in source.vision_backbone.vit.state_dict().items()}, weights)
+    with pytest.raises(ValueError, match="mine.decoder.safetensors; put it there"):
+        prismatic.build(*parts)
+    with torch.no_grad():
+        decoder = {k: torch.randn_like(v) for k, v in source.projector.state_dict().items() if not k.startswith("head")}
+    names = {k: f"encoder.head.{k[8:]}" if k.startswith("in_proj.") else f"decoder.{k}" for k in decoder}
+    save_file({names[k]: v for k, v in decoder.items()}, tmp_path / "mine.decoder.safetensors")
+    model, processor = prismatic.build(*parts)
+    state = model.projector.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in decoder.items()) and state["head.weight"].abs().max() == 0
+    assert processor.num_image_tokens == 37, "an aligned backbone keeps its class token"
