@@ -45,7 +45,10 @@ def test_parts_are_written_as_their_text(style):
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "A "}, {"type": "text", "text": "cat."}]},
     ]
-    render = lambda messages: render_jinja_template([messages], chat_template=chat_template(style))[0]  # noqa: E731
+
+    def render(messages):
+        return render_jinja_template([messages], chat_template=chat_template(style))[0]
+
     assert render(parts) == render(text)
 
 

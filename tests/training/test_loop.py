@@ -95,7 +95,7 @@ def test_accumulation_equals_one_large_batch(accelerator):
     whole = gradients(model, [collate_padded(items, 0)], accelerator)
     parts = gradients(model, [collate_padded(items[i : i + 3], 0) for i in range(0, 12, 3)], accelerator)
     assert parts[0] == pytest.approx(whole[0], rel=1e-6)
-    assert_equal_gradients(parts[1], whole[1], 1e-5)
+    assert_equal_gradients(parts[1], whole[1], 1e-6)
 
 
 def test_packed_equals_padded(accelerator):
@@ -195,8 +195,6 @@ def trajectories():
 @requires_golden
 @pytest.mark.parametrize("stage", trajectories())
 def test_the_references_trajectory(stage, accelerator, tmp_path):
-    from tokenizers import Tokenizer  # noqa: F401  the tiny tokenizer needs nothing else
-
     from prismatic.models.prompts import IMAGE_TOKEN, chat_template
     from prismatic.models.tokenizers import from_tokenizer_json
 
