@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -184,7 +185,8 @@ def token_counts(group: Sequence[Batch]) -> tuple[int, int]:
 def launch(precision: str, trackers: list[str], run_root: str) -> Accelerator:
     """The accelerator of this process, which gets its share of the cores: launchers set one thread even for one."""
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # absent on macOS
+    torch.set_num_threads(max(1, cores // local_processes))
     return Accelerator(
         cpu=not torch.accelerator.is_available(),  # else several processes on CPU form no group
         mixed_precision="bf16" if precision == "bf16" else "no",
@@ -196,11 +198,12 @@ def launch(precision: str, trackers: list[str], run_root: str) -> Accelerator:
 
 def memory_gb(device: torch.device) -> float:
     """Peak memory of this process in GB: of the accelerator, or resident on CPU."""
-    if device.type != "cpu":
+    if device.type not in ("cpu", "mps"):
         return torch.accelerator.max_memory_allocated(device) / 1e9
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def matmul_peak(accelerator: Accelerator) -> float:
