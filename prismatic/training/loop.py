@@ -105,8 +105,8 @@ def fit(
     step, flops_per_token, skipped = 0, None, 0
     bar = tqdm(total=total_steps, desc="finetune", disable=not accelerator.is_main_process, dynamic_ncols=True)
     for epoch, micro_batches in enumerate(epochs):
+        started = time.perf_counter()  # a step's seconds include waiting for its data
         for group in batched(micro_batches, accumulation):
-            started = time.perf_counter()
             skipped += sum(b.get("skipped", 0) for b in group)
             group = [to_device(b, accelerator.device) for b in group if b["input_ids"].numel()]
             counts = torch.tensor([sum(map(count, group)), *token_counts(group)], device=accelerator.device)
@@ -154,7 +154,7 @@ def fit(
             log(metrics)
             bar.set_postfix(loss=f"{loss:.3f}", tok_s=f"{tokens / seconds:.0f}", refresh=False)
             bar.update()
-            step += 1
+            step, started = step + 1, time.perf_counter()
             if step == total_steps:
                 break
         end_of_epoch(epoch)
