@@ -10,6 +10,7 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.tracking import get_available_trackers
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -183,7 +184,17 @@ def token_counts(group: Sequence[Batch]) -> tuple[int, int]:
 
 
 def launch(precision: str, trackers: list[str], run_root: str) -> Accelerator:
-    """The accelerator of this process, which gets its share of the cores: launchers set one thread even for one."""
+    """The accelerator of this process, which gets its share of the cores: launchers set one thread even for one.
+
+    Raises:
+        ValueError: a tracker is not installed; accelerate itself would leave it out without a word.
+    """
+    available = [tracker.value for tracker in get_available_trackers()]
+    if absent := [name for name in trackers if name not in available]:
+        raise ValueError(
+            f"tracker {', '.join(absent)} is not installed: pip install it, or leave it out "
+            f"(metrics.jsonl is always written); here: {', '.join(available) or 'none'}"
+        )
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # absent on macOS
     torch.set_num_threads(max(1, cores // local_processes))

@@ -132,7 +132,8 @@ def test_bad_images_stop_or_are_counted(tmp_path):
         (["--image_resize_strategy", "squash"], "squash"),
         (["--global_batch_size", "17"], "not a multiple"),
         (["--data.annotations", "nowhere.json"], "no annotation file"),
-        (["--plugins", "[no_such_module]"], "no plugin module"),
+        (["--plugins", "no_such_module"], "no plugin module"),
+        (["--trackers", "no-such-tracker"], "tracker no-such-tracker is not installed"),
     ],
 )
 def test_bad_input_fails_before_weights_are_read(arguments, message, tmp_path, monkeypatch):
