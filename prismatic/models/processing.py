@@ -68,7 +68,7 @@ class PrismaticProcessor(ProcessorMixin):
             padding: pad to the longest prompt.
             padding_side: "left" to generate from, "right" to train on.
             return_tensors: only "pt".
-            kwargs: ignored options of other processors are refused.
+            kwargs: options of other processors, which Hugging Face pipelines pass; ignored.
 
         Returns:
             `input_ids`, `attention_mask` `[B, T]`, and `pixel_values` `[M, 3 * parts, H, W]` if there are images.

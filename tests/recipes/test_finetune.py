@@ -3,6 +3,7 @@
 import json
 import math
 
+import draccus
 import jsonlines
 import pytest
 import torch
@@ -47,6 +48,8 @@ def test_a_finetune_leaves_a_usable_run(tmp_path, capsys):
     assert steps[0]["learning_rate"] == 0 and steps[0]["padding_share"] == 0
     assert {p.name for p in (folder / "checkpoints").iterdir()} == {"epoch-01", "epoch-02"}
     assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["packing"] is True
+    again = parse_finetune(["--config_path", str(folder / "config.yaml"), "--run_id", "rerun"])
+    assert draccus.dump(again).replace("rerun", "first") == (folder / "config.yaml").read_text()
     printed = capsys.readouterr().out
     for said in ("vision_backbone", "frozen", "expected", "prior baseline accuracy", str(folder)):
         assert said in printed
