@@ -1,0 +1,54 @@
+"""Which teacher and student fit together."""
+
+import dataclasses
+
+from vision_backbones.registry import check_spec
+from vision_backbones.spec import BackboneSpec
+
+
+def check_pair(teacher: str, student: str | None, soft_cap: float | None) -> tuple[BackboneSpec, BackboneSpec]:
+    """Specs of a teacher and of the student that learns from it; reads no weights.
+
+    The student's spec is that of the aligned backbone it becomes: soft-capped, features after the final norm.
+
+    Args:
+        teacher: Registered id, `timm:<timm id>` or run.
+        student: Likewise; the teacher if None.
+        soft_cap: Bound of the student's attention logits; None leaves them free.
+
+    Raises:
+        ValueError: A name is unknown or fused, or the two do not see the same pixels on the same grid.
+    """
+    taught = check_spec(teacher)
+    learner = check_spec(student or teacher)
+    for spec in (taught, learner):
+        if spec.parts:
+            raise ValueError(f"'{spec.id}' is fused: align its parts one by one, e.g. '{spec.parts[0].id}'")
+    grids = [patch_grid(spec) for spec in (taught, learner)]
+    if grids[0] != grids[1] or taught.image_size != learner.image_size:
+        shown = [
+            f"'{spec.id}' {grid[0]} x {grid[1]} patches of a {spec.image_size} px image"
+            for spec, grid in zip((taught, learner), grids, strict=True)
+        ]
+        raise ValueError(
+            f"teacher {shown[0]}, student {shown[1]}: a mask must mean the same to both; choose backbones of one patch "
+            "and image size, or register one at the other's size"
+        )
+    if (taught.mean, taught.std) != (learner.mean, learner.std):
+        raise ValueError(
+            f"teacher '{taught.id}' wants pixels normalised with mean {taught.mean} and std {taught.std}, student "
+            f"'{learner.id}' with {learner.mean} and {learner.std}: register the student with the teacher's"
+        )
+    id = learner.id if learner.aligned else f"{learner.id.removeprefix('timm:')}-aligned"
+    aligned = dataclasses.replace(learner, id=id, soft_cap=soft_cap, aligned=True)
+    return taught, check_spec(aligned)
+
+
+def patch_grid(spec: BackboneSpec) -> tuple[int, int]:
+    """Rows and columns of patches of a resolved spec."""
+    import torch
+
+    from vision_backbones.vit import build_vit
+
+    with torch.device("meta"):
+        return tuple(build_vit(spec).patch_embed.grid_size)

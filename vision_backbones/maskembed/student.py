@@ -1,0 +1,118 @@
+"""What is trained: an encoder of whole images, and a decoder that predicts the teacher from its masked patches."""
+
+from difflib import get_close_matches
+
+import torch
+from timm.layers import Mlp
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from vision_backbones.maskembed.masking import masked_features
+
+HEADS = ("linear", "mlp")
+DECODER_EPS = 1e-5
+
+
+class MaskEmbedStudent(nn.Module):
+    """Predicts what the teacher saw through each mask, from patch embeddings of the whole image (paper section 3).
+
+    Args:
+        vit: A timm ViT, usually soft-capped and with the teacher's weights; its head is replaced.
+        target_dim: Channels of the teacher.
+        head: `linear` or `mlp`, from the encoder to the decoder; its last layer starts at zero.
+        decoder_blocks: ViT blocks of the decoder; 0 leaves position embedding, norm and linear head.
+        decoder_width: Channels of the decoder; the encoder's if None.
+        decoder_heads: Attention heads of the decoder; the encoder's if None.
+        prefix_only: Predict prefix tokens alone.
+        as_reference: Start from a new final norm with eps 1e-5, as the reference does, instead of the ViT's own.
+    """
+
+    def __init__(
+        self,
+        vit: nn.Module,
+        target_dim: int,
+        *,
+        head: str = "linear",
+        decoder_blocks: int = 2,
+        decoder_width: int | None = None,
+        decoder_heads: int | None = None,
+        prefix_only: bool = False,
+        as_reference: bool = False,
+    ):
+        super().__init__()
+        width = decoder_width or vit.embed_dim
+        heads = decoder_heads or vit.blocks[0].attn.num_heads
+        block = vit.blocks[0]
+        self.encoder = with_head(vit, width, head, as_reference)
+        self.decoder = Decoder(
+            width, target_dim, tokens=vit.num_prefix_tokens + vit.patch_embed.num_patches, blocks=decoder_blocks,
+            heads=heads, act_layer=type(block.mlp.act), qk_norm=not isinstance(block.attn.q_norm, nn.Identity),
+        )  # fmt: skip
+        self.prefix_only = prefix_only
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embeddings `[B, prefix + patches, width]` of whole images `[B, 3, H, W]`."""
+        return self.encoder.head(self.encoder.forward_features(pixels))
+
+    def forward(self, pixels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """Reconstructions `[B * R, tokens, target_dim]` for pixels `[B, 3, H, W]` and masks `[B * R, patches]`."""
+        prefix = self.encoder.num_prefix_tokens
+        tokens = self.decoder(self.encode(pixels), nn.functional.pad(masks.bool(), (prefix, 0)))
+        return tokens[:, :prefix] if self.prefix_only else tokens
+
+
+class Decoder(nn.Module):
+    """A few ViT blocks, without soft cap, between masked embeddings and the teacher's channels."""
+
+    def __init__(self, width: int, target_dim: int, *, tokens: int, blocks: int, heads: int, act_layer, qk_norm: bool):
+        super().__init__()
+        kwargs = {"qkv_bias": True, "qk_norm": qk_norm, "init_values": 1e-6, "act_layer": act_layer}
+        self.pos_embed = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
+        self.blocks = nn.Sequential(*[Block(width, heads, norm_layer=nn.LayerNorm, **kwargs) for _ in range(blocks)])
+        self.norm = nn.LayerNorm(width, eps=DECODER_EPS)
+        self.head = nn.Linear(width, target_dim)
+
+    def forward(self, embeddings: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """`[B * R, N, target_dim]` from embeddings `[B, N, width]`, of which `kept` `[B * R, N]` are not zeroed."""
+        repeated = embeddings.repeat_interleave(len(kept) // len(embeddings), dim=0)
+        return self.head(self.norm(self.blocks(repeated * kept[..., None].to(repeated.dtype) + self.pos_embed)))
+
+
+class MaskedImageStudent(nn.Module):
+    """Sees masked images and predicts the teacher's tokens of the whole ones: masked image modelling.
+
+    Args:
+        vit: A timm ViT; its head is replaced.
+        target_dim: Channels of the teacher.
+        head: `linear` or `mlp`; its last layer starts at zero.
+        as_reference: As for `MaskEmbedStudent`.
+    """
+
+    def __init__(self, vit: nn.Module, target_dim: int, *, head: str = "linear", as_reference: bool = False):
+        super().__init__()
+        self.encoder = with_head(vit, target_dim, head, as_reference)
+
+    def forward(self, pixels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """Reconstructions `[B * R, tokens, target_dim]` for pixels `[B, 3, H, W]` and masks `[B * R, patches]`."""
+        return self.encoder.head(masked_features(self.encoder, pixels, masks))
+
+
+def with_head(vit: nn.Module, width: int, head: str, as_reference: bool = False) -> nn.Module:
+    """The ViT without pooling, with a final norm, and with a new head to `width` channels that gives zero."""
+    if head not in HEADS:
+        near = get_close_matches(head, HEADS, n=1)
+        raise ValueError(
+            f"unknown student head {head!r}: {f'did you mean {near[0]}?' if near else f'choose of {HEADS}'}"
+        )
+    vit.prune_intermediate_layers([len(vit.blocks) - 1], prune_head=True)
+    if as_reference or isinstance(vit.norm, nn.Identity):
+        vit.norm = nn.LayerNorm(vit.embed_dim, eps=1e-5)
+    if head == "linear":
+        vit.head = last = nn.Linear(vit.embed_dim, width)
+    else:
+        mlp = vit.blocks[0].mlp
+        vit.head = Mlp(vit.embed_dim, mlp.fc1.out_features, width, act_layer=type(mlp.act))
+        last = vit.head.fc2
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return vit
