@@ -1,7 +1,7 @@
 """Measures one finetune step against the plain formulation: `python benchmarks/finetune_step.py`.
 
 Plain is what a Hugging Face user writes: rows padded on the right, logits at every position, the model's own loss.
-Ours runs `prismatic.training.loop.supervised_loss` on the same rows, packed: logits at supervised positions only, no
+Ours runs `prismatic.training.objective.supervised_loss` on the same rows, packed: logits at supervised positions only, no
 padding. Model: frozen ViT-tiny 224/16 (196 patches), gelu-mlp, Llama 256 wide x 4 layers with 32,064 words, float32.
 Every variant runs in a process of its own, so that its peak memory is its own; time is the best of some steps.
 """
@@ -73,7 +73,7 @@ def run(variant: str, lengths: list[int], share: float, repeats: int) -> dict:
 
     from prismatic.data.batching import collate_packed, collate_padded
     from prismatic.models.attention import SEGMENTED
-    from prismatic.training import loop
+    from prismatic.training import loop, objective
 
     accelerator = loop.launch("fp32", [], ".")
     model = make_model()
@@ -89,7 +89,7 @@ def run(variant: str, lengths: list[int], share: float, repeats: int) -> dict:
         if variant == "plain":
             loss = model(**{k: v for k, v in batch.items() if k != "skipped"}, use_cache=False).loss
         else:
-            loss = loop.supervised_loss(model, batch) / loop.supervised_tokens(batch)
+            loss = objective.supervised_loss(model, batch) / objective.supervised_tokens(batch)
         loss.backward()
         model.zero_grad()
         return loss.item()
@@ -108,7 +108,7 @@ def run(variant: str, lengths: list[int], share: float, repeats: int) -> dict:
         "seconds": best,
         "gigabytes": peak,
         "gflop": counter.get_total_flops() / 1e9,
-        "supervised": sum(map(loop.supervised_tokens, batches)),
+        "supervised": sum(map(objective.supervised_tokens, batches)),
         "peak": loop.matmul_peak(accelerator) / 1e9,
     }
 

@@ -24,7 +24,7 @@ def main(config: FinetuneConfig) -> dict:
     from prismatic.models.attention import SEGMENTED
     from prismatic.models.load import add_lora, check_parts, save_parts, start
     from prismatic.models.processing import encode_row
-    from prismatic.training import loop, optim, report
+    from prismatic.training import loop, objective, optim, report
     from prismatic.training.checkpoint import open_run, save_model, write_json
     from prismatic.training.tracking import metrics_log
     from vision_backbones import import_plugins
@@ -41,7 +41,7 @@ def main(config: FinetuneConfig) -> dict:
         check_parts(**parts)
     accumulation = batching.accumulation_steps(size, world, per_device)
     source, held_out = open_data(data)
-    run_dir = open_run(config, accelerator)
+    run_dir = open_run(config, accelerator, f"{config.model or config.vision_backbone}+{config.stage}")
 
     # The model, what of it is trained, and the optimizer.
     set_seed(config.seed)
@@ -56,7 +56,8 @@ def main(config: FinetuneConfig) -> dict:
     if data.packing:
         model.set_attn_implementation({"text_config": SEGMENTED})
     model.to(accelerator.device)
-    report.print_parts(accelerator, config, model)
+    title = f"{config.vision_backbone} -> {config.projector} -> {config.llm}, stage {config.stage}"
+    report.print_parts(accelerator, title, optim.trained_and_frozen(model))
     groups = optim.parameter_groups(model.named_parameters(), config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas))
 
@@ -81,19 +82,19 @@ def main(config: FinetuneConfig) -> dict:
     with accelerator.autocast():
         before = generate_answers(model, processor, held_out, items)
 
-    def end_of_epoch(epoch: int) -> None:
+    def end_of_epoch(epoch: int, steps_done: int) -> None:
         if accelerator.is_main_process:
             folder = save_model(model, processor, run_dir / "checkpoints" / f"epoch-{epoch + 1:02d}")
             if config.stage == "lora":
                 save_parts(folder, parts)
         accelerator.wait_for_everyone()
 
-    training_started = time.perf_counter()
     loop.fit(
         accelerator,
         accelerator.prepare_model(model) if world > 1 else model,
         optimizer,
-        epochs=batching.epoch_loaders(examples, collate, plan, config.epochs, data.workers, config.seed),
+        objective.TEXT,
+        epochs=batching.epoch_loaders(lambda epoch: examples, collate, plan, config.epochs, data.workers, config.seed),
         total_steps=steps,
         accumulation=accumulation,
         rate_at=partial(
@@ -106,21 +107,22 @@ def main(config: FinetuneConfig) -> dict:
         max_grad_norm=config.max_grad_norm,
         log=metrics_log(accelerator, config, run_dir),
         end_of_epoch=end_of_epoch,
+        seed=config.seed,
         matmul_peak=loop.matmul_peak(accelerator),
     )
-    training_seconds = time.perf_counter() - training_started
     with accelerator.autocast():
         after = generate_answers(model, processor, held_out, items)
     accelerator.end_training()
 
     if not accelerator.is_main_process:
         return {}
-    summary = report.summarise(run_dir, training_seconds, time.perf_counter() - started)
+    summary = report.summarise(run_dir, time.perf_counter() - started)
     if items:
         summary |= scores(data.held_out, items, before, after)
         write_samples(run_dir, held_out, items, before, after)
+        report.print_samples(items, before, after)
     write_json(run_dir / "summary.json", summary)
-    report.print_summary(run_dir, summary, items, before, after)
+    report.print_summary(run_dir, summary, f"python -c \"import prismatic; prismatic.load('{run_dir}')\"")
     return summary
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from golden_cases import ROOT, requires_samples, samples_dir
 
-from recipes.settings import FinetuneConfig, _flags
+from recipes.parsing import _flags
+from recipes.settings import FinetuneConfig
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -191,6 +191,16 @@ def shuffle_indices(n: int, global_batch_size: int, seed: int, epoch: int) -> li
     return _wrap(torch.randperm(n, generator=generator).tolist(), global_batch_size)
 
 
+def fill_batches(order: np.ndarray, global_batch_size: int) -> np.ndarray:
+    """An epoch's rows, repeated from the start until global batches are full.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    _check_rows(len(order))
+    return np.resize(order, -(-len(order) // global_batch_size) * global_batch_size)
+
+
 def _wrap(rows: list[int], multiple: int) -> list[int]:
     return list(islice(cycle(rows), -(-len(rows) // multiple) * multiple))
 
@@ -202,7 +212,7 @@ def _check_rows(n: int) -> None:
 
 def micro_batches(
     indices: Sequence[int], rank: int, world_size: int, global_batch_size: int, per_device_batch_size: int
-) -> list[list[int]]:
+) -> list[Sequence[int]]:
     """The micro-batches of one rank, ready for `DataLoader(batch_sampler=...)`.
 
     A rank takes its own contiguous part of every global batch. `accumulation_steps(...)` consecutive micro-batches of
@@ -219,10 +229,22 @@ def micro_batches(
         )
     share = global_batch_size // world_size
     return [
-        list(indices[start : start + per_device_batch_size])
+        indices[start : start + per_device_batch_size]
         for step in range(0, len(indices), global_batch_size)
         for start in range(step + rank * share, step + (rank + 1) * share, per_device_batch_size)
     ]
+
+
+def share_batch(global_batch_size: int, world_size: int, at_most: int) -> tuple[int, int]:
+    """Per-device batch size and accumulation steps: the largest micro-batch up to `at_most` that divides a rank's share.
+
+    Raises:
+        ValueError: the processes cannot share the global batch equally.
+    """
+    accumulation_steps(global_batch_size, world_size, 1)
+    share = global_batch_size // world_size
+    per_device = max(size for size in range(1, max(1, min(at_most, share)) + 1) if share % size == 0)
+    return per_device, share // per_device
 
 
 def accumulation_steps(global_batch_size: int, world_size: int, per_device_batch_size: int) -> int:
@@ -246,20 +268,31 @@ def accumulation_steps(global_batch_size: int, world_size: int, per_device_batch
 
 
 def epoch_loaders(
-    examples: TrainingExamples,
+    examples: Callable[[int], Dataset],
     collate: Callable,
-    plan: Callable[[int], list[list[int]]],
+    plan: Callable[[int], Sequence[Sequence[int]]],
     epochs: int,
     workers: int,
     seed: int,
-) -> Iterator[DataLoader]:
-    """A loader of micro-batches for every epoch, in the order that `plan(epoch)` gives."""
+    done: int = 0,
+) -> Iterator[tuple[int, DataLoader]]:
+    """Number and loader of every epoch: micro-batches of `examples(epoch)` in the order of `plan(epoch)`.
+
+    The first `done` micro-batches of the whole run are left out, for a run that continues.
+    """
     for epoch in range(epochs):
-        yield DataLoader(
-            examples,
-            batch_sampler=plan(epoch),
-            collate_fn=collate,
-            num_workers=workers,
-            pin_memory=torch.accelerator.is_available(),
-            generator=torch.Generator().manual_seed(seed + epoch),  # else iterating would draw from the global one
+        batches = plan(epoch)
+        batches, done = batches[done:], max(0, done - len(batches))
+        if len(batches) == 0:
+            continue
+        yield (
+            epoch,
+            DataLoader(
+                examples(epoch),
+                batch_sampler=batches,
+                collate_fn=collate,
+                num_workers=workers,
+                pin_memory=torch.accelerator.is_available(),
+                generator=torch.Generator().manual_seed(seed + epoch),  # else iterating would draw from the global one
+            ),
         )

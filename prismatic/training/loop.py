@@ -1,6 +1,7 @@
 """The one training loop. A recipe hands it a model, its batches and what the loss of a batch is."""
 
 import itertools
+import math
 import os
 import sys
 import time
@@ -8,40 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from prismatic.models.attention import segment_lengths
-
-Batch = dict[str, torch.Tensor]
-
-
-def supervised_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Cross-entropy summed over the supervised positions, the only ones that reach the LM head.
-
-    Rows are right padded (no mask is needed then) or packed into one (`position_ids` restart with each example).
-    """
-    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
-    keep = targets != -100
-    packed = {}
-    if "position_ids" in batch:
-        packed = {"position_ids": batch["position_ids"], "segment_lengths": segment_lengths(batch["position_ids"])}
-    logits = model(
-        input_ids=batch["input_ids"],
-        pixel_values=batch.get("pixel_values"),
-        logits_to_keep=keep,
-        use_cache=False,
-        **packed,
-    ).logits
-    return F.cross_entropy(logits.float(), targets[keep], reduction="sum")
-
-
-def supervised_tokens(batch: Batch) -> int:
-    """How many positions the loss of this batch sums over."""
-    return int((batch["labels"][:, 1:] != -100).sum())
+from prismatic.training.objective import Batch, Objective
 
 
 def accumulate(
@@ -66,68 +39,76 @@ def fit(
     accelerator: Accelerator,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
+    objective: Objective,
     *,
-    epochs: Iterable[Iterable[Batch]],
+    epochs: Iterable[tuple[int, Iterable[Batch]]],
     total_steps: int,
     accumulation: int,
     rate_at: Callable[[int], float],
     max_grad_norm: float,
     log: Callable[[dict], None],
-    end_of_epoch: Callable[[int], None],
-    loss_sum: Callable[[torch.nn.Module, Batch], torch.Tensor] = supervised_loss,
-    count: Callable[[Batch], int] = supervised_tokens,
+    end_of_epoch: Callable[[int, int], None],
+    after_step: Callable[[int], None] = lambda step: None,
+    done_steps: int = 0,
+    seed: int = 0,
     matmul_peak: float | None = None,
 ) -> None:
-    """Trains for `total_steps` optimizer steps or until the epochs end.
+    """Trains until `total_steps` optimizer steps are done or the epochs end.
 
-    The loss of a step is summed over its supervised tokens and divided by their number over all micro-batches and
-    processes, so that neither accumulation nor the number of processes changes it.
+    The loss of a step is summed over its terms and divided by their number over all micro-batches and processes, so
+    that neither accumulation nor the number of processes changes it.
 
     Args:
         accelerator: gives device, precision and processes.
         model: what is trained, on its device.
-        optimizer: its parameter groups' rate is set before every step.
-        epochs: this process's micro-batches, epoch by epoch.
+        optimizer: its parameter groups' rate is set before every step, times the group's `lr_scale` if it has one.
+        objective: what is minimised.
+        epochs: number of each epoch and this process's micro-batches in it, from where the run continues.
         total_steps: optimizer steps of the whole run.
         accumulation: micro-batches of this process that make a step.
         rate_at: learning rate of a 0-based step.
         max_grad_norm: global norm that gradients are clipped to.
         log: takes the metrics of a step.
-        end_of_epoch: called with the 0-based epoch when it ends.
-        loss_sum: summed loss of a micro-batch.
-        count: number of terms in that sum.
+        end_of_epoch: called with the epoch and the steps done when it ends.
+        after_step: called with the number of steps done after each.
+        done_steps: steps done before, in a run that continues.
+        seed: dropout draws from it, the step and the process alone, so that a continued run draws the same.
         matmul_peak: FLOP/s of a large matrix product, to report MFU.
 
     Raises:
-        ValueError: when no row of a step has anything to predict.
+        ValueError: a step has nothing to learn from.
         FloatingPointError: when the loss is not finite; the step is named and not taken.
     """
     model.train()
-    step, flops_per_token, skipped = 0, None, 0
-    bar = tqdm(total=total_steps, desc="finetune", disable=not accelerator.is_main_process, dynamic_ncols=True)
-    for epoch, micro_batches in enumerate(epochs):
+    step, flops_per_unit, skipped, unit = done_steps, None, 0, objective.unit
+    bar = tqdm(
+        total=total_steps, initial=step, desc="training", disable=not accelerator.is_main_process, dynamic_ncols=True
+    )
+    for epoch, micro_batches in epochs if step < total_steps else ():
         started = time.perf_counter()  # a step's seconds include waiting for its data
         for group in batched(micro_batches, accumulation):
             skipped += sum(b.get("skipped", 0) for b in group)
-            group = [to_device(b, accelerator.device) for b in group if b["input_ids"].numel()]
-            counts = torch.tensor([sum(map(count, group)), *token_counts(group)], device=accelerator.device)
-            supervised, tokens, places = accelerator.reduce(counts, "sum").tolist()
-            if not supervised:
+            group = [to_device(b, accelerator.device) for b in group if objective.work(b)[1]]
+            work = [sum(column) for column in zip(*map(objective.work, group), strict=True)] or [0, 0]
+            counts = torch.tensor([sum(map(objective.terms, group)), *work], device=accelerator.device)
+            terms, units, places = accelerator.reduce(counts, "sum").tolist()
+            if not terms:
                 raise ValueError(
                     f"step {step + 1} has nothing to learn from: its rows were skipped for bad images, or cut off "
                     "before the first answer; run python -m prismatic.data.verify, or raise --max_length"
                 )
             for parameters in optimizer.param_groups:
-                parameters["lr"] = rate_at(step)
-            counter = FlopCounterMode(display=False) if flops_per_token is None else nullcontext()
+                parameters["lr"] = rate_at(step) * parameters.get("lr_scale", 1.0)
+            torch.manual_seed((seed * 1_000_003 + step) * 65_536 + accelerator.process_index)
+            counter = FlopCounterMode(display=False) if flops_per_unit is None else nullcontext()
             with counter:
-                weights = [accelerator.num_processes / supervised] * len(group)
-                sums = accumulate(model, group, weights, loss_sum, accelerator)
+                weights = [accelerator.num_processes / terms] * len(group)
+                sums = accumulate(model, group, weights, objective.loss_sum, accelerator)
             start = torch.zeros((), device=accelerator.device)
-            if flops_per_token is None:
-                flops_per_token = counter.get_total_flops() / max(1, int(counts[1]))
-            loss = accelerator.reduce(sum(sums, start), "sum").item() / supervised
-            if not torch.isfinite(torch.tensor(loss)):
+            if flops_per_unit is None:
+                flops_per_unit = counter.get_total_flops() / max(1, int(counts[1]))
+            loss = accelerator.reduce(sum(sums, start), "sum").item() / terms
+            if not math.isfinite(loss):
                 raise FloatingPointError(
                     f"loss is {loss} at step {step + 1}: the step was not taken; the last checkpoint is good. "
                     "Lower the learning rate or look at the data of this step."
@@ -144,21 +125,23 @@ def fit(
                 "loss": loss,
                 "learning_rate": rate_at(step),
                 "grad_norm": norm,
-                "tokens_per_second": tokens / seconds,
-                "supervised_tokens": supervised,
-                "padding_share": 1 - tokens / places,
-                "mfu": flops_per_token * tokens / seconds / matmul_peak if matmul_peak else None,
+                f"{unit}_per_second": units / seconds,
+                "loss_terms": terms,
+                "padding_share": 1 - units / places,
+                "mfu": flops_per_unit * units / seconds / matmul_peak if matmul_peak else None,
                 "memory_gb": memory_gb(accelerator.device),
                 "skipped_images": skipped,
                 "seconds": seconds,
             }
             log(metrics)
-            bar.set_postfix(loss=f"{loss:.3f}", tok_s=f"{tokens / seconds:.0f}", refresh=False)
+            bar.set_postfix(loss=f"{loss:.3f}", **{f"{unit}_s": f"{units / seconds:.0f}"}, refresh=False)
             bar.update()
-            step, started = step + 1, time.perf_counter()
+            step += 1
+            after_step(step)
+            started = time.perf_counter()
             if step == total_steps:
                 break
-        end_of_epoch(epoch)
+        end_of_epoch(epoch, step)
         if step == total_steps:
             break
     bar.close()
@@ -174,13 +157,6 @@ def batched(items: Iterable, size: int) -> Iterator[list]:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`."""
     return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-
-
-def token_counts(group: Sequence[Batch]) -> tuple[int, int]:
-    """Real tokens and places (padding included) of the micro-batches."""
-    places = sum(b["input_ids"].numel() for b in group)
-    tokens = sum(int(b["attention_mask"].sum()) if "attention_mask" in b else b["input_ids"].numel() for b in group)
-    return tokens, places
 
 
 def launch(precision: str, trackers: list[str], run_root: str) -> Accelerator:

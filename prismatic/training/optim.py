@@ -56,6 +56,19 @@ def learning_rate(step: int, *, peak: float, total_steps: int, warmup_steps: int
     return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def cosine_rate(
+    step: int, *, peak: float, minimum: float, total_steps: int, warmup_steps: int = 0, warmup_from: float = 0.0
+) -> float:
+    """Rate of the `step`-th optimizer step (0-based) of the vision recipes: a cosine from `peak` to `minimum`.
+
+    The cosine spans all `total_steps`; a linear warm-up from `warmup_from` takes the place of its first
+    `warmup_steps`. This is timm's schedule, which MaskEmbed's reference uses.
+    """
+    if step < warmup_steps:
+        return warmup_from + (peak - warmup_from) * step / warmup_steps
+    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total_steps)))
+
+
 def trained_and_frozen(model: nn.Module) -> list[tuple[str, int, int]]:
     """Rows `(part, trained parameters, frozen parameters)` of backbone, projector and LLM."""
     rows = []

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import jsonlines
-
-from prismatic.training.optim import trained_and_frozen
+from prismatic.training.tracking import read_metrics
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
@@ -22,25 +20,25 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
     return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, cells)])
 
 
-def print_parts(accelerator, config, model) -> None:
-    """Prints what is trained and what is frozen."""
-    rows = [(part, trained, frozen) for part, trained, frozen in trained_and_frozen(model)]
-    rows.append(("all", sum(r[1] for r in rows), sum(r[2] for r in rows)))
-    accelerator.print(f"\n{config.vision_backbone} -> {config.projector} -> {config.llm}, stage {config.stage}")
+def print_parts(accelerator, title: str, rows: Sequence[tuple[str, int, int]]) -> None:
+    """Prints what is trained and what is frozen: rows `(part, trained parameters, frozen parameters)`."""
+    rows = [*rows, ("all", sum(r[1] for r in rows), sum(r[2] for r in rows))]
+    accelerator.print(f"\n{title}")
     accelerator.print(table(rows, ("part", "trained", "frozen")), "\n")
 
 
-def summarise(run_dir: Path, training_seconds: float, seconds: float) -> dict:
-    """Numbers of a finished run, from its `metrics.jsonl`."""
-    with jsonlines.open(run_dir / "metrics.jsonl") as reader:
-        steps = list(reader)
+def summarise(run_dir: Path, seconds: float) -> dict:
+    """Numbers of a finished run that took `seconds`, from its `metrics.jsonl`."""
+    steps = [row for row in read_metrics(run_dir / "metrics.jsonl") if "loss" in row]
+    rate = next(key for key in steps[0] if key.endswith("_per_second"))
+    training_seconds = sum(s["seconds"] for s in steps)
     return {
         "steps": steps[-1]["step"],
         "loss_first": steps[0]["loss"],
         "loss_last": steps[-1]["loss"],
         "seconds": seconds,
         "training_seconds": training_seconds,
-        "tokens_per_second": sum(s["tokens_per_second"] * s["seconds"] for s in steps) / training_seconds,
+        rate: sum(s[rate] * s["seconds"] for s in steps) / training_seconds,
         "padding_share": sum(s["padding_share"] for s in steps) / len(steps),
         "mfu": sum(s["mfu"] for s in steps) / len(steps),
         "memory_gb": max(s["memory_gb"] for s in steps),
@@ -48,17 +46,20 @@ def summarise(run_dir: Path, training_seconds: float, seconds: float) -> dict:
     }
 
 
-def print_summary(run_dir: Path, summary: dict, items, before: Sequence[str], after: Sequence[str]) -> None:
-    """Prints five sample answers, the summary and where everything lies."""
-    if items:
-        rows = [
-            (short(item.question), short(item.answer, 20), short(early, 20), short(late, 20))
-            for item, early, late in list(zip(items, before, after, strict=True))[:5]
-        ]
-        print("\n" + table(rows, ("question", "expected", "before", "after")))
+def print_samples(items, before: Sequence[str], after: Sequence[str]) -> None:
+    """Prints five questions with their answers before and after."""
+    rows = [
+        (short(item.question), short(item.answer, 20), short(early, 20), short(late, 20))
+        for item, early, late in list(zip(items, before, after, strict=True))[:5]
+    ]
+    print("\n" + table(rows, ("question", "expected", "before", "after")))
+
+
+def print_summary(run_dir: Path, summary: dict, use: str) -> None:
+    """Prints the summary, where everything lies and the command that uses it."""
     print("\n" + table([(k.replace("_", " "), v) for k, v in summary.items() if v is not None], ("result", "value")))
     print(f"\nEverything is in {run_dir}/: {', '.join(sorted(p.name for p in run_dir.iterdir()))}")
-    print(f"Use it: python -c \"import prismatic; model, processor = prismatic.load('{run_dir}')\"")
+    print(f"Use it: {use}")
 
 
 def short(text: str, length: int = 60) -> str:

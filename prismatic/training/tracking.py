@@ -8,14 +8,22 @@ import jsonlines
 from accelerate import Accelerator
 
 
-def metrics_log(accelerator: Accelerator, config, run_dir: Path) -> Callable[[dict], None]:
-    """A function that appends a dict of metrics to `run_dir/metrics.jsonl` and hands it to the trackers."""
+def metrics_log(accelerator: Accelerator, config, run_dir: Path, done_steps: int = 0) -> Callable[[dict], None]:
+    """A function that appends a dict of metrics to `run_dir/metrics.jsonl` and hands it to the trackers.
+
+    Of an earlier, unfinished run the metrics of its first `done_steps` steps stay in the file.
+    """
     if config.trackers:
         flat = {
             k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in dataclasses.asdict(config).items()
         }
         accelerator.init_trackers("prismatic", config=flat)
-    writer = jsonlines.open(run_dir / "metrics.jsonl", "w", flush=True) if accelerator.is_main_process else None
+    writer = None
+    if accelerator.is_main_process:
+        path = run_dir / "metrics.jsonl"
+        kept = [m for m in read_metrics(path) if m["step"] <= done_steps] if done_steps else []
+        writer = jsonlines.open(path, "w", flush=True)
+        writer.write_all(kept)
 
     def log(metrics: dict) -> None:
         if writer:
@@ -23,3 +31,9 @@ def metrics_log(accelerator: Accelerator, config, run_dir: Path) -> Callable[[di
         accelerator.log({k: v for k, v in metrics.items() if v is not None and k != "step"}, step=metrics["step"])
 
     return log
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of a `metrics.jsonl`; a last line that was cut off is left out."""
+    with jsonlines.open(path) as reader:
+        return list(reader.iter(type=dict, skip_invalid=True))

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.settings import CONFIGS, named_models, parse_finetune
+from recipes.parsing import CONFIGS
+from recipes.settings import named_models, parse_finetune
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ["--data.annotations", "rows.json"]

@@ -36,10 +36,10 @@ def test_a_failed_save_leaves_nothing_and_keeps_the_one_before(tmp_path):
 def test_an_unfinished_run_is_started_over_a_finished_one_refused(tmp_path):
     accelerator = Accelerator(cpu=True)
     config = parse_finetune(["--run_root", str(tmp_path), "--run_id", "mine"])
-    folder = open_run(config, accelerator)
+    folder = open_run(config, accelerator, "name")
     save_model(Saved("model"), Saved("processor"), folder / "checkpoints" / "epoch-01")
-    assert open_run(config, accelerator) == folder and latest_checkpoint(folder) is None
+    assert open_run(config, accelerator, "name") == folder and latest_checkpoint(folder) is None
     write_json(folder / "summary.json", {"loss_last": 1.0})
     assert json.loads((folder / "summary.json").read_text()) == {"loss_last": 1.0}
     with pytest.raises(ValueError, match="finished run"):
-        open_run(config, accelerator)
+        open_run(config, accelerator, "name")

@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,9 +15,9 @@ from transformers import LlamaConfig
 from prismatic import PrismaticConfig, PrismaticForConditionalGeneration, PrismaticImageProcessor, PrismaticProcessor
 from prismatic.data.batching import TrainingExamples, collate_packed, collate_padded
 from prismatic.data.sources import ConversationDataset
-from prismatic.models.attention import SEGMENTED
+from prismatic.models.attention import SEGMENTED, segment_lengths
 from prismatic.models.processing import encode_row
-from prismatic.training import loop, optim
+from prismatic.training import loop, objective, optim
 from vision_backbones import BackboneSpec
 
 B8 = "B_prismatic/B8_training_trajectory"
@@ -62,8 +63,8 @@ def examples(count, seed=0):
 
 
 def gradients(model, batches, accelerator):
-    total = sum(map(loop.supervised_tokens, batches))
-    sums = loop.accumulate(model, batches, [1 / total] * len(batches), loop.supervised_loss, accelerator)
+    total = sum(map(objective.supervised_tokens, batches))
+    sums = loop.accumulate(model, batches, [1 / total] * len(batches), objective.supervised_loss, accelerator)
     grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return sum(sums).item() / total, grads
@@ -113,7 +114,7 @@ def test_packed_examples_do_not_see_each_other():
 
     def logits(batch):
         positions = batch["position_ids"]
-        lengths = loop.segment_lengths(positions)
+        lengths = segment_lengths(positions)
         out = model(
             input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], position_ids=positions, use_cache=False,
             segment_lengths=lengths,
@@ -140,12 +141,13 @@ def test_packing_still_generates_from_left_padded_prompts():
     assert torch.equal(plain, model.generate(input_ids=ids, attention_mask=(ids > 0).long(), **options))
 
 
-def run(model, batches, accelerator, steps=4, **settings):
+def run(model, batches, accelerator, steps=4, task=objective.TEXT, **settings):
     optimizer = torch.optim.AdamW(optim.parameter_groups(model.named_parameters(), 0.1), lr=1e-3)
     logged = []
     loop.fit(
-        accelerator, model, optimizer, epochs=[batches], total_steps=steps, accumulation=2, rate_at=lambda step: 1e-3,
-        max_grad_norm=1.0, log=logged.append, end_of_epoch=lambda epoch: None, **settings,
+        accelerator, model, optimizer, task, epochs=[(0, batches)], total_steps=steps, accumulation=2,
+        rate_at=lambda step: 1e-3, max_grad_norm=1.0, log=logged.append, end_of_epoch=lambda epoch, step: None,
+        **settings,
     )  # fmt: skip
     return logged
 
@@ -159,7 +161,7 @@ def test_metrics_of_a_step(accelerator):
         int(sum(f(b) for b in first)) for f in (lambda b: b["attention_mask"].sum(), lambda b: b["input_ids"].numel())
     )
     assert logged[0]["padding_share"] == pytest.approx(1 - tokens / places)
-    assert logged[0]["supervised_tokens"] == sum(map(loop.supervised_tokens, first))
+    assert logged[0]["loss_terms"] == sum(map(objective.supervised_tokens, first))
     # About two FLOPs a weight forward and four backward; the backbone is frozen and attention comes on top.
     weights = sum(p.numel() for n, p in tiny_model().llm.named_parameters() if "embed" not in n and "lm_head" not in n)
     flops = logged[0]["mfu"] * 1e12 / logged[0]["tokens_per_second"]
@@ -170,8 +172,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(accelerator):
     model = tiny_model()
     before = copy.deepcopy(model.state_dict())
     batches = [collate_padded(examples(3), 0)] * 2
+
+    def broken(model, batch):
+        return objective.supervised_loss(model, batch) * float("nan")
+
     with pytest.raises(FloatingPointError, match="step 1"):
-        run(model, batches, accelerator, loss_sum=lambda m, b: loop.supervised_loss(m, b) * float("nan"))
+        run(model, batches, accelerator, task=replace(objective.TEXT, loss_sum=broken))
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
@@ -227,9 +233,9 @@ def test_the_references_trajectory(stage, accelerator, tmp_path):
     for step, group in enumerate(loop.batched(loader, case["grad_accumulation_steps"])):
         for parameters in optimizer.param_groups:
             parameters["lr"] = case["lr_used_at_step"][step]
-        counts = [loop.supervised_tokens(batch) for batch in group]
+        counts = [objective.supervised_tokens(batch) for batch in group]
         weights = [1 / (count * case["grad_accumulation_steps"]) for count in counts]
-        sums = loop.accumulate(model, group, weights, loop.supervised_loss, accelerator)
+        sums = loop.accumulate(model, group, weights, objective.supervised_loss, accelerator)
         losses += [s.item() / count for s, count in zip(sums, counts, strict=True)]
         trained = [p for p in model.parameters() if p.requires_grad]
         norms.append(torch.nn.utils.clip_grad_norm_(trained, 1.0).item())

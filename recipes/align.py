@@ -1,0 +1,120 @@
+"""Locality alignment: teaches a vision backbone what is where, by MaskEmbed post-training.
+
+`accelerate launch recipes/align.py` alone runs the miniature world on a laptop; `--help` lists every setting. The run
+folder is a backbone: `--vision_backbone runs/NAME`.
+"""
+
+import sys
+
+from recipes.image_settings import AlignConfig, parse_align
+
+
+def main(config: AlignConfig) -> dict:
+    """Runs the alignment and gives the content of `summary.json` (on the main process)."""
+    from functools import partial
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+    from accelerate.utils import set_seed
+
+    from prismatic.training import images, loop, optim, report
+    from prismatic.training.checkpoint import open_run
+    from vision_backbones import import_plugins
+    from vision_backbones.maskembed.build import check_pair, patch_grid
+    from vision_backbones.maskembed.loss import check_loss, reconstruction_loss
+    from vision_backbones.maskembed.masks import sample_masks
+    from vision_backbones.maskembed.student import MaskEmbedStudent
+    from vision_backbones.maskembed.teacher import Teacher, merge_moments, moments, unit_scale
+    from vision_backbones.vit import load_vit
+    from vision_backbones.weights import save_backbone
+
+    accelerator = loop.launch(config.precision, config.trackers, config.run_root)
+
+    # What can fail early fails here, before any weights are read.
+    import_plugins(config.plugins)
+    teacher_spec, student_spec = check_pair(config.teacher, config.student, config.soft_cap)
+    check_loss(config.loss, prefix_only=config.prefix_only)
+    grid = patch_grid(student_spec)
+    sampling = vars(config.masks) | {"as_reference": config.as_reference}
+    masks = partial(sample_masks, images=1, patches=grid[0] * grid[1], **sampling)
+    masks(np.random.default_rng(0))
+    data = images.read_images(config, accelerator, student_spec, masks)
+    run_dir = open_run(config, accelerator, f"{config.model or config.teacher}+align", images.MAY_CHANGE)
+
+    # Teacher and student.
+    set_seed(config.seed)
+    teacher = Teacher(
+        load_vit(teacher_spec, pretrained=True), skip_blocks=config.teacher_skip_blocks, prefix_only=config.prefix_only
+    )
+    student = MaskEmbedStudent(
+        load_vit(student_spec, pretrained=True),
+        teacher.vit.embed_dim,
+        head=config.student_head,
+        decoder_blocks=config.decoder_blocks,
+        decoder_width=config.decoder_width,
+        decoder_heads=config.decoder_heads,
+        prefix_only=config.prefix_only,
+        as_reference=config.as_reference,
+    )
+    if config.precision == "bf16":
+        optim.halve_frozen(teacher)
+    teacher.to(accelerator.device), student.to(accelerator.device)
+    report.print_parts(
+        accelerator,
+        f"{teacher_spec.id} -> {student_spec.id}, {config.loss}",
+        [
+            ("encoder", sum(p.numel() for p in student.encoder.parameters()), 0),
+            ("decoder", sum(p.numel() for p in student.decoder.parameters()), 0),
+            ("teacher", 0, sum(p.numel() for p in teacher.parameters())),
+        ],
+    )
+
+    # The scale on which predicting the targets' mean would give a loss of 1.
+    with accelerator.autocast():
+        parts = [moments(teacher(b["pixel_values"], b["masks"])) for b in data.validation_batches()]
+    gathered = accelerator.gather(merge_moments(parts).float().to(accelerator.device)[None])
+    variance = merge_moments(gathered.cpu().double())[2].item()
+    if config.loss == "mse":
+        teacher.scale.fill_(unit_scale(variance))
+
+    def loss(model: torch.nn.Module, batch: dict, training: bool = True) -> torch.Tensor:
+        target = teacher(batch["pixel_values"], batch["masks"])
+        return reconstruction_loss(
+            model(batch["pixel_values"], batch["masks"]),
+            target,
+            batch["masks"],
+            config.loss,
+            masked_prefix=config.as_reference and training,
+            pair_all=config.as_reference and config.prefix_only,
+        )
+
+    def export(model: MaskEmbedStudent, folder: Path) -> None:
+        state = model.state_dict()
+        decoder = {k: v for k, v in state.items() if k.startswith(("decoder.", "encoder.head."))}
+        encoder = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
+        heads = config.decoder_heads or model.encoder.blocks[0].attn.num_heads
+        save_backbone(folder / "backbone.safetensors", encoder, student_spec, decoder, heads)
+
+    summary = images.train(
+        config,
+        run_dir,
+        data,
+        student,
+        images.parameter_groups(student, config.weight_decay, config.decay_all),
+        loss=loss,
+        measure=lambda model, batch: {"validation_loss": loss(model, batch, training=False)},
+        best=("validation_loss", min),
+        export=export,
+        extra={"baseline_loss": 1.0 if config.loss == "mse" else None, "teacher_variance": variance},
+    )
+    if summary:
+        report.print_summary(run_dir, summary, f"python recipes/finetune.py --vision_backbone {run_dir} ...")
+    return summary
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_align(sys.argv[1:]))
+    except (ValueError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,138 @@
+"""How the command line, a YAML file and named presets make up a recipe's settings.
+
+Lives here and not in `prismatic`, whose import brings torch and transformers: `--help` must answer at once.
+"""
+
+import dataclasses
+import difflib
+import operator
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import draccus
+import yaml
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+
+
+def unknown(kind: str, name: str, known) -> ValueError:
+    """A ValueError that names the closest known names."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return ValueError(f"unknown {kind} {name!r}" + (f": did you mean {' or '.join(near)}?" if near else ""))
+
+
+def parse(config_class, argv: list[str], *, default: str, named: str | None = None, check: Callable[[Any], None]):
+    """The configuration of a command line; errors are one line on stderr and exit status 2.
+
+    Args:
+        config_class: dataclass of the settings.
+        argv: the command line.
+        default: YAML file in `recipes/configs` that is read when neither --config_path nor --model is given.
+        named: YAML file in `recipes/configs` of the presets that --model names.
+        check: raises ValueError for values that make no sense.
+    """
+    try:
+        config = _parse(config_class, argv, default, named)
+        check(config)
+        return config
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def check_choices(config, choices: dict[str, tuple[str, ...]], positive: tuple[str, ...]) -> None:
+    """Raises ValueError for a setting that is none of its choices, or not positive where it must be."""
+    for name, allowed in choices.items():
+        value = operator.attrgetter(name)(config)
+        if value not in allowed:
+            raise ValueError(f"--{name} is {value!r}: expected {' or '.join(map(str, allowed))}")
+    for name in positive:
+        if operator.attrgetter(name)(config) <= 0:
+            raise ValueError(f"--{name} is {operator.attrgetter(name)(config)}: expected more than 0")
+    if config.max_steps is not None and config.max_steps < 1:
+        raise ValueError(f"--max_steps is {config.max_steps}: expected at least 1, or null for all steps of the epochs")
+
+
+def read_presets(file: str) -> dict[str, dict[str, Any]]:
+    """Presets by name, from a YAML file in `recipes/configs`."""
+    return yaml.safe_load((CONFIGS / file).read_text())
+
+
+def _parse(config_class, argv: list[str], default: str, named: str | None):
+    """Named preset < YAML file < command line."""
+    given, rest = _split(argv)
+    fields = _flags(config_class)
+    for flag in (a.split("=")[0] for a in rest if a.startswith("--")):
+        if flag[2:] not in {*fields, "help"}:
+            raise unknown("setting", flag, [f"--{f}" for f in fields])
+    path = given.get("config_path")
+    if path is None and "model" not in given:
+        path = CONFIGS / default
+    settings = yaml.safe_load(Path(path).read_text()) or {} if path else {}
+    for key in _flatten(settings):
+        if key not in fields:
+            raise unknown(f"setting in {path}", key, fields)
+    name = given.get("model", settings.get("model"))
+    if name is not None:
+        models = read_presets(named) if named else {}
+        if name not in models:
+            raise unknown("model", name, models)
+        settings = {**models[name], **settings, "model": name}
+    rest = _listed(config_class, rest)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as merged:
+        yaml.safe_dump(settings, merged)
+        merged.flush()
+        try:
+            return draccus.parse(config_class, config_path=merged.name, args=rest)
+        except draccus.ParsingError as error:
+            raise ValueError(" ".join(str(error).split())) from None
+
+
+def _listed(config_class, argv: list[str]) -> list[str]:
+    """Values of list settings in brackets, so that `--plugins a,b` means `--plugins [a,b]`."""
+    lists = {f"--{name}" for name in _flags(config_class) if isinstance(_default(config_class, name), list)}
+    argv = [part for a in argv for part in (a.split("=", 1) if a.split("=")[0] in lists else [a])]
+    return [
+        f"[{value}]" if flag in lists and not value.startswith("[") else value
+        for flag, value in zip(["", *argv], argv, strict=False)
+    ]
+
+
+def _default(config_class, name: str):
+    return operator.attrgetter(name)(config_class())
+
+
+def _split(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """`--config_path` and `--model` apart from the other arguments."""
+    given, rest, i = {}, [], 0
+    while i < len(argv):
+        flag, equals, value = argv[i].partition("=")
+        if flag in ("--config_path", "--model"):
+            if not equals:
+                i += 1
+                if i == len(argv):
+                    raise ValueError(f"{flag} needs a value")
+                value = argv[i]
+            given[flag[2:]] = value
+        else:
+            rest.append(argv[i])
+        i += 1
+    return given, rest
+
+
+def _flags(config_class, prefix: str = "") -> list[str]:
+    names = []
+    for f in dataclasses.fields(config_class):
+        nested = dataclasses.is_dataclass(f.type)
+        names += [f"{prefix}{f.name}"] + (_flags(f.type, f"{prefix}{f.name}.") if nested else [])
+    return names
+
+
+def _flatten(settings: dict, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in settings.items():
+        keys += [f"{prefix}{key}"] + (_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [])
+    return keys
