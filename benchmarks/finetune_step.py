@@ -1,8 +1,8 @@
 """Measures one finetune step against the plain formulation: `python benchmarks/finetune_step.py`.
 
 Plain is what a Hugging Face user writes: rows padded on the right, logits at every position, the model's own loss.
-Ours runs `prismatic.training.objective.supervised_loss` on the same rows, packed: logits at supervised positions only, no
-padding. Model: frozen ViT-tiny 224/16 (196 patches), gelu-mlp, Llama 256 wide x 4 layers with 32,064 words, float32.
+Ours runs `prismatic.training.objective.supervised_loss` on the same rows, packed: logits at supervised positions only,
+no padding. Model: frozen ViT-tiny 224/16 (196 patches), gelu-mlp, Llama 256 wide x 4 layers with 32,064 words, float32.
 Every variant runs in a process of its own, so that its peak memory is its own; time is the best of some steps.
 """
 

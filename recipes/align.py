@@ -11,21 +11,18 @@ from recipes.image_settings import AlignConfig, parse_align
 
 def main(config: AlignConfig) -> dict:
     """Runs the alignment and gives the content of `summary.json` (on the main process)."""
-    from functools import partial
     from pathlib import Path
 
-    import numpy as np
     import torch
     from accelerate.utils import set_seed
 
     from prismatic.training import images, loop, optim, report
     from prismatic.training.checkpoint import open_run
     from vision_backbones import import_plugins
-    from vision_backbones.maskembed.build import check_pair, patch_grid
+    from vision_backbones.maskembed.build import check_pair, mask_sampler
     from vision_backbones.maskembed.loss import check_loss, reconstruction_loss
-    from vision_backbones.maskembed.masks import sample_masks
     from vision_backbones.maskembed.student import MaskEmbedStudent
-    from vision_backbones.maskembed.teacher import Teacher, merge_moments, moments, unit_scale
+    from vision_backbones.maskembed.teacher import Teacher, unit_scale
     from vision_backbones.vit import load_vit
     from vision_backbones.weights import save_backbone
 
@@ -35,10 +32,7 @@ def main(config: AlignConfig) -> dict:
     import_plugins(config.plugins)
     teacher_spec, student_spec = check_pair(config.teacher, config.student, config.soft_cap)
     check_loss(config.loss, prefix_only=config.prefix_only)
-    grid = patch_grid(student_spec)
-    sampling = vars(config.masks) | {"as_reference": config.as_reference}
-    masks = partial(sample_masks, images=1, patches=grid[0] * grid[1], **sampling)
-    masks(np.random.default_rng(0))
+    masks = mask_sampler(student_spec, as_reference=config.as_reference, **vars(config.masks))
     data = images.read_images(config, accelerator, student_spec, masks)
     run_dir = open_run(config, accelerator, f"{config.model or config.teacher}+align", images.MAY_CHANGE)
 
@@ -70,11 +64,8 @@ def main(config: AlignConfig) -> dict:
         ],
     )
 
-    # The scale on which predicting the targets' mean would give a loss of 1.
-    with accelerator.autocast():
-        parts = [moments(teacher(b["pixel_values"], b["masks"])) for b in data.validation_batches()]
-    gathered = accelerator.gather(merge_moments(parts).float().to(accelerator.device)[None])
-    variance = merge_moments(gathered.cpu().double())[2].item()
+    # The loss is mse on targets of variance 1: predicting their mean would give 1.
+    variance = images.target_variance(data, lambda batch: teacher(batch["pixel_values"], batch["masks"]))
     if config.loss == "mse":
         teacher.scale.fill_(unit_scale(variance))
 

@@ -1,17 +1,42 @@
-"""`python -m vision_backbones list` and `python -m vision_backbones describe ID`."""
+"""`python -m vision_backbones list`, `describe ID` and `convert IN OUT --backbone ID`."""
 
 import argparse
+from pathlib import Path
 
 from vision_backbones import create_backbone, get_spec, import_plugins, list_backbones
 
+CONVERT = """\
+Write a checkpoint of locality alignment as an aligned backbone:
+
+  OUT.safetensors          the ViT with timm's names, its description in the metadata
+  OUT.decoder.safetensors  the MaskEmbed decoder, if the checkpoint has one (for the projector 'pretrained-decoder')
+
+OUT.safetensors can then be named wherever a vision backbone is asked for; copied to the folder of weights under the
+name that the backbone's error message gives, the backbone's id finds it.
+
+IN is .pth.tar, .pth, .pt or .bin as torch.save wrote it, or .safetensors. Its moving average (EMA) is taken where there
+is one, LayerScale is folded into the layers before it where the backbone has none, attention pooling and classifiers
+are dropped. The rest has to fit the backbone exactly. No code in the file is run: one that asks for it is refused.
+"""
+
 
 def main() -> None:
-    """Lists the registered backbones, or describes one without loading its weights."""
+    """Lists the registered backbones, describes one without loading its weights, or converts a checkpoint to one."""
     parser = argparse.ArgumentParser(prog="python -m vision_backbones", description=main.__doc__)
     parser.add_argument("--plugins", nargs="*", default=[], metavar="MODULE", help="modules that register backbones")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="every registered id with its family, image size and timm id")
-    commands.add_parser("describe", help="one backbone in full").add_argument("id")
+    described = commands.add_parser("describe", help="one backbone in full")
+    described.add_argument("id", help="registered id, timm:<timm id>, or a run folder of recipes/align.py")
+    converted = commands.add_parser(
+        "convert",
+        help="a checkpoint of others to an aligned backbone",
+        description=CONVERT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    converted.add_argument("checkpoint", type=Path, metavar="IN", help="e.g. clip-vit-b.pth.tar")
+    converted.add_argument("out", type=Path, metavar="OUT.safetensors", help="a new file")
+    converted.add_argument("--backbone", required=True, metavar="ID", help="which ViT it is, e.g. clip-vit-b-aligned")
     args = parser.parse_args()
     try:
         import_plugins(args.plugins)
@@ -20,8 +45,12 @@ def main() -> None:
                 spec = get_spec(id)
                 arch = spec.arch or " + ".join(part.id for part in spec.parts)
                 print(f"{id:34}{spec.family:11}{spec.image_size or '':>5}  {arch}")
-        else:
+        elif args.command == "describe":
             describe(args.id)
+        else:
+            from vision_backbones.checkpoints import convert
+
+            print(convert(args.checkpoint, args.out, args.backbone))
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
 

@@ -2,19 +2,23 @@
 
 import dataclasses
 import importlib
+import json
 import os
 import sys
 import warnings
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vision_backbones.spec import BackboneSpec, closest
+from vision_backbones.weights import read_header
 
 if TYPE_CHECKING:
     from vision_backbones.fused import FusedBackbone
     from vision_backbones.vit import VisionBackbone
 
 ENTRY_POINTS = "vision_backbones"
+BACKBONE_FILE = "backbone.safetensors"  # in a checkpoint of recipes/align.py
 _specs: dict[str, BackboneSpec] = {}
 _entry_points_loaded = False
 
@@ -40,20 +44,27 @@ def list_backbones() -> list[str]:
 
 
 def get_spec(id: str) -> BackboneSpec:
-    """Gives the spec of a registered id, or of `timm:<any timm id>`.
+    """Gives the spec of a registered id, of `timm:<any timm id>`, or of an aligned backbone on disk.
+
+    On disk means a run folder of recipes/align.py (its best checkpoint, or else its last), one of its checkpoints, or
+    a safetensors file with a spec in its metadata; `spec.weights` is then that file. A registered id goes before a
+    folder of the same name.
 
     Raises:
-        ValueError: If the name is unknown; names the closest known ones.
+        ValueError: If the name is unknown (names the closest known ones), or the path holds no backbone.
     """
     if id.startswith("timm:"):
         return _timm_spec(id)
     _load_entry_points()
-    if id not in _specs:
-        raise ValueError(
-            f"unknown vision backbone '{id}'{closest(id, list(_specs))}; `python -m vision_backbones list` shows all, "
-            "'timm:<timm id>' takes any ViT of timm, --plugins imports registrations of your own"
-        )
-    return _specs[id]
+    if id in _specs:
+        return _specs[id]
+    if (path := Path(id).expanduser()).exists():
+        return _spec_on_disk(path)
+    raise ValueError(
+        f"unknown vision backbone '{id}'{closest(id, list(_specs))}; `python -m vision_backbones list` shows all, "
+        "'timm:<timm id>' takes any ViT of timm, a path takes a run of recipes/align.py (none is there), --plugins "
+        "imports registrations of your own"
+    )
 
 
 def resolve_spec(id_or_spec: str | BackboneSpec, *, image_size: int | None = None) -> BackboneSpec:
@@ -104,7 +115,7 @@ def create_backbone(
     """Gives a vision backbone: a module from pixels `[B, 3 * parts, H, W]` to features `[B, num_tokens, embed_dim]`.
 
     Args:
-        id_or_spec: A registered id, `timm:<timm id>`, or a spec.
+        id_or_spec: A registered id, `timm:<timm id>`, a run folder (see `get_spec`), or a spec.
         pretrained: Load weights; otherwise they are random.
         image_resize_strategy: `resize-naive`, `resize-crop` or `letterbox`, for `backbone.transform`.
         image_size: Side of the input in pixels, instead of the spec's; position embeddings are interpolated.
@@ -156,6 +167,29 @@ def _load_entry_points() -> None:
             point.load()
         except Exception as error:  # a broken package elsewhere must not take the catalog away
             warnings.warn(f"vision_backbones plugin '{point.name}' ({point.value}) failed: {error}", stacklevel=3)
+
+
+def _spec_on_disk(path: Path) -> BackboneSpec:
+    file = path
+    if path.is_dir():
+        candidates = [path / "checkpoints" / name / BACKBONE_FILE for name in ("best", "last")] + [path / BACKBONE_FILE]
+        file = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if file is None:
+            raise ValueError(
+                f"{path} holds no vision backbone: looked for {', '.join(map(str, candidates))}; give a run of "
+                "recipes/align.py or one of its checkpoints (a finetuned VLM is none)"
+            )
+    if file.suffix != ".safetensors" or "spec" not in (metadata := read_header(file)[1]):
+        raise ValueError(
+            f"{file} does not say which backbone it is (safetensors with `spec` in the metadata): convert it with "
+            f"`python -m vision_backbones convert {file} OUT.safetensors --backbone ID`, or register "
+            f"BackboneSpec(..., weights='{file}')"
+        )
+    try:
+        spec = BackboneSpec.from_dict(json.loads(metadata["spec"]))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the `spec` in the metadata of {file} cannot be read: {error}") from error
+    return dataclasses.replace(spec, weights=str(file))
 
 
 def _timm_spec(id: str) -> BackboneSpec:

@@ -1,14 +1,26 @@
-"""Weights files of one's own: find them, load them strictly."""
+"""Weights files of one's own: find, read, write them, load them strictly.
 
+A locality-aligned backbone is `NAME.safetensors`, timm's names of a headless ViT with the backbone's spec in the
+metadata, and beside it `NAME.decoder.safetensors`, what MaskEmbed trained on top of it.
+"""
+
+import dataclasses
+import json
 import os
+import re
+import sys
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from vision_backbones.spec import BackboneSpec
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 ASSETS = Path(__file__).parent / "assets"
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar")
 HEAD = ("head.", "fc_norm.", "attn_pool.")
+LAYER_SCALE = re.compile(r"(blocks\.\d+\.)ls([12])\.gamma")
 
 
 def weights_folder() -> Path:
@@ -17,17 +29,17 @@ def weights_folder() -> Path:
 
 
 def find_weights(spec: BackboneSpec) -> Path | None:
-    """Gives the safetensors file `spec.weights` stands for, or None where weights come from timm.
+    """Gives the file `spec.weights` stands for, or None where weights come from timm.
 
-    A name is looked up inside this package, then in `weights_folder()`; a path (with a slash or .safetensors) is
-    taken as it is.
+    A name is looked up, as `NAME.safetensors`, inside this package, then in `weights_folder()`; a path (with a slash
+    or the suffix of a weights file) is taken as it is.
 
     Raises:
         ValueError: If the file is not there; says where it was looked for and how to make it.
     """
     if spec.weights is None:
         return None
-    if "/" in spec.weights or spec.weights.endswith(".safetensors"):
+    if "/" in spec.weights or spec.weights.endswith(SUFFIXES):
         candidates = [Path(spec.weights).expanduser()]
     else:
         candidates = [folder / f"{spec.weights}.safetensors" for folder in (ASSETS, weights_folder())]
@@ -35,7 +47,10 @@ def find_weights(spec: BackboneSpec) -> Path | None:
         if path.is_file():
             return path
     if spec.soft_cap:
-        remedy = "make it with recipes/align.py (MaskEmbed) or copy it there"
+        remedy = (
+            "make it with recipes/align.py (MaskEmbed), convert a released checkpoint to it "
+            f"(`python -m vision_backbones convert IN.pth.tar {candidates[-1]} --backbone {spec.id}`) or copy it there"
+        )
     else:
         remedy = "write it there as safetensors with timm's parameter names"
     raise ValueError(
@@ -44,38 +59,156 @@ def find_weights(spec: BackboneSpec) -> Path | None:
     )
 
 
-def load_weights(vit: nn.Module, path: Path) -> None:
-    """Loads a safetensors file with timm's names into a headless timm ViT, strictly.
+def decoder_path(weights: Path) -> Path:
+    """Gives where the decoder of the backbone in `weights` lies: `NAME.decoder.safetensors` beside it."""
+    return weights.with_suffix(".decoder.safetensors")
 
-    Position embeddings of another resolution are interpolated; entries of classification heads are ignored.
+
+def read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Gives the shapes by tensor name and the metadata of a safetensors file; imports neither torch nor safetensors.
 
     Raises:
-        ValueError: If the file is not safetensors, or parameters are missing, unexpected or of another shape; lists
-            the first few.
+        ValueError: If it is not a safetensors file.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    from timm.layers import resample_abs_pos_embed
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            if length > os.path.getsize(path):
+                raise ValueError("the length of its header is beyond its end")
+            header = json.loads(file.read(length))
+            metadata = header.pop("__metadata__", {})
+            return {name: entry["shape"] for name, entry in header.items()}, metadata
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is not a safetensors file: {error}") from error
 
-    try:
-        found = {name: value for name, value in load_file(path).items() if not name.startswith(HEAD)}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+
+def load_weights(vit: "nn.Module", path: Path) -> None:
+    """Loads a weights file into a headless timm ViT, strictly.
+
+    It may be safetensors with timm's names, a checkpoint that timm knows to convert (OpenAI's CLIP, DINOv2, ...), or
+    one of MaskEmbed training (see `read_checkpoint`). Pickled files (.pth, .pt, .bin, .pth.tar) never run code.
+
+    Raises:
+        ValueError: If the file cannot be read or does not fit (see `fit_state`).
+    """
+    from vision_backbones.checkpoints import read_checkpoint
+
+    vit.load_state_dict(fit_state(vit, read_checkpoint(path).encoder, path))
+
+
+def fit_state(vit: "nn.Module", found: "dict[str, Tensor]", source: Path) -> "dict[str, Tensor]":
+    """Gives the entries of a state dict as the model's own, each of its name and shape.
+
+    Names are converted as timm does for the architecture; position embeddings of another resolution are interpolated;
+    LayerScale is folded into the layer before it where the model has none; heads that the model has not are left out.
+
+    Raises:
+        ValueError: If entries are missing, unexpected or of another shape; counts them, lists the first few.
+    """
     wanted = vit.state_dict()
+    found = _fold_layer_scale(_timm_names(vit, found), wanted)
+    found = {name: value for name, value in found.items() if name in wanted or not name.startswith(HEAD)}
 
-    old, new = found.get("pos_embed"), wanted.get("pos_embed")
-    if old is not None and new is not None and old.shape != new.shape and old.shape[-1] == new.shape[-1]:
-        prefix = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens
-        found["pos_embed"] = resample_abs_pos_embed(old, list(vit.patch_embed.grid_size), num_prefix_tokens=prefix)
+    other = [name for name in wanted if name in found and found[name].shape != wanted[name].shape]
+    missing = [name for name in wanted if name not in found]
+    unexpected = [name for name in found if name not in wanted]
+    if problems := other + missing + unexpected:
+        shapes = [
+            f"{name}: file {list(found[name].shape) if name in found else 'has none'}, "
+            f"model {list(wanted[name].shape) if name in wanted else 'has none'}"
+            for name in problems[:5]
+        ]
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(
+            f"weights {source} do not fit {type(vit).__name__}: {len(other)} of the model's {len(wanted)} tensors have "
+            f"another shape, {len(missing)} are missing, {len(unexpected)} are unexpected: {'; '.join(shapes)}{more}; "
+            "is it a checkpoint of another architecture?"
+        )
+    return found
 
-    problems = [f"missing {name} {list(wanted[name].shape)}" for name in wanted if name not in found]
-    problems += [f"unexpected {name} {list(found[name].shape)}" for name in found if name not in wanted]
-    problems += [
-        f"{name}: file {list(found[name].shape)}, model {list(wanted[name].shape)}"
-        for name in wanted
-        if name in found and found[name].shape != wanted[name].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise ValueError(f"weights {path} do not fit {type(vit).__name__}: {shown}")
-    vit.load_state_dict(found)
+
+def _timm_names(vit: "nn.Module", state: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """Applies the conversion of checkpoints that timm has for this family of models."""
+    convert = getattr(sys.modules[type(vit).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return state
+    try:
+        converted = convert(dict(state), vit)
+    except Exception:  # it assumes that shapes fit: say which do not, rather than where it stumbled
+        return state
+    # timm would also interpolate patches of another size, and positions of another width on the way to an error.
+    for name, own in vit.state_dict().items():
+        raw = state.get(name)
+        if raw is not None and raw.ndim == own.ndim and raw.ndim > 1 and raw.shape[-1] != own.shape[-1]:
+            converted[name] = raw
+    return converted
+
+
+def _fold_layer_scale(state: "dict[str, Tensor]", wanted: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """Multiplies LayerScale that the model has not into the output of attention (ls1) or MLP (ls2)."""
+    state = dict(state)
+    for name in list(state):
+        match = LAYER_SCALE.fullmatch(name)
+        layer = match and match[1] + ("attn.proj" if match[2] == "1" else "mlp.fc2")
+        if not match or name in wanted or f"{layer}.weight" not in state:
+            continue
+        gamma = state.pop(name)
+        state[f"{layer}.weight"] = state[f"{layer}.weight"] * gamma[:, None]
+        if f"{layer}.bias" in state:
+            state[f"{layer}.bias"] = state[f"{layer}.bias"] * gamma
+    return state
+
+
+def save_backbone(
+    path: Path,
+    state: "dict[str, Tensor]",
+    spec: BackboneSpec,
+    decoder: "dict[str, Tensor] | None" = None,
+    decoder_heads: int | None = None,
+    **metadata: str,
+) -> None:
+    """Writes an aligned backbone, and its decoder beside it, each file all or nothing; replaces what is there.
+
+    Args:
+        path: `NAME.safetensors`.
+        state: State dict of a timm ViT; its heads are left out.
+        spec: What rebuilds the ViT; travels in the metadata, without `weights`, which will be this file.
+        decoder: `decoder.*` and `encoder.head.*` of a MaskEmbed student.
+        decoder_heads: Attention heads of the decoder.
+        metadata: More strings for the metadata of the backbone.
+
+    Raises:
+        ValueError: If `path` does not end with .safetensors, or a decoder comes without its number of heads.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"an aligned backbone is written as NAME.safetensors, got {path}")
+    if decoder and not decoder_heads:
+        raise ValueError(f"{path}: decoder_heads must say how many attention heads the decoder has")
+    # The decoder first: a backbone that is there has the decoder it was trained with.
+    if decoder:
+        _write(decoder_path(path), decoder, {"decoder": json.dumps({"num_heads": decoder_heads})})
+    else:
+        decoder_path(path).unlink(missing_ok=True)
+    spec = dataclasses.replace(spec, weights=None)
+    headless = {name: value for name, value in state.items() if not name.startswith(HEAD)}
+    _write(path, headless, {**metadata, "spec": json.dumps(spec.to_dict())})
+
+
+def _write(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
+    """Writes beside `path`, then renames."""
+    from safetensors.torch import save_file
+
+    beside = path.with_name(f".{path.name}.unfinished")
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, beside, metadata)
+    _sync(beside)
+    beside.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

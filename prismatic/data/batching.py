@@ -236,7 +236,7 @@ def micro_batches(
 
 
 def share_batch(global_batch_size: int, world_size: int, at_most: int) -> tuple[int, int]:
-    """Per-device batch size and accumulation steps: the largest micro-batch up to `at_most` that divides a rank's share.
+    """Per-device batch size and accumulation steps: the largest micro-batch up to `at_most` that divides the share.
 
     Raises:
         ValueError: the processes cannot share the global batch equally.

@@ -1,7 +1,8 @@
-"""Checks a LLaVA data set before days of training depend on it: `python -m prismatic.data.verify --help`."""
+"""Checks images and LLaVA files before days of training depend on them: `python -m prismatic.data.verify --help`."""
 
 import argparse
 from collections import Counter
+from collections.abc import Callable, Sequence, Sized
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from prismatic.data.image_sources import ImageSource, open_images
 from prismatic.data.sources import BadImageError, ConversationDataset, MissingImageError, RefusedPathError
 from prismatic.models.prompts import to_messages
 
@@ -17,36 +19,47 @@ EXAMPLES_SHOWN = 10
 PROBLEMS = ("missing images", "unreadable images", "refused paths", "role-order problems")
 
 _HELP = """\
-Decodes every image and checks every conversation of a LLaVA json or jsonl file, on all processor cores.
+Decodes every image, on all processor cores, either
+  of a LLaVA json or jsonl file, whose conversations are checked as well: give the file and the image root; or
+  of a folder, of tar shards or of miniature:COUNT, as locality alignment and classification read them: give one place.
 
-A row counts as a problem if
+A row of a LLaVA file counts as a problem if
   its image is missing, or cannot be decoded (damaged, empty, not an image, or too many pixels to be safe);
   its image path is refused: absolute, with '..', or a symbolic link out of the image root;
   its turns do not alternate human, gpt, human, gpt, ... up to an answer.
-Empty answers are counted but are no problem: LLaVA's data has them. Malformed files and rows end the check at once.
+Empty answers are counted but are no problem: LLaVA's data has them. Malformed files, rows and shards
+end the check at once.
 """
 
 _EPILOG = """\
-example, with coco/, gqa/, ocr_vqa/, textvqa/ and vg/ below data/llava:
+examples; coco/, gqa/, ocr_vqa/, textvqa/ and vg/ lie below data/llava:
   python -m prismatic.data.verify data/llava/llava_v1_5_mix665k.json data/llava
+  python -m prismatic.data.verify data/imagenet/train
+  python -m prismatic.data.verify 'data/in21k/in21k-{000..123}.tar'
 
 exit code: 0 when all is well, 1 when there is a problem (the first ten of each kind are listed).
-Finetuning stops at the first bad image, or leaves such rows out with --data.on_bad_image skip.
+Training stops at the first bad image, or leaves it out with --data.on_bad_image skip.
 """
 
 
 @dataclass
 class Findings:
-    """What was found in some rows; `problems` lists messages by the kinds of `PROBLEMS`."""
+    """What was found in some rows.
+
+    `problems` lists messages by the kinds of `PROBLEMS`; `sizes` counts images by (width, height), `modes` by Pillow's
+    name of how they are stored.
+    """
 
     counts: Counter = field(default_factory=Counter)
     problems: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in PROBLEMS})
-    sizes: list[tuple[int, int]] = field(default_factory=list)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: "Findings") -> None:
         """Takes in the findings of other rows, keeping the first examples of each problem."""
         self.counts += other.counts
-        self.sizes += other.sizes
+        self.sizes.update(other.sizes)
+        self.modes.update(other.modes)
         for kind, messages in other.problems.items():
             self.problems[kind] += messages[: EXAMPLES_SHOWN - len(self.problems[kind])]
 
@@ -63,11 +76,25 @@ def verify(annotations: Path, image_root: Path) -> Findings:
         ValueError: the annotation file is absent or malformed.
     """
     dataset = ConversationDataset(annotations, image_root)
-    starts = range(0, len(dataset), ROWS_PER_TASK)
+    return _in_parallel(check_rows, dataset)
+
+
+def verify_images(location: str) -> tuple[Findings, list[str]]:
+    """Decodes all images at a place in parallel, with a progress bar; gives the names of the classes too.
+
+    Raises:
+        ValueError: as `open_images`.
+    """
+    source = open_images(location)
+    return _in_parallel(check_images, source), source.classes
+
+
+def _in_parallel(check: Callable[[Sized, int], Findings], rows: Sized) -> Findings:
+    starts = range(0, len(rows), ROWS_PER_TASK)
     findings = Findings()
     with (
-        ProcessPoolExecutor(initializer=_adopt, initargs=(dataset,)) as pool,
-        tqdm(total=len(dataset), unit=" rows", desc="verifying") as bar,
+        ProcessPoolExecutor(initializer=_adopt, initargs=(check, rows)) as pool,
+        tqdm(total=len(rows), unit=" rows", desc="verifying") as bar,
     ):
         for part in pool.map(_check_adopted, starts):
             findings.add(part)
@@ -75,16 +102,32 @@ def verify(annotations: Path, image_root: Path) -> Findings:
     return findings
 
 
-_adopted: ConversationDataset  # of a worker process, which gets it once rather than with every task
+_adopted: tuple[Callable[[Sized, int], Findings], Sized]  # of a worker process, which gets it once, not with every task
 
 
-def _adopt(dataset: ConversationDataset) -> None:
+def _adopt(*check_and_rows) -> None:
     global _adopted
-    _adopted = dataset
+    _adopted = check_and_rows
 
 
 def _check_adopted(start: int) -> Findings:
-    return check_rows(_adopted, start)
+    check, rows = _adopted
+    return check(rows, start)
+
+
+def check_images(source: ImageSource, start: int) -> Findings:
+    """Decodes the `ROWS_PER_TASK` images from row `start` on."""
+    found = Findings()
+    for row in range(start, min(start + ROWS_PER_TASK, len(source))):
+        found.counts.update(rows=1)
+        try:
+            image = source.load(row)
+        except BadImageError as error:
+            found.problem("unreadable images", error)
+        else:
+            found.sizes.update([image.size])
+            found.modes.update([image.mode])
+    return found
 
 
 def check_rows(dataset: ConversationDataset, start: int) -> Findings:
@@ -114,7 +157,7 @@ def _check_roles(row: dict, where: str, found: Findings) -> None:
 
 def _check_image(dataset: ConversationDataset, index: int, found: Findings) -> None:
     try:
-        found.sizes.append(dataset.load_image(index).size)
+        found.sizes.update([dataset.load_image(index).size])
     except MissingImageError as error:
         found.problem("missing images", error)
     except BadImageError as error:
@@ -124,23 +167,42 @@ def _check_image(dataset: ConversationDataset, index: int, found: Findings) -> N
 
 
 def report(findings: Findings) -> str:
-    """The findings as text: counts, image sizes, and the first examples of every problem."""
+    """The findings of a LLaVA file as text: counts, image sizes, and the first examples of every problem."""
     counts = findings.counts
-    lines = [f"{name:<22}{counts[name]:>12,}" for name in ("rows", "text-only rows", "turns", "empty answers")]
-    lines.append(f"{'images decoded':<22}{len(findings.sizes):>12,}")
+    lines = [_line(name, counts[name]) for name in ("rows", "text-only rows", "turns", "empty answers")]
+    return "\n".join(lines + _size_lines(findings) + _problem_lines(findings, PROBLEMS))
+
+
+def report_images(findings: Findings, classes: list[str]) -> str:
+    """The findings about images as text: counts, sizes, modes, and the first unreadable ones."""
+    lines = [_line("images", findings.counts["rows"]), _line("classes", len(classes)), *_size_lines(findings)]
+    lines += [_line(f"  stored as {mode}", count) for mode, count in findings.modes.most_common()]
+    return "\n".join(lines + _problem_lines(findings, ["unreadable images"]))
+
+
+def _line(name: str, count: int) -> str:
+    return f"{name:<22}{count:>12,}"
+
+
+def _size_lines(findings: Findings) -> list[str]:
+    lines = [_line("images decoded", findings.sizes.total())]
     if findings.sizes:
-        width, height = np.array(findings.sizes).T
+        width, height = np.repeat(list(findings.sizes), list(findings.sizes.values()), axis=0).T
         for name, side in (("width", width), ("height", height)):
             low, middle, high = np.percentile(side, (0, 50, 100)).astype(int)
             lines.append(f"  {name + ' (pixels)':<20}{low:>12,} smallest {middle:>8,} median {high:>8,} largest")
-    for kind in PROBLEMS:
-        lines.append(f"{kind:<22}{counts[kind]:>12,}")
+    return lines
+
+
+def _problem_lines(findings: Findings, kinds: Sequence[str]) -> list[str]:
+    lines = []
+    for kind in kinds:
+        lines.append(_line(kind, findings.counts[kind]))
         lines += [f"  {message}" for message in findings.problems[kind]]
-        if counts[kind] > EXAMPLES_SHOWN:
-            lines.append(f"  ... and {counts[kind] - EXAMPLES_SHOWN:,} more")
-    wrong = sum(counts[kind] for kind in PROBLEMS)
-    lines.append(f"{wrong:,} problems" if wrong else "no problems")
-    return "\n".join(lines)
+        if findings.counts[kind] > EXAMPLES_SHOWN:
+            lines.append(f"  ... and {findings.counts[kind] - EXAMPLES_SHOWN:,} more")
+    wrong = sum(findings.counts[kind] for kind in kinds)
+    return [*lines, f"{wrong:,} problems" if wrong else "no problems"]
 
 
 def main() -> int:
@@ -151,14 +213,21 @@ def main() -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("annotations", type=Path, metavar="json", help="one JSON array of rows, or one row a line")
-    parser.add_argument("image_root", type=Path, metavar="root", help="folder that image paths are relative to")
+    parser.add_argument("data", help="json: one JSON array of rows, or one row a line; or the place of the images")
+    parser.add_argument("root", type=Path, nargs="?", help="with json: folder that image paths are relative to")
     arguments = parser.parse_args()
     try:
-        findings = verify(arguments.annotations, arguments.image_root)
+        if arguments.root is not None:
+            findings = verify(Path(arguments.data), arguments.root)
+            text = report(findings)
+        elif arguments.data.endswith((".json", ".jsonl")):
+            raise ValueError(f"{arguments.data} came without an image root; expected: {arguments.data} ROOT")
+        else:
+            findings, classes = verify_images(arguments.data)
+            text = report_images(findings, classes)
     except ValueError as error:
         parser.exit(1, f"error: {error}\n")
-    print(report(findings))
+    print(text)
     return int(any(findings.counts[kind] for kind in PROBLEMS))
 
 

@@ -14,6 +14,7 @@ class PrismaticConfig(PreTrainedConfig):
         image_size: side of the input image in pixels; None is the backbone's own.
         image_resize_strategy: "resize-naive", "resize-crop" or "letterbox".
         projector: exact name of the projector.
+        projector_config: shape of a decoder that the projector took over; None where the name says it all.
         image_token_id: id of the placeholder that marks one patch embedding in `input_ids`.
     """
 
@@ -25,6 +26,7 @@ class PrismaticConfig(PreTrainedConfig):
     image_size: int | None = None
     image_resize_strategy: str = "resize-naive"
     projector: str = "gelu-mlp"
+    projector_config: dict[str, Any] | None = None
     image_token_id: int | None = None
 
     def __post_init__(self, **kwargs):

@@ -3,6 +3,7 @@
 import difflib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -11,12 +12,12 @@ from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.llm import get_llm_spec, llm_config, load_llm, load_tokenizer
 from prismatic.models.modeling import PrismaticForConditionalGeneration
 from prismatic.models.processing import PrismaticImageProcessor, PrismaticProcessor
-from prismatic.models.projectors import TAIL_BLOCKS, check_projector
+from prismatic.models.projectors import TAIL_BLOCKS, check_projector, decoder_options
 from prismatic.models.prompts import IMAGE_TOKEN
 from prismatic.training.checkpoint import latest_checkpoint, write_json
 from vision_backbones import BackboneSpec, check_spec, create_backbone, get_spec
 from vision_backbones.transforms import image_transform
-from vision_backbones.weights import find_weights
+from vision_backbones.weights import decoder_path, find_weights, read_header
 
 PARTS_FILE = "prismatic_parts.json"  # beside LoRA adapters: the arguments of `start`
 VOCAB_MULTIPLE = 64  # rows of the embedding are padded to a multiple of this
@@ -44,7 +45,7 @@ def check_parts(
     for part in (spec.parts or (spec,)) if pretrained else ():
         find_weights(part)
     if pretrained and projector == "pretrained-decoder":
-        decoder_file(spec)
+        decoder_config(decoder_file(spec))
     return spec
 
 
@@ -55,13 +56,26 @@ def decoder_file(spec: BackboneSpec) -> Path:
         ValueError: it is not there.
     """
     weights = find_weights(spec)
-    file = weights.with_suffix(".decoder.safetensors") if weights else None
+    file = decoder_path(weights) if weights else None
     if file is None or not file.is_file():
         raise ValueError(
             f"projector 'pretrained-decoder' needs the decoder that backbone '{spec.id}' was aligned with: no file "
             f"{file or 'for weights of timm'}; put it there, or choose 'transformer' for the same layers from scratch"
         )
     return file
+
+
+def decoder_config(file: Path) -> dict[str, Any]:
+    """The `projector_config` of a `pretrained-decoder` with the weights in `file`, of which only the header is read.
+
+    Raises:
+        ValueError: the file is not a MaskEmbed decoder.
+    """
+    shapes, metadata = read_header(file)
+    try:
+        return decoder_options(shapes) | json.loads(metadata.get("decoder", "{}"))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def build(
@@ -77,7 +91,7 @@ def build(
     """A new VLM and its processor: pretrained backbone and LLM, new projector.
 
     Args:
-        vision_backbone: registered id or `timm:<timm id>`.
+        vision_backbone: registered id, `timm:<timm id>`, or a run of recipes/align.py.
         llm: registered id, Hugging Face id or local folder.
         projector: exact name.
         image_resize_strategy: "resize-naive", "resize-crop" or "letterbox".
@@ -99,6 +113,7 @@ def build(
         image_size=image_size,
         tail_blocks=TAIL_BLOCKS if projector == "truncated" else 0,
     )
+    decoder = decoder_file(spec) if pretrained and projector == "pretrained-decoder" else None
     attention = language_model.config._attn_implementation
     config = PrismaticConfig(
         text_config=language_model.config,
@@ -106,13 +121,14 @@ def build(
         image_size=backbone.image_size,
         image_resize_strategy=image_resize_strategy,
         projector=projector,
+        projector_config=decoder_config(decoder) if decoder else None,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
     )
     model = PrismaticForConditionalGeneration(config, llm=language_model, vision_backbone=backbone).to(dtype)
     # A composite configuration clears its parts' choice of attention; without one, no causal mask is applied.
     model.llm.set_attn_implementation(attention)
-    if pretrained and projector == "pretrained-decoder":
-        model.projector.load_decoder(load_file(decoder_file(spec)))
+    if decoder:
+        model.projector.load_decoder(load_file(decoder))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model, build_processor(model, tokenizer)

@@ -6,8 +6,10 @@ called projector, would find two).
 
 import difflib
 import itertools
+from typing import Any
 
 import torch
+from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import nn
 
@@ -49,7 +51,7 @@ def mlp(*widths: int) -> nn.Sequential:
 
 
 class TransformerProjector(nn.Module):
-    """Two ViT blocks with a position embedding: the shape of the MaskEmbed decoder (paper section 3.2).
+    """ViT blocks with a position embedding: the shape of the MaskEmbed decoder (paper section 3.2).
 
     Args:
         vision_dim: width of the features.
@@ -58,23 +60,33 @@ class TransformerProjector(nn.Module):
         num_heads: attention heads of a block.
         zero_prefix: how many leading tokens are zeroed after `in_proj`, as the MaskEmbed decoder never saw any.
         act_layer: activation inside the blocks; a decoder's own when its weights are re-used.
+        depth: number of blocks.
+        width: of the tokens inside; `vision_dim` if None.
+        mlp_hidden: hidden width of a block's MLP; 4 times `width` if None.
+        qk_norm: queries and keys are normalised.
+        in_hidden: `in_proj` is an MLP of this hidden width, or a linear layer if None.
     """
 
-    def __init__(self, vision_dim, llm_dim, *, num_tokens, num_heads, zero_prefix=0, act_layer=nn.GELU, depth=2):
+    def __init__(
+        self, vision_dim, llm_dim, *, num_tokens, num_heads, zero_prefix=0, act_layer=nn.GELU,
+        depth=2, width=None, mlp_hidden=None, qk_norm=False, in_hidden=None,
+    ):  # fmt: skip
         super().__init__()
+        width = width or vision_dim
         self.zero_prefix = zero_prefix
-        self.in_proj = nn.Linear(vision_dim, vision_dim)
-        self.pos_embed = nn.Parameter(torch.randn(1, num_tokens, vision_dim) * 0.02)
+        if in_hidden is None:
+            self.in_proj = nn.Linear(vision_dim, width)
+        else:
+            self.in_proj = Mlp(vision_dim, in_hidden, width, act_layer=act_layer)
+        self.pos_embed = nn.Parameter(torch.randn(1, num_tokens, width) * 0.02)
+        # timm rounds ratio * width down: half a channel more keeps the quotient of two integers exact.
+        mlp_ratio = 4.0 if mlp_hidden is None else (mlp_hidden + 0.5) / width
+        options = {"qkv_bias": True, "qk_norm": qk_norm, "init_values": 1e-6, "act_layer": act_layer}
         self.blocks = nn.Sequential(
-            *[
-                Block(
-                    vision_dim, num_heads, qkv_bias=True, init_values=1e-6, act_layer=act_layer, norm_layer=nn.LayerNorm
-                )
-                for _ in range(depth)
-            ]
+            *[Block(width, num_heads, mlp_ratio, norm_layer=nn.LayerNorm, **options) for _ in range(depth)]
         )
-        self.norm = nn.LayerNorm(vision_dim)
-        self.head = nn.Linear(vision_dim, llm_dim)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, llm_dim)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`[B, N, vision_dim] -> [B, N, llm_dim]`."""
@@ -102,7 +114,30 @@ class TransformerProjector(nn.Module):
         nn.init.zeros_(self.head.bias)
 
 
-def build_projector(name, vision_dim, llm_dim, *, num_tokens=None, num_prefix_tokens=0, num_heads=None, tail=None):
+def decoder_options(shapes: dict[str, list[int]]) -> dict[str, Any]:
+    """The options of `TransformerProjector` that give it the shape of a MaskEmbed decoder, less its heads.
+
+    Raises:
+        ValueError: when `shapes`, by name, are not those of `decoder.*` and `encoder.head.*`.
+    """
+    if "decoder.pos_embed" not in shapes:
+        raise ValueError(f"not a MaskEmbed decoder: no decoder.pos_embed among {', '.join(list(shapes)[:3])}, ...")
+    hidden, in_hidden = (
+        shapes.get(f"{name}.fc1.weight", [None])[0] for name in ("decoder.blocks.0.mlp", "encoder.head")
+    )
+    return {
+        "depth": len({name.split(".")[2] for name in shapes if name.startswith("decoder.blocks.")}),
+        "width": shapes["decoder.pos_embed"][-1],
+        "mlp_hidden": hidden,
+        "qk_norm": "decoder.blocks.0.attn.q_norm.weight" in shapes,
+        "in_hidden": in_hidden,
+    }
+
+
+def build_projector(
+    name, vision_dim, llm_dim, *, num_tokens=None, num_prefix_tokens=0, num_heads=None, act_layer=nn.GELU,
+    tail=None, options=None,
+):  # fmt: skip
     """The projector called `name` (one of `PROJECTORS`), newly initialised.
 
     Args:
@@ -112,7 +147,9 @@ def build_projector(name, vision_dim, llm_dim, *, num_tokens=None, num_prefix_to
         num_tokens: tokens the backbone gives, prefix tokens included (transformer kinds).
         num_prefix_tokens: of which prefix tokens (pretrained-decoder).
         num_heads: attention heads of the backbone (transformer kinds).
+        act_layer: activation of the backbone's blocks (pretrained-decoder).
         tail: the backbone's last blocks and its final norm (truncated).
+        options: the decoder's own shape, for `TransformerProjector` (pretrained-decoder).
     """
     if name == "linear":
         return zero_linear(vision_dim, llm_dim)
@@ -120,11 +157,11 @@ def build_projector(name, vision_dim, llm_dim, *, num_tokens=None, num_prefix_to
         return mlp(vision_dim, llm_dim, llm_dim)
     if name == "fused-gelu-mlp":
         return mlp(vision_dim, vision_dim * 4, llm_dim, llm_dim)
-    if name in ("transformer", "pretrained-decoder"):
-        zero_prefix = num_prefix_tokens if name == "pretrained-decoder" else 0
-        return TransformerProjector(
-            vision_dim, llm_dim, num_tokens=num_tokens, num_heads=num_heads, zero_prefix=zero_prefix
-        )
+    if name == "transformer":
+        return TransformerProjector(vision_dim, llm_dim, num_tokens=num_tokens, num_heads=num_heads)
+    if name == "pretrained-decoder":
+        own = {"num_heads": num_heads, "zero_prefix": num_prefix_tokens, "act_layer": act_layer} | (options or {})
+        return TransformerProjector(vision_dim, llm_dim, num_tokens=num_tokens, **own)
     if name == "truncated":
         blocks, norm = tail
         return nn.Sequential(*blocks, norm, zero_linear(vision_dim, llm_dim))

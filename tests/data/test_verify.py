@@ -99,3 +99,36 @@ def test_help_teaches(monkeypatch, capsys):
     assert code == 0
     for word in ("json", "root", "missing", "refused", "example", "exit code"):
         assert word in printed.out
+
+
+def test_images_of_a_folder(tmp_path, monkeypatch, capsys):
+    for n in range(70):
+        path = tmp_path / "images" / f"class {n % 3}" / f"{n:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L" if n % 7 == 0 else "RGB", (10 + n, 20)).save(path)
+    code, printed = run(monkeypatch, capsys, tmp_path / "images")
+    lines = [" ".join(line.split()) for line in printed.out.splitlines()]
+    assert code == 0
+    for line in ("images 70", "classes 3", "images decoded 70", "stored as RGB 60", "stored as L 10", "no problems"):
+        assert line in lines
+    assert "width (pixels) 10 smallest 44 median 79 largest" in lines
+
+    for n in range(0, 24, 2):
+        (tmp_path / "images" / f"class {n % 3}" / f"{n:02d}.png").write_bytes(b"damaged")
+    code, printed = run(monkeypatch, capsys, tmp_path / "images")
+    lines = [" ".join(line.split()) for line in printed.out.splitlines()]
+    assert code == 1
+    assert "unreadable images 12" in lines and "... and 2 more" in lines and lines[-1] == "12 problems"
+    assert sum("unreadable (UnidentifiedImageError" in line for line in lines) == 10
+    assert "images decoded 58" in lines
+
+
+def test_scenes_and_wrong_places(tmp_path, monkeypatch, capsys):
+    code, printed = run(monkeypatch, capsys, "miniature:5")
+    assert code == 0 and "stored as RGB" in printed.out
+    for place, message in (
+        (tmp_path / "nothing", "nothing at"),
+        (tmp_path / "rows.json", "without an image root"),
+    ):
+        code, printed = run(monkeypatch, capsys, place)
+        assert code == 1 and printed.err.startswith("error: ") and message in printed.err

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.parsing import CONFIGS
+from recipes.image_settings import parse_align, parse_mim
+from recipes.parsing import CONFIGS, read_presets
 from recipes.settings import named_models, parse_finetune
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,10 +89,49 @@ def test_help_names_every_setting_at_once():
     assert subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True).stdout.strip() == "False"
 
 
+IMAGES = ["--data.train", "miniature:64", "--data.validation", "miniature:64:1"]
+PARSERS = {"align": parse_align, "mim": parse_mim}
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_configuration_parses(path):
+    kind = path.stem.split("-")[0]
     if path.name == "models.yaml":
         for name in named_models():
             assert parse_finetune(["--model", name, *DATA]).model == name
+    elif path.name == "alignments.yaml":
+        for name, preset in read_presets(path.name).items():
+            config = parse_align(["--model", name, *IMAGES])
+            assert config.model == name and config.teacher == preset["teacher"]
+    elif kind in PARSERS:
+        PARSERS[kind](["--config_path", str(path), *([] if "miniature" in path.name else IMAGES)])
     else:
         parse_finetune(["--config_path", str(path), *([] if path.name == "miniature.yaml" else DATA)])
+
+
+def test_the_papers_alignment():
+    """Section 4 of the paper: what is the same for all backbones, and the rates of small and of large ones."""
+    base, large = (parse_align(["--model", f"clip-vit-{size}-aligned", *IMAGES]) for size in "bl")
+    assert (base.epochs, base.global_batch_size, base.betas, base.weight_decay) == (5, 1024, [0.9, 0.95], 0.01)
+    assert (base.max_grad_norm, base.decoder_blocks, base.data.crop_mode, base.decay_all) == (1.0, 2, "rkrc", True)
+    assert (base.learning_rate, base.min_learning_rate) == (3e-4, 3e-5)
+    assert (large.learning_rate, large.min_learning_rate) == (2e-4, 2e-5)
+    assert parse_align(["--model", "in1k-vit-b-ablation", *IMAGES]).epochs == 25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.train", ""], "no train images"),
+        (["--data.crop_mode", "rkcr"], "rkrc or rkrr or rrc or none"),
+        (["--ema_decay", "1"], "between 0 and 1"),
+        (["--save_every_steps", "0"], "at least 1"),
+        (["--global_batch_size", "0"], "more than 0"),
+        (["--model", "clip-vit-b-alined"], "clip-vit-b-aligned"),
+        (["--masks.keep_rate", "1"], "--masks.keep_ratio"),
+    ],
+)
+def test_image_settings_that_make_no_sense(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_align([*IMAGES, *arguments])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err

@@ -96,10 +96,16 @@ def test_missing_part_of_a_fused_backbone_shows_first(folder):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda w: w.pop("norm.weight"), r"missing norm.weight \[24\]"),
-        (lambda w: w.update(extra=torch.zeros(2)), r"unexpected extra \[2\]"),
+        (lambda w: w.pop("norm.weight"), r"1 are missing.*norm.weight: file has none, model \[24\]"),
+        (lambda w: w.update(extra=torch.zeros(2)), r"1 are unexpected.*extra: file \[2\], model has none"),
         (lambda w: w.update({"norm.bias": torch.zeros(3)}), r"norm.bias: file \[3\], model \[24\]"),
         (lambda w: w.update(pos_embed=torch.zeros(1, 17, 5)), r"pos_embed: file \[1, 17, 5\], model \[1, 17, 24\]"),
+        (lambda w: w.update(pos_embed=torch.zeros(1, 26, 5)), r"pos_embed: file \[1, 26, 5\], model \[1, 17, 24\]"),
+        (lambda w: w.update(pos_embed=torch.zeros(1, 16, 24)), r"pos_embed: file \[1, 16, 24\], model"),
+        (
+            lambda w: w.update({"patch_embed.proj.weight": torch.zeros(24, 3, 7, 7)}),
+            r"1 of the model's 42 .*patch_embed.proj.weight: file \[24, 3, 7, 7\], model \[24, 3, 8, 8\]",
+        ),
         (lambda w: [w.pop(name) for name in list(w) if name.startswith("blocks.")], r"; and 31 more"),
     ],
 )

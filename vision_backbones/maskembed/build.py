@@ -1,12 +1,23 @@
 """Which teacher and student fit together."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from vision_backbones.maskembed.masks import sample_masks
 from vision_backbones.registry import check_spec
 from vision_backbones.spec import BackboneSpec
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def check_pair(teacher: str, student: str | None, soft_cap: float | None) -> tuple[BackboneSpec, BackboneSpec]:
+
+def check_pair(
+    teacher: str, student: str | None, soft_cap: float | None, suffix: str = "aligned"
+) -> tuple[BackboneSpec, BackboneSpec]:
     """Specs of a teacher and of the student that learns from it; reads no weights.
 
     The student's spec is that of the aligned backbone it becomes: soft-capped, features after the final norm.
@@ -15,6 +26,7 @@ def check_pair(teacher: str, student: str | None, soft_cap: float | None) -> tup
         teacher: Registered id, `timm:<timm id>` or run.
         student: Likewise; the teacher if None.
         soft_cap: Bound of the student's attention logits; None leaves them free.
+        suffix: Of the id that the student becomes.
 
     Raises:
         ValueError: A name is unknown or fused, or the two do not see the same pixels on the same grid.
@@ -39,9 +51,21 @@ def check_pair(teacher: str, student: str | None, soft_cap: float | None) -> tup
             f"teacher '{taught.id}' wants pixels normalised with mean {taught.mean} and std {taught.std}, student "
             f"'{learner.id}' with {learner.mean} and {learner.std}: register the student with the teacher's"
         )
-    id = learner.id if learner.aligned else f"{learner.id.removeprefix('timm:')}-aligned"
+    id = f"{learner.id.removeprefix('timm:').removesuffix(f'-{suffix}')}-{suffix}"
     aligned = dataclasses.replace(learner, id=id, soft_cap=soft_cap, aligned=True)
     return taught, check_spec(aligned)
+
+
+def mask_sampler(spec: BackboneSpec, *, as_reference: bool, **sampling) -> Callable[[np.random.Generator], "Tensor"]:
+    """A picklable function that draws the masks `[R, patches]` of one image, for the patch grid of `spec`.
+
+    Raises:
+        ValueError: As `sample_masks`.
+    """
+    rows, columns = patch_grid(spec)
+    masks = partial(sample_masks, images=1, patches=rows * columns, as_reference=as_reference, **sampling)
+    masks(np.random.default_rng(0))  # what cannot be sampled fails here
+    return masks
 
 
 def patch_grid(spec: BackboneSpec) -> tuple[int, int]:

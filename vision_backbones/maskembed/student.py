@@ -98,14 +98,20 @@ class MaskedImageStudent(nn.Module):
 
 
 def with_head(vit: nn.Module, width: int, head: str, as_reference: bool = False) -> nn.Module:
-    """The ViT without pooling, with a final norm, and with a new head to `width` channels that gives zero."""
+    """The ViT without pooling and with a new head to `width` channels that gives zero.
+
+    Raises:
+        ValueError: The head is unknown, or the ViT has no norm after its blocks.
+    """
+    if isinstance(vit.norm, nn.Identity):
+        raise ValueError("this ViT normalises after pooling, so that its tokens have no final norm: choose another")
     if head not in HEADS:
         near = get_close_matches(head, HEADS, n=1)
         raise ValueError(
             f"unknown student head {head!r}: {f'did you mean {near[0]}?' if near else f'choose of {HEADS}'}"
         )
     vit.prune_intermediate_layers([len(vit.blocks) - 1], prune_head=True)
-    if as_reference or isinstance(vit.norm, nn.Identity):
+    if as_reference:
         vit.norm = nn.LayerNorm(vit.embed_dim, eps=1e-5)
     if head == "linear":
         vit.head = last = nn.Linear(vit.embed_dim, width)

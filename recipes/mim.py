@@ -1,0 +1,96 @@
+"""Masked image modelling: the student sees masked images and predicts a frozen teacher's tokens of whole ones.
+
+`accelerate launch recipes/mim.py` alone runs the miniature world on a laptop; `--help` lists every setting. The run
+folder is a backbone, for instance to align: `recipes/align.py --student runs/NAME`.
+"""
+
+import sys
+
+from recipes.image_settings import MimConfig, parse_mim
+
+
+def main(config: MimConfig) -> dict:
+    """Runs the training and gives the content of `summary.json` (on the main process)."""
+    from pathlib import Path
+
+    import torch
+    from accelerate.utils import set_seed
+
+    from prismatic.training import images, loop, optim, report
+    from prismatic.training.checkpoint import open_run
+    from vision_backbones import import_plugins
+    from vision_backbones.maskembed.build import check_pair, mask_sampler
+    from vision_backbones.maskembed.loss import check_loss, reconstruction_loss
+    from vision_backbones.maskembed.student import MaskedImageStudent
+    from vision_backbones.maskembed.teacher import Teacher, unit_scale
+    from vision_backbones.vit import load_vit
+    from vision_backbones.weights import save_backbone
+
+    accelerator = loop.launch(config.precision, config.trackers, config.run_root)
+
+    # What can fail early fails here, before any weights are read.
+    import_plugins(config.plugins)
+    teacher_spec, student_spec = check_pair(config.teacher, config.student, config.soft_cap, "mim")
+    check_loss(config.loss, prefix_only=False)
+    masks = mask_sampler(student_spec, as_reference=config.as_reference, **vars(config.masks))
+    data = images.read_images(config, accelerator, student_spec, masks)
+    run_dir = open_run(config, accelerator, f"{config.teacher}+mim", images.MAY_CHANGE)
+
+    # Teacher and student.
+    set_seed(config.seed)
+    teacher = Teacher(load_vit(teacher_spec, pretrained=True), skip_blocks=0)
+    student = MaskedImageStudent(
+        load_vit(student_spec, pretrained=True),
+        teacher.vit.embed_dim,
+        head=config.student_head,
+        as_reference=config.as_reference,
+    )
+    if config.precision == "bf16":
+        optim.halve_frozen(teacher)
+    teacher.to(accelerator.device), student.to(accelerator.device)
+    report.print_parts(
+        accelerator,
+        f"{teacher_spec.id} -> {student_spec.id}, {config.loss}",
+        [
+            ("encoder", sum(p.numel() for p in student.parameters()), 0),
+            ("teacher", 0, sum(p.numel() for p in teacher.parameters())),
+        ],
+    )
+
+    # The loss is mse on targets of variance 1: predicting their mean would give 1.
+    variance = images.target_variance(data, lambda batch: teacher(batch["pixel_values"]))
+    if config.loss == "mse":
+        teacher.scale.fill_(unit_scale(variance))
+
+    def loss(model: torch.nn.Module, batch: dict) -> torch.Tensor:
+        rows = len(batch["masks"]) // len(batch["pixel_values"])
+        target = teacher(batch["pixel_values"]).repeat_interleave(rows, dim=0)
+        return reconstruction_loss(model(batch["pixel_values"], batch["masks"]), target, batch["masks"], config.loss)
+
+    def export(model: MaskedImageStudent, folder: Path) -> None:
+        save_backbone(folder / "backbone.safetensors", model.encoder.state_dict(), student_spec)
+
+    summary = images.train(
+        config,
+        run_dir,
+        data,
+        student,
+        images.parameter_groups(student, config.weight_decay, config.decay_all),
+        loss=loss,
+        measure=lambda model, batch: {"validation_loss": loss(model, batch)},
+        best=("validation_loss", min),
+        export=export,
+        extra={"baseline_loss": 1.0 if config.loss == "mse" else None, "teacher_variance": variance},
+    )
+    if summary:
+        report.print_summary(
+            run_dir, summary, f"python recipes/align.py --teacher {config.teacher} --student {run_dir}"
+        )
+    return summary
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_mim(sys.argv[1:]))
+    except (ValueError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,169 @@
+"""Checkpoints that others wrote: read without running their code, converted to our format."""
+
+import argparse
+import pathlib
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vision_backbones.registry import check_spec
+from vision_backbones.vit import build_vit
+from vision_backbones.weights import SUFFIXES, decoder_path, fit_state, save_backbone
+
+# What training scripts keep beside the tensors: their arguments, and a metric that may be a numpy number.
+_make_scalar = np.float64(0).__reduce__()[0]
+HARMLESS = [
+    argparse.Namespace,
+    pathlib.PosixPath,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "bool")),
+    (_make_scalar, "numpy._core.multiarray.scalar"),
+    (_make_scalar, "numpy.core.multiarray.scalar"),  # written by numpy 1
+]
+STATE_DICTS = ("state_dict_ema", "model_ema", "state_dict", "model")  # the first one present is taken
+WRAPPERS = re.compile(r"^((_orig_mod|module)\.)+")  # torch.compile, DistributedDataParallel
+
+
+class Checkpoint(NamedTuple):
+    """The tensors of a checkpoint, as a ViT and the MaskEmbed decoder trained on top of it.
+
+    Attributes:
+        encoder: Entries of the ViT, in the file's own names.
+        decoder: `decoder.*` and `encoder.head.*` of a MaskEmbed student, otherwise empty.
+        ema: Whether they are an exponential moving average.
+    """
+
+    encoder: dict[str, Tensor]
+    decoder: dict[str, Tensor]
+    ema: bool
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Gives the tensors of a safetensors file or of a pickled checkpoint, of which no code is run.
+
+    A moving average is preferred; prefixes of wrappers (`_orig_mod.`, `module.`) are taken off. If all names begin
+    with `encoder.` or `decoder.`, as in the authors' released `.pth.tar` files, it is a MaskEmbed student.
+
+    Raises:
+        ValueError: If the file cannot be read, asks for code to be run, or holds no state dict.
+    """
+    name, state = _state_dict(path)
+    state = {WRAPPERS.sub("", key): value for key, value in state.items() if isinstance(value, Tensor)}
+    ema = name.endswith("_ema")
+    if not state or not all(key.startswith(("encoder.", "decoder.")) for key in state):
+        return Checkpoint(state, {}, ema)
+    encoder = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
+    decoder = {key: value for key, value in state.items() if key.startswith(("decoder.", "encoder.head."))}
+    return Checkpoint(encoder, decoder, ema)
+
+
+def _state_dict(path: Path) -> tuple[str, dict]:
+    """Gives the state dict in a file and the name under which it is stored there, if any."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return "", load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    if not path.name.endswith(SUFFIXES):
+        raise ValueError(f"{path} is no weights file: expected a name that ends with {', '.join(SUFFIXES)}")
+    content = _unpickle(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a state dict or a dict with 'state_dict'")
+    for name in STATE_DICTS:
+        if isinstance(content.get(name), dict) and content[name]:
+            return name, content[name]
+    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(
+            f"{path} holds no state dict: found the keys {', '.join(map(str, list(content)[:8]))}, expected tensors by "
+            f"parameter name, or one of {', '.join(STATE_DICTS)}"
+        )
+    return "", content
+
+
+def _unpickle(path: Path):
+    """Gives what `torch.save` wrote, tensors and harmless values only."""
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            # Mapped, not read: the optimizer's tensors, two thirds of such a file, never enter memory.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        if asked := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path} is refused: reading it would call '{asked[1]}', and a pickle that calls more than tensors and "
+                "plain values can run any code. Nothing was run. Get the weights as safetensors, or have whoever made "
+                "the file save the state dict alone: torch.save(model.state_dict(), path)"
+            ) from error
+        raise ValueError(f"{path} is not a checkpoint of torch.save: {str(error)[:300]}") from error
+    except FileNotFoundError:
+        raise ValueError(f"no file {path}") from None
+    except Exception as error:  # a cut-off or foreign file fails in as many ways as there are formats
+        raise ValueError(f"{path} cannot be read as a checkpoint of torch.save: {error}") from error
+
+
+def convert(checkpoint: Path, out: Path, backbone: str) -> str:
+    """Writes a checkpoint as an aligned backbone (see `save_backbone`), its decoder beside it; gives a summary.
+
+    Args:
+        checkpoint: What `read_checkpoint` reads, the authors' released `.pth.tar` files above all.
+        out: `NAME.safetensors`, a new file.
+        backbone: Registered id whose ViT the checkpoint holds.
+
+    Raises:
+        ValueError: If `out` exists, or the checkpoint does not fit the backbone.
+    """
+    decoder_file = decoder_path(out)
+    for file in (out, decoder_file):
+        if file.exists():
+            raise ValueError(f"{file} exists already: choose another name, or delete it first")
+    if not out.parent.is_dir():
+        raise ValueError(f"no folder {out.parent} to write {out.name} into: make it first")
+    spec = check_spec(backbone)
+    if spec.parts:
+        raise ValueError(f"'{backbone}' is fused: a checkpoint holds one ViT, e.g. '{spec.parts[0].id}'")
+    with torch.device("meta"):
+        vit = build_vit(spec)
+    vit.prune_intermediate_layers([len(vit.blocks) - 1], prune_head=True)
+
+    found = read_checkpoint(checkpoint)
+    state = fit_state(vit, found.encoder, checkpoint)
+    heads = vit.blocks[0].attn.num_heads
+    if found.decoder:
+        _check_decoder(found.decoder, vit, checkpoint, backbone)
+    save_backbone(out, state, spec, found.decoder, heads)
+
+    gone = [name for name in found.encoder if name not in state]
+    folded = [name for name in gone if name.endswith(".gamma")]
+    dropped = [name for name in gone if name not in folded and f"encoder.{name}" not in found.decoder]
+    lines = [
+        f"{out}: {_count(state)}, {'moving average (EMA)' if found.ema else 'no moving average (EMA) in the file'}",
+        f"  {len(folded)} LayerScale gammas folded into the layers before them",
+        f"  {len(dropped)} tensors dropped" + (f": {', '.join(dropped[:4])}, ..." if dropped else ""),
+    ]
+    if found.decoder:
+        lines.append(f"{decoder_file}: {_count(found.decoder)}, {heads} heads")
+    return "\n".join(lines)
+
+
+def _check_decoder(decoder: dict[str, Tensor], vit, checkpoint: Path, backbone: str) -> None:
+    """Raises ValueError unless the decoder has the tokens of the backbone and a width its heads divide."""
+    tokens, heads = vit.patch_embed.num_patches + vit.num_prefix_tokens, vit.blocks[0].attn.num_heads
+    positions = decoder.get("decoder.pos_embed")
+    shape = None if positions is None else tuple(positions.shape)
+    if shape is None or len(shape) != 3 or shape[1] != tokens or shape[2] % heads:
+        raise ValueError(
+            f"the decoder in {checkpoint} does not fit '{backbone}': decoder.pos_embed is {shape}, expected [1, "
+            f"{tokens}, a multiple of {heads} heads]; choose the backbone with the image size of the checkpoint"
+        )
+
+
+def _count(state: dict[str, Tensor]) -> str:
+    return f"{len(state)} tensors, {sum(value.numel() for value in state.values()):,} parameters"
