@@ -1,13 +1,17 @@
-# make finetune | test | setup | smollm2 | lint | benchmarks; everything lands in .venv, nothing else is touched.
+# make finetune | align | test | setup | smollm2 | lint | benchmarks; everything lands in .venv, nothing else is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 ACCELERATE := $(BIN)/accelerate launch --config_file recipes/configs/accelerate/one-process.yaml
 
-.PHONY: finetune setup test lint smollm2 benchmarks
+.PHONY: finetune align setup test lint smollm2 benchmarks
 
 ## Finetune, evaluate and sample a vision-language model on the miniature world.
 finetune: setup
 	$(ACCELERATE) recipes/finetune.py $(ARGS)
+
+## Align the embedded tiny vision backbone on the miniature world.
+align: setup
+	$(ACCELERATE) recipes/align.py $(ARGS)
 
 ## Create .venv and install the project; does nothing when up to date.
 setup: .venv/installed

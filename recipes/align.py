@@ -18,7 +18,8 @@ def main(config: AlignConfig) -> dict:
 
     from prismatic.training import images, loop, optim, report
     from prismatic.training.checkpoint import open_run
-    from vision_backbones import import_plugins
+    from prismatic.training.pictures import draw_patches
+    from vision_backbones import create_backbone, import_plugins
     from vision_backbones.maskembed.build import check_pair, mask_sampler
     from vision_backbones.maskembed.loss import check_loss, reconstruction_loss
     from vision_backbones.maskembed.student import MaskEmbedStudent
@@ -100,6 +101,8 @@ def main(config: AlignConfig) -> dict:
         extra={"baseline_loss": 1.0 if config.loss == "mse" else None, "teacher_variance": variance},
     )
     if summary:
+        pictured = {"before": create_backbone(teacher_spec), "after": create_backbone(str(run_dir))}
+        draw_patches(run_dir / "patches.png", data.validation, pictured)
         report.print_summary(run_dir, summary, f"python recipes/finetune.py --vision_backbone {run_dir} ...")
     return summary
 

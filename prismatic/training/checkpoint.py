@@ -17,6 +17,7 @@ from torch import nn
 
 OPTIMIZER = "optimizer"
 SUMMARY = "summary.json"  # its presence marks a finished run
+STATE = Path("checkpoints/last/training.safetensors")  # its presence lets an unfinished run continue
 
 
 def save_model(model, processor, folder: Path) -> Path:
@@ -102,7 +103,7 @@ def open_run(config, accelerator, name: str, may_change: Sequence[str] | None = 
         accelerator: all its processes call this.
         name: of the folder, with the time, where the user gave none.
         may_change: settings in which a run may differ from the unfinished one of the same name that it continues.
-            None starts an unfinished run over.
+            None starts an unfinished run over, as does one that was interrupted before it stored its state.
 
     Raises:
         ValueError: the folder holds a finished run, or an unfinished one with other settings.
@@ -114,11 +115,12 @@ def open_run(config, accelerator, name: str, may_change: Sequence[str] | None = 
         raise ValueError(
             f"{folder} holds a finished run: choose another --run_id, or delete the folder to run it again"
         )
-    if may_change is not None and any(folder.glob("checkpoints/*")):
+    continues = may_change is not None and (folder / STATE).is_file()
+    if continues:
         _check_unchanged(folder, config, may_change)
     accelerator.wait_for_everyone()  # every process has looked before the first one writes
     if accelerator.is_main_process:
-        if may_change is None:
+        if not continues:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(draccus.dump(config))

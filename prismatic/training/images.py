@@ -1,5 +1,6 @@
 """Training a vision model on images: what align, mim and classify share around the one loop."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,13 +18,12 @@ from prismatic.data import batching
 from prismatic.data.image_sources import ImageSource, open_images
 from prismatic.data.images import TrainingImages, collate_images, evaluation_transform, training_transform
 from prismatic.training import loop, optim, report
-from prismatic.training.checkpoint import load_state, save_state, write_json
+from prismatic.training.checkpoint import STATE, load_state, save_state, write_json
 from prismatic.training.objective import Batch, Objective, image_counts
 from prismatic.training.tracking import metrics_log, read_metrics
 from vision_backbones import BackboneSpec
 from vision_backbones.maskembed.teacher import merge_moments, moments
 
-STATE = Path("checkpoints/last/training.safetensors")
 MAY_CHANGE = ("data.workers", "per_device_batch_size", "save_every_steps", "trackers", "run_root")
 
 
@@ -118,10 +118,21 @@ def validate(images: Images, measure: Callable[[Batch], dict[str, torch.Tensor]]
 
 
 def target_variance(images: Images, targets: Callable[[Batch], torch.Tensor]) -> float:
-    """Population variance of a teacher's targets over all validation images: the loss of predicting their mean."""
+    """Population variance of a teacher's targets over all validation images: the loss of predicting their mean.
+
+    Raises:
+        ValueError: a process has no validation image that can be read.
+    """
+    parts = [torch.zeros(3, dtype=torch.float64)]
     with images.accelerator.autocast():
-        mine = merge_moments(moments(targets(batch)) for batch in images.validation_batches())
+        parts += [moments(targets(batch)) for batch in images.validation_batches()]
+    mine = merge_moments(parts)
     gathered = images.accelerator.gather(mine.float().to(images.accelerator.device)[None])
+    if not gathered[:, 0].all():
+        raise ValueError(
+            f"none of the images of {images.config.data.validation} that a process validates on can be read: "
+            "replace them, or give more"
+        )
     return merge_moments(gathered.cpu().double())[2].item()
 
 
@@ -198,12 +209,18 @@ def train(
     def after_step(steps_done: int) -> None:
         if ema:
             ema.update(model)
-        if config.save_every_steps and steps_done % config.save_every_steps == 0:
+        ends_epoch = steps_done % images.steps_per_epoch == 0 or steps_done == steps  # which saves once it is validated
+        if config.save_every_steps and steps_done % config.save_every_steps == 0 and not ends_epoch:
             save(steps_done)
 
     def end_of_epoch(epoch: int, steps_done: int) -> None:
         nonlocal best_value
         means = evaluate()
+        if not all(map(math.isfinite, means.values())):
+            raise FloatingPointError(
+                f"validation gives {means} after step {steps_done}: the last checkpoint is good. "
+                "Lower the learning rate."
+            )
         log({"step": steps_done, "epoch": epoch} | means)
         shown = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in means.items())
         accelerator.print(f"\nepoch {epoch + 1}: {shown}")

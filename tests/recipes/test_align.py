@@ -1,0 +1,430 @@
+"""The alignment end to end, on a handful of miniature scenes: what it leaves, computes, continues and refuses."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import ROOT
+from image_runs import SMALL, copied, exported, interrupt, metrics, read_summary, run_align, same, state, validation
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from prismatic.data.image_sources import open_images
+from prismatic.data.images import evaluation_transform
+from prismatic.training import images
+from recipes.finetune import main as finetune
+from recipes.settings import parse_finetune
+from vision_backbones import create_backbone, get_spec
+from vision_backbones.maskembed import loss as losses
+from vision_backbones.maskembed.masks import sample_masks
+from vision_backbones.maskembed.student import MaskEmbedStudent
+from vision_backbones.maskembed.teacher import Teacher
+from vision_backbones.vit import load_vit
+from vision_backbones.weights import ASSETS
+
+pytestmark = pytest.mark.usefixtures("quick")
+TWO_STEPS = ["--max_steps", "2", "--data.validation", "miniature:2:4"]
+
+
+def fresh_student(run):
+    return MaskEmbedStudent(load_vit(get_spec(str(run)), pretrained=False), 96)
+
+
+def loss_by_hand(run, weights):
+    """Validation loss and variance of the targets of the default run, image by image."""
+    teacher, student = Teacher(load_vit(get_spec("miniature"), pretrained=True)), fresh_student(run)
+    student.load_state_dict(weights)
+    student.eval()
+    scenes, transform = open_images("miniature:7:4"), evaluation_transform("miniature")
+    pairs = []
+    with torch.no_grad():
+        for row in range(len(scenes)):
+            rng = np.random.default_rng((0, 0, row))
+            rng.integers(2**32)  # goes to the augmentation
+            masks, pixels = sample_masks(rng, 1, 36), transform(scenes[row][0])[None]
+            pairs.append((student(pixels, masks), teacher(pixels, masks)))
+    made, wanted = (torch.stack(part) for part in zip(*pairs, strict=True))
+    variance = wanted.double().var(correction=0).item()
+    return torch.nn.functional.mse_loss(made, wanted * variance**-0.5).item(), variance
+
+
+def test_a_run_leaves_a_better_student_that_is_a_backbone(tmp_path, capsys):
+    summary, run = run_align(tmp_path, "first"), tmp_path / "first"
+    assert summary == read_summary(run)
+    assert summary["baseline_loss"] == 1 and summary["steps"] == 6
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
+    assert ["validation_loss" in row for row in rows] == [True] + [False, False, False, True] * 2
+    expected = [1e-4 + 9e-4 * 0.5 * (1 + np.cos(np.pi * step / 6)) for step in range(6)]
+    assert [row["learning_rate"] for row in rows if "loss" in row] == pytest.approx(expected, abs=1e-12)
+    before, middle, after = validation(run)
+    assert after < middle < 0.75 * before
+    assert summary["validation_loss_before"] == before and summary["validation_loss_best"] == after
+    assert summary["loss_last"] < 0.75 * summary["loss_first"]
+
+    weights = state(run, "model")
+    loss, variance = loss_by_hand(run, weights)
+    assert after == pytest.approx(loss, rel=1e-4) and summary["teacher_variance"] == pytest.approx(variance, rel=1e-5)
+
+    spec = get_spec(str(run))
+    assert spec.id == "miniature-aligned" and spec.soft_cap == 30 and spec.aligned
+    student, pixels = fresh_student(run), torch.randn(2, 3, 48, 48)
+    student.load_state_dict(weights)
+    with torch.no_grad():
+        torch.testing.assert_close(create_backbone(str(run))(pixels), student.encoder.forward_features(pixels))
+    decoder = load_file(run / "checkpoints" / "best" / "backbone.decoder.safetensors")
+    kept = {name: value for name, value in weights.items() if name.startswith(("decoder.", "encoder.head."))}
+    assert same(decoder, kept)
+    assert f"--vision_backbone {run}" in capsys.readouterr().out
+
+    with pytest.raises(ValueError, match="holds a finished run: choose another --run_id"):
+        run_align(tmp_path, "first")
+
+
+def test_best_is_of_the_lowest_validation_loss_and_last_of_the_end(tmp_path, monkeypatch, students):
+    seen, measured = [], iter([1.0, 0.9, 0.5, 0.7])
+
+    def validate(data, measure):
+        seen.append(copied(students[0]))
+        return {"validation_loss": next(measured)}
+
+    monkeypatch.setattr(images, "validate", validate)
+    summary = run_align(tmp_path, "run", "--epochs", "3")
+    for checkpoint, weights in (("best", seen[2]), ("last", seen[3])):
+        found = exported(tmp_path / "run", checkpoint)
+        assert found.keys() == weights.keys() and same(found, weights)
+    assert (summary["validation_loss_best"], summary["validation_loss_last"]) == (0.5, 0.7)
+    assert get_spec(str(tmp_path / "run")).weights == str(tmp_path / "run/checkpoints/best/backbone.safetensors")
+
+
+AUGMENTED = ["--data.crop_mode", "rrc", "--per_device_batch_size", "4"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Two runs that nothing disturbs, without and with EMA."""
+    root = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prismatic.training.loop.matmul_peak", lambda accelerator: 1e12)
+        for name, more in (("plain", []), ("ema", ["--ema_decay", "0.6"])):
+            run_align(root, name, *AUGMENTED, *more)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("kind", "died_at", "continued_after", "settings"),
+    [
+        ("ema", 5, 3, []),
+        ("plain", 6, 4, ["--save_every_steps", "2"]),
+    ],
+    ids=["after an epoch", "in an epoch"],
+)
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    kind, died_at, continued_after, settings, uninterrupted, tmp_path, monkeypatch, capsys
+):
+    whole, run = uninterrupted / kind, tmp_path / kind
+    arguments = [*AUGMENTED, *settings] + (["--ema_decay", "0.6"] if kind == "ema" else [])
+    with monkeypatch.context() as patch:
+        interrupt(patch, died_at)
+        with pytest.raises(KeyboardInterrupt):
+            run_align(tmp_path, kind, *arguments)
+    assert not (run / "summary.json").exists()
+    run_align(tmp_path, kind, *arguments)
+    assert f"continues after step {continued_after} of 6" in capsys.readouterr().out
+    assert metrics(run, timed=False) == metrics(whole, timed=False)
+    assert same(state(run), state(whole))
+    assert {key.split(".")[0] for key in state(run)} == {"model", "optimizer"} | ({"ema"} if kind == "ema" else set())
+    for checkpoint in ("best", "last"):
+        assert same(exported(run, checkpoint), exported(whole, checkpoint))
+
+
+def test_a_run_that_died_in_validation_validates_again(uninterrupted, tmp_path, monkeypatch):
+    """Also where a checkpoint is due at the last step of the epoch."""
+    validate, calls = images.validate, []
+
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return validate(*args)
+
+    monkeypatch.setattr(images, "validate", dies)
+    arguments = [*AUGMENTED, "--save_every_steps", "3"]
+    with pytest.raises(KeyboardInterrupt):
+        run_align(tmp_path, "run", *arguments)
+    run_align(tmp_path, "run", *arguments)
+    assert metrics(tmp_path / "run", timed=False) == metrics(uninterrupted / "plain", timed=False)
+    assert same(state(tmp_path / "run"), state(uninterrupted / "plain"))
+
+
+def test_what_may_change_when_a_run_continues(tmp_path, monkeypatch, capsys):
+    def dies_at(step, *arguments):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt(patch, step)
+            run_align(tmp_path, "run", *arguments)
+
+    dies_at(2, "--learning_rate", "0.002", "--masks.null", "false")
+    dies_at(4)  # nothing was stored: it started over
+    assert validation(tmp_path / "run")[0] > 1 and "continues" not in capsys.readouterr().out
+    for changed, message in (
+        (["--learning_rate", "0.003"], r"unfinished .*\(--learning_rate was 0\.001, is 0\.003\)"),
+        (["--masks.null", "false"], "--masks.null was True, is False"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_align(tmp_path, "run", *changed)
+    run_align(tmp_path, "run", "--data.workers", "1", "--per_device_batch_size", "2", "--save_every_steps", "5")
+    assert "continues after step 3 of 6" in capsys.readouterr().out
+    assert [row["step"] for row in metrics(tmp_path / "run") if "loss" in row] == [1, 2, 3, 4, 5, 6]
+
+
+def test_two_processes_are_one_are_one_that_accumulates(tmp_path):
+    """33 validation images: the processes' parts are uneven."""
+    settings = ["--data.validation", "miniature:33:4", "--max_steps", "4", "--data.crop_mode", "rkrc"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "recipes/align.py"]
+    done = subprocess.run(
+        [*command, *SMALL, *settings, "--run_root", str(tmp_path), "--run_id", "two"],
+        capture_output=True, text=True, cwd=ROOT, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    run_align(tmp_path, "one", *settings)
+    run_align(tmp_path, "accumulated", *settings, "--per_device_batch_size", "4")
+    one = tmp_path / "one"
+    for other in (tmp_path / "two", tmp_path / "accumulated"):
+        for name in ("loss", "validation_loss", "learning_rate", "grad_norm", "loss_terms"):
+            expected = [row[name] for row in metrics(one) if name in row]
+            assert expected
+            assert [row[name] for row in metrics(other) if name in row] == pytest.approx(expected, rel=1e-4), name
+        variance = read_summary(one)["teacher_variance"]
+        assert read_summary(other)["teacher_variance"] == pytest.approx(variance, rel=1e-6)
+        for name, weights in state(one, "model").items():
+            torch.testing.assert_close(state(other, "model")[name], weights, atol=1e-4, rtol=0)
+
+
+def test_ema_is_what_is_validated_and_exported(tmp_path, monkeypatch, students):
+    weights, step = [], torch.optim.AdamW.step
+
+    def watched(self, *args, **kwargs):
+        weights.append(copied(students[0]))
+        step(self, *args, **kwargs)
+        weights.append(copied(students[0]))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    run_align(tmp_path, "run", "--ema_decay", "0.7")
+    run = tmp_path / "run"
+    average = weights[0]
+    for after in weights[1::2]:
+        average = {name: 0.7 * value + 0.3 * after[name] for name, value in average.items()}
+    assert len(weights) == 12 and same(state(run, "model"), weights[-1])
+    stored = state(run, "ema")
+    assert stored.keys() == average.keys()
+    for name, value in average.items():
+        torch.testing.assert_close(stored[name], value, atol=1e-6, rtol=1e-5)
+    assert same(exported(run, "last"), stored)
+    assert validation(run)[-1] == pytest.approx(loss_by_hand(run, stored)[0], rel=1e-4)
+
+
+def test_bf16_computes_nearly_the_same(tmp_path):
+    from accelerate.state import AcceleratorState
+
+    run_align(tmp_path, "fp32", "--epochs", "1")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    summary = run_align(tmp_path, "bf16", "--epochs", "1", "--precision", "bf16")
+    full = read_summary(tmp_path / "fp32")
+    for name in ("loss_first", "loss_last", "validation_loss_last", "teacher_variance"):
+        assert summary[name] == pytest.approx(full[name], rel=0.03), name
+    assert all(value.dtype == torch.float32 for value in state(tmp_path / "bf16").values())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--loss cosine",
+        "--loss l1 --teacher_skip_blocks 0",
+        "--loss masked_mse --as_reference true",
+        "--loss unmasked_mse --masks.sampler bernoulli --masks.keep_ratio 0.3",
+        "--prefix_only true",
+        "--prefix_only true --as_reference true",
+        "--masks.sampler blockwise --masks.antithetical false",
+        "--masks.null false",
+        "--student_head mlp --decoder_width 32 --decoder_heads 2 --soft_cap null",
+        "--decoder_blocks 0",
+        "--warmup_epochs 1",
+    ],
+)
+def test_settings_train(arguments, tmp_path, students):
+    summary = run_align(tmp_path, "run", *TWO_STEPS, *arguments.split())
+    assert summary["steps"] == 2
+    assert summary["baseline_loss"] == (None if "--loss" in arguments else 1)
+    losses_of_steps = [row["loss"] for row in metrics(tmp_path / "run") if "loss" in row]
+    assert np.isfinite(losses_of_steps).all()
+    backbone = create_backbone(str(tmp_path / "run"))
+    assert backbone.spec.soft_cap == (None if "soft_cap" in arguments else 30)
+    assert same(exported(tmp_path / "run", "last"), students[0].state_dict())
+
+
+@pytest.mark.parametrize("decay_all", [True, False])
+def test_what_decays(decay_all, tmp_path, monkeypatch, students):
+    groups = []
+    made = torch.optim.AdamW.__init__
+    monkeypatch.setattr(torch.optim.AdamW, "__init__", lambda self, g, **k: (groups.extend(g), made(self, g, **k))[1])
+    run_align(tmp_path, "run", *TWO_STEPS, "--max_steps", "1", "--decay_all", str(decay_all).lower())
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    for name, parameter in students[0].named_parameters():
+        vector = parameter.ndim < 2 or name.endswith(".bias")
+        assert decay.pop(id(parameter)) == (0.01 if decay_all or not vector else 0), name
+    assert not decay
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
+    real, calls = losses.reconstruction_loss, []
+
+    def poisoned(*args, **kwargs):
+        calls.append(1)
+        return real(*args, **kwargs) * (float("nan") if len(calls) == 6 else 1)  # validation, 3 steps, validation, ...
+
+    with monkeypatch.context() as patch:
+        patch.setattr(losses, "reconstruction_loss", poisoned)
+        with pytest.raises(FloatingPointError, match="loss is nan at step 4: the step was not taken"):
+            run_align(tmp_path, "run")
+    assert all(torch.isfinite(value).all() for value in state(tmp_path / "run").values())
+    create_backbone(str(tmp_path / "run"))
+    assert run_align(tmp_path, "run")["steps"] == 6
+
+
+def test_weights_that_are_not_numbers_are_not_stored(tmp_path, monkeypatch, students):
+    """A finite loss may have gradients that are not; at the end of an epoch only validation sees it."""
+    taken, real = [], torch.optim.AdamW.step
+
+    def broken(self, *args, **kwargs):
+        taken.append(real(self, *args, **kwargs))
+        if len(taken) == 6:
+            torch.nn.init.constant_(students[0].encoder.norm.weight, float("nan"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    with pytest.raises(FloatingPointError, match="after step 6: the last checkpoint is good"):
+        run_align(tmp_path, "run")
+    for tensors in (state(tmp_path / "run"), exported(tmp_path / "run", "best"), exported(tmp_path / "run", "last")):
+        assert all(torch.isfinite(value).all() for value in tensors.values())
+
+
+def registered(tmp_path, monkeypatch, source, **changes):
+    """A plugin that registers `miniature` under another name with some fields changed."""
+    (tmp_path / f"{source}.py").write_text(
+        "import dataclasses\nfrom vision_backbones import get_spec, register\n"
+        f"register(dataclasses.replace(get_spec('miniature'), id={source!r}, **{changes!r}))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return ["--plugins", source, "--teacher", source]
+
+
+def test_a_poisoned_teacher_is_refused(tmp_path, monkeypatch):
+    weights = load_file(ASSETS / "miniature.safetensors")
+    save_file({k: v * float("nan") for k, v in weights.items()}, tmp_path / "poisoned.safetensors")
+    changes = {"weights": str(tmp_path / "poisoned.safetensors")}
+    with pytest.raises(ValueError, match="targets have variance nan: .* check its weights"):
+        run_align(tmp_path, "run", *registered(tmp_path, monkeypatch, "poisoned_teacher", **changes))
+
+
+def test_a_teacher_of_another_architecture_is_refused(tmp_path, monkeypatch):
+    narrow = {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 8, "num_heads": 4}
+    changes = {"arch_kwargs": narrow, "weights": str(ASSETS / "miniature.safetensors")}
+    with pytest.raises(ValueError, match=r"cls_token: file \[1, 1, 96\], model \[1, 1, 48\]"):
+        run_align(tmp_path, "run", *registered(tmp_path, monkeypatch, "narrow_teacher", **changes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--student clip-vit-b", "6 x 6 patches of a 48 px image, student 'clip-vit-b' 14 x 14 patches of a 224 px"),
+        ("--student timm:vit_tiny_patch8_224", "no model"),
+        ("--teacher miniatur", "closest: .*miniature"),
+        ("--teacher dinosiglip-vit-so-384px", "fused: align its parts"),
+        ("--loss maskedmse", "did you mean masked_mse"),
+        ("--loss masked_mse --prefix_only true", "prefix_only leaves none"),
+        ("--masks.sampler uniforme", "did you mean uniform"),
+        ("--masks.sampler blockwise --masks.keep_ratio 0.3", "raise keep_ratio above 0.47"),
+        ("--data.train nowhere", "nothing at nowhere"),
+        ("--data.train miniature:x", "names no scenes"),
+        ("--trackers no-such-tracker", "tracker no-such-tracker is not installed"),
+    ],
+)
+def test_bad_settings_fail_before_weights_are_read(arguments, message, tmp_path, monkeypatch):
+    def read_no_weights(*args, **kwargs):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("vision_backbones.vit.load_vit", read_no_weights)
+    with pytest.raises(ValueError, match=message):
+        run_align(tmp_path, "run", *arguments.split())
+    assert not (tmp_path / "run").exists(), "a refused run leaves no folder"
+
+
+def write_pictures(folder, count, bad=()):
+    folder.mkdir(parents=True)
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    for number in bad:
+        (folder / f"{number}.png").write_bytes(b"not a picture")
+    return folder
+
+
+def test_unreadable_pictures_stop_the_run_or_are_counted(tmp_path):
+    pictures = write_pictures(tmp_path / "pictures" / "some class", 8, bad=[5])
+    data = ["--data.train", str(pictures.parent), "--data.validation", "miniature:2:4", "--data.crop_mode", "rkrc",
+            "--global_batch_size", "4", "--per_device_batch_size", "4"]  # fmt: skip
+    with pytest.raises(ValueError, match=r"some class/5\.png: unreadable"):
+        run_align(tmp_path, "stops", *data)
+    summary = run_align(tmp_path, "skips", *data, "--data.on_bad_image", "skip")
+    assert summary["skipped_images"] == 2 and summary["steps"] == 4  # once an epoch
+    assert [row["loss_terms"] for row in metrics(tmp_path / "skips") if "loss" in row].count(3) == 2
+    write_pictures(tmp_path / "nothing", 2, bad=[0, 1])
+    with pytest.raises(ValueError, match="none of the images of .*nothing .* can be read"):
+        run_align(
+            tmp_path, "blind", *data, "--data.on_bad_image", "skip", "--data.validation", str(tmp_path / "nothing")
+        )
+
+
+@pytest.mark.xfail(reason="torch puts the worker's traceback into the message of BadImageError", strict=True)
+def test_an_unreadable_picture_in_a_worker_is_one_line(tmp_path):
+    pictures = write_pictures(tmp_path / "pictures", 4, bad=[2])
+    data = ["--data.train", str(pictures), "--data.validation", "miniature:2:4", "--data.workers", "1"]
+    with pytest.raises(ValueError, match=r"2\.png: unreadable") as caught:
+        run_align(tmp_path, "run", *data, "--global_batch_size", "4")
+    assert "\n" not in str(caught.value)
+
+
+def test_errors_of_the_command_line_are_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "recipes/align.py", *SMALL, "--student", "clip-vit-b", "--run_root", str(tmp_path)],
+        capture_output=True, text=True, cwd=ROOT, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: teacher 'miniature'") and done.stderr.count("\n") == 1
+
+
+def test_tar_shards_are_data(tmp_path):
+    import tarfile
+
+    pictures = write_pictures(tmp_path / "pictures", 8)
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"shard-{shard}.tar", "w") as tar:
+            for number in range(4 * shard, 4 * shard + 4):
+                tar.add(pictures / f"{number}.png", f"{number:04d}.png")
+    shards = str(tmp_path / "shard-{0..1}.tar")
+    data = ["--data.train", shards, "--data.validation", shards, "--global_batch_size", "4"]
+    summary = run_align(tmp_path, "run", *data, "--epochs", "1", "--data.crop_mode", "rkrc")
+    assert summary["steps"] == 2
+    assert [row["loss_terms"] for row in metrics(tmp_path / "run") if "loss" in row] == [4, 4]
+
+
+def test_an_aligned_run_and_its_decoder_in_a_finetune(tmp_path):
+    run_align(tmp_path, "aligned", *TWO_STEPS)
+    arguments = ["--data.annotations", "miniature:16", "--data.workers", "0", "--data.held_out_limit", "4",
+                 "--global_batch_size", "8", "--per_device_batch_size", "8", "--max_steps", "2",
+                 "--projector", "pretrained-decoder"]  # fmt: skip
+    backbone = ["--vision_backbone", str(tmp_path / "aligned")]
+    summary = finetune(parse_finetune([*arguments, *backbone, "--run_root", str(tmp_path), "--run_id", "vlm"]))
+    assert summary["steps"] == 2 and np.isfinite(summary["loss_last"])
+    assert (tmp_path / "vlm" / "checkpoints" / "epoch-01" / "model.safetensors").is_file()
