@@ -17,6 +17,7 @@ class ImageDataConfig:
         "rkrc"  # timm's training crops: rkrc (resize keeping the ratio, centre), rkrr, rrc; none: as in validation
     )
     horizontal_flip: float = 0.5  # probability
+    auto_augment: str | None = None  # timm's notation of a policy, such as rand-m9-mstd0.5-inc1
     on_bad_image: str = "error"  # "error" stops at an unreadable image, "skip" leaves it out and counts
     workers: int = 4  # processes that decode images
 
@@ -100,6 +101,31 @@ class MimConfig(MaskedTrainingConfig):
     """
 
     masks: MaskConfig = field(default_factory=lambda: MaskConfig(null=False))
+
+
+@dataclass
+class ClassifyConfig(ImageTrainingConfig):
+    """Finetunes a vision backbone, such as an aligned one, as an image classifier.
+
+    Defaults are those usual for finetuning ViTs on ImageNet. Without --config_path it runs on the miniature world.
+    """
+
+    vision_backbone: str = "clip-vit-b"  # registered id, "timm:<timm id>", or a run of align
+    head: str = "linear"  # linear (on the mean patch), transformer (one more block) or attention (a learned query)
+    layer_decay: float | None = 0.75  # each block learns this much slower than the next; null for one rate
+    mixup: float = 0.8  # alpha of mixup; 0 is off
+    cutmix: float = 1.0  # alpha of cutmix; 0 is off
+    label_smoothing: float = 0.1  # share of a target spread over all classes
+    epochs: int = 50  # passes over the training images
+    min_learning_rate: float = 1e-6  # where the cosine ends
+    warmup_epochs: float = 5.0  # linear warm-up
+    weight_decay: float = 0.05  # AdamW
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW
+
+
+def parse_classify(argv: list[str]) -> ClassifyConfig:
+    """The configuration of a command line of recipes/classify.py. Errors are one line on stderr and exit status 2."""
+    return parse(ClassifyConfig, argv, default="classify-miniature.yaml", check=check_image_training)
 
 
 def parse_align(argv: list[str]) -> AlignConfig:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from golden_cases import ROOT, requires_samples, samples_dir
 
-from recipes.image_settings import AlignConfig, MimConfig
+from recipes.image_settings import AlignConfig, ClassifyConfig, MimConfig
 from recipes.parsing import _flags
 from recipes.settings import FinetuneConfig
 
@@ -64,7 +64,7 @@ def test_command(command, checkout):
 
 
 def test_settings_and_files_named_in_the_docs_exist():
-    flags = {flag for config in (FinetuneConfig, AlignConfig, MimConfig) for flag in _flags(config)}
+    flags = {flag for config in (FinetuneConfig, AlignConfig, MimConfig, ClassifyConfig) for flag in _flags(config)}
     flags |= {"config_path", "help", "config_file", "backbone"}
     for page in PAGES:
         text = page.read_text()

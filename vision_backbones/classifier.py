@@ -1,6 +1,13 @@
 """Image classifiers on a ViT of the registry, for finetuning: the backbone, a pooling head and a linear layer."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from timm.data.mixup import mixup_target
 from timm.layers import AttentionPoolLatent
 from timm.models.vision_transformer import Block
 from timm.optim import param_groups_layer_decay
@@ -53,6 +60,8 @@ def build_classifier(spec: BackboneSpec, head: str, num_classes: int, pretrained
     if spec.parts:
         raise ValueError(f"backbone '{spec.id}' is fused: classify with a single ViT, e.g. '{spec.parts[0].id}'")
     vit = load_vit(spec, pretrained=pretrained)
+    if isinstance(vit.norm, nn.Identity):
+        raise ValueError(f"backbone '{spec.id}' normalises after pooling, so that its tokens have no final norm")
     num_heads = vit.blocks[0].attn.num_heads
     if head == "attention":
         vit.attn_pool = AttentionPoolLatent(vit.embed_dim, num_heads=num_heads, norm_layer=nn.LayerNorm)
@@ -69,9 +78,56 @@ def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float
     """Gives parameter groups whose `lr_scale` shrinks from the head, 1, to the patch embedding.
 
     Block i of n, from 0, has `layer_decay ** (n - i)`, patch and position embeddings have `layer_decay ** (n + 1)`;
-    the final norm belongs to the last block, head and pool have 1. Vectors, position embeddings and prefix tokens are
-    not decayed. Whoever sets the learning rate multiplies it by `lr_scale`; torch's optimizers do not.
+    the final norm belongs to the last block, head and pool have 1. Vectors and the ViT's position embeddings and
+    prefix tokens do not decay. Whoever sets the learning rate multiplies it by `lr_scale`; torch's optimizers do not.
     """
     return param_groups_layer_decay(
         model, weight_decay=weight_decay, no_weight_decay_list=model.no_weight_decay(), layer_decay=layer_decay
     )
+
+
+def mix(mixup, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixed pixels `[B, 3, H, W]` and soft targets `[B, classes]`, by timm's `Mixup`.
+
+    What is drawn depends on torch's random state alone. An odd batch leaves its last image as it is, since timm mixes
+    pairs.
+    """
+    state = np.random.get_state()
+    np.random.seed(int(torch.randint(2**31, ())))
+    even = len(labels) // 2 * 2
+    try:
+        mixed, targets = mixup(pixels[:even].clone(), labels[:even])
+    finally:
+        np.random.set_state(state)
+    rest = mixup_target(labels[even:], mixup.num_classes, 1.0, mixup.label_smoothing)
+    return torch.cat([mixed, pixels[even:]]), torch.cat([targets, rest.to(targets.device)])
+
+
+def save_classifier(path: Path, model: nn.Module, spec: BackboneSpec, head: str, classes: list[str]) -> None:
+    """Writes a classifier as one safetensors file that `load_classifier` reads, all or nothing."""
+    metadata = {"spec": json.dumps(spec.to_dict()), "head": head, "classes": json.dumps(classes)}
+    beside = path.with_name(f".{path.name}.unfinished")
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, beside, metadata)
+    beside.replace(path)
+
+
+def load_classifier(path: Path | str) -> tuple[nn.Module, list[str]]:
+    """The classifier of a file, of a checkpoint folder or of a run (its best), and the names of its classes.
+
+    Raises:
+        ValueError: There is none.
+    """
+    path = Path(path)
+    places = [path, path / "classifier.safetensors", path / "checkpoints" / "best" / "classifier.safetensors"]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise ValueError(f"no classifier at {path}: give a run of recipes/classify.py, or its classifier.safetensors")
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata() or {}
+    if "classes" not in metadata:
+        raise ValueError(f"{file} is no classifier that recipes/classify.py wrote")
+    classes = json.loads(metadata["classes"])
+    spec = BackboneSpec.from_dict(json.loads(metadata["spec"]))
+    model = build_classifier(spec, metadata["head"], len(classes), pretrained=False)
+    model.load_state_dict(load_file(file))
+    return model.eval(), classes

@@ -48,7 +48,9 @@ class Images:
     def epochs(self, done_steps: int = 0) -> Iterator[tuple[int, DataLoader]]:
         """Number of each epoch and its micro-batches, without those of the first `done_steps` optimizer steps."""
         config, data = self.config, self.config.data
-        transform = training_transform(self.spec, crop_mode=data.crop_mode, hflip=data.horizontal_flip)
+        transform = training_transform(
+            self.spec, crop_mode=data.crop_mode, hflip=data.horizontal_flip, auto_augment=data.auto_augment
+        )
 
         def plan(epoch: int) -> list:
             rows = batching.fill_batches(self.train.order((config.seed, epoch)), config.global_batch_size)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.image_settings import parse_align, parse_mim
+from recipes.image_settings import parse_align, parse_classify, parse_mim
 from recipes.parsing import CONFIGS, read_presets
 from recipes.settings import named_models, parse_finetune
 
@@ -14,7 +14,7 @@ DATA = ["--data.annotations", "rows.json"]
 
 def test_without_anything_it_is_the_miniature_run():
     config = parse_finetune([])
-    assert (config.vision_backbone, config.llm, config.epochs) == ("miniature", "miniature", 2)
+    assert (config.vision_backbone, config.llm, config.epochs) == ("miniature-aligned", "miniature", 2)
     assert config.data.annotations.startswith("miniature:") and config.learning_rate == 2e-3
 
 
@@ -90,7 +90,7 @@ def test_help_names_every_setting_at_once():
 
 
 IMAGES = ["--data.train", "miniature:64", "--data.validation", "miniature:64:1"]
-PARSERS = {"align": parse_align, "mim": parse_mim}
+PARSERS = {"align": parse_align, "mim": parse_mim, "classify": parse_classify}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
