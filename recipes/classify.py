@@ -29,8 +29,8 @@ def main(config: ClassifyConfig) -> dict:
     classes = data.train.classes
     if classes != data.validation.classes:
         raise ValueError(
-            f"training images have {len(classes)} classes ({', '.join(classes[:3])}, ...), validation images other ones "
-            f"({len(data.validation.classes)}: {', '.join(data.validation.classes[:3])}, ...): give two splits of one set"
+            f"{config.data.train} has {len(classes)} classes ({', '.join(classes[:3])}, ...), {config.data.validation} "
+            f"has {len(data.validation.classes)} others or in another order: give two splits of one set"
         )
     for source in (data.train, data.validation):
         if not classes or source.label(0) < 0:
