@@ -25,6 +25,9 @@ def build(case: dict, state: dict[str, torch.Tensor]) -> PrismaticForConditional
         image_token_id=IMAGE_TOKEN_ID,
     )
     model = PrismaticForConditionalGeneration(config).eval()
+    if config.projector == "pretrained-decoder":  # the reference uses GELU whatever it was trained with
+        for block in model.projector.blocks:
+            block.mlp.act = torch.nn.GELU()
     own = model.state_dict()
     renamed = {ours(key): value for key, value in state.items()}
     taken = {key: value for key, value in renamed.items() if key in own}

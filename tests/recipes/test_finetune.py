@@ -57,7 +57,7 @@ def test_a_finetune_leaves_a_usable_run(tmp_path, capsys):
     model, processor = prismatic.load(folder)
     trained = load_file(latest_checkpoint(folder) / "model.safetensors")
     assert torch.equal(model.projector.state_dict()["0.weight"], trained["projector.0.weight"])
-    start, _ = prismatic.build("miniature", "miniature", "gelu-mlp")
+    start, _ = prismatic.build("miniature-aligned", "miniature", "gelu-mlp")
     same = dict(start.vision_backbone.named_parameters())
     assert all(torch.equal(p, same[n]) for n, p in model.vision_backbone.named_parameters()), "the backbone is frozen"
     assert not torch.equal(model.llm.lm_head.weight, start.llm.lm_head.weight)
@@ -80,7 +80,7 @@ def test_stages_train_what_they_say(stage, tmp_path):
     arguments = ["--stage", stage, "--run_id", stage, "--max_steps", "4", "--data.sampler", "split-modality"]
     run(tmp_path, *arguments, "--lora.rank", "4", "--precision", "bf16", "--gradient_checkpointing", "true")
     model, _ = prismatic.load(tmp_path / stage)
-    start, _ = prismatic.build("miniature", "miniature", "gelu-mlp")
+    start, _ = prismatic.build("miniature-aligned", "miniature", "gelu-mlp")
     changed = {
         part
         for part in ("vision_backbone", "projector", "llm")
@@ -129,7 +129,7 @@ def test_bad_images_stop_or_are_counted(tmp_path):
         (["--llm", "llama2-7b-pur"], "did you mean llama2-7b-pure"),
         (["--projector", "gelu_mlp"], "did you mean 'gelu-mlp'"),
         (["--projector", "fused-gelu-mlp"], "single one"),
-        (["--projector", "pretrained-decoder"], "not aligned"),
+        (["--vision_backbone", "miniature", "--projector", "pretrained-decoder"], "not aligned"),
         (["--vision_backbone", "dinosiglip-vit-so-384px", "--projector", "transformer"], "fused"),
         (["--image_size", "50"], "multiple of its patch size"),
         (["--image_resize_strategy", "squash"], "squash"),

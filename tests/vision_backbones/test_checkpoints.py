@@ -27,7 +27,7 @@ from vision_backbones.weights import load_weights
 FOLDER = "A_locality_alignment/A4_checkpoint_loading"
 CASES = case_names(f"{FOLDER}/cases.json")
 ALIGNED = BackboneSpec(
-    "tiny-aligned",
+    "tiny-clip-aligned",
     arch="vit_base_patch16_clip_quickgelu_224",
     image_size=32,
     arch_kwargs={"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 4},
@@ -211,7 +211,7 @@ def test_conversion_gives_a_backbone_and_its_decoder(tiny_aligned, tmp_path):
     ema = {f"module.{k}": v + 1 for k, v in student.items()}
     path = released(tmp_path / "in.pth.tar", student, state_dict_ema=ema)
     out = tmp_path / "out.safetensors"
-    summary = convert(path, out, "tiny-aligned")
+    summary = convert(path, out, "tiny-clip-aligned")
     for text in (
         "31 tensors, 19,584 parameters",
         "moving average (EMA)",
@@ -245,16 +245,16 @@ def test_conversion_refuses(tiny_aligned, tmp_path):
     for blocker in (out, tmp_path / "out.decoder.safetensors"):
         blocker.touch()
         with pytest.raises(ValueError, match=f"{blocker.name} exists already"):
-            convert(path, out, "tiny-aligned")
+            convert(path, out, "tiny-clip-aligned")
         blocker.unlink()
     with pytest.raises(ValueError, match="do not fit VisionTransformer"):
         convert(path, out, "miniature")
     with pytest.raises(ValueError, match="fused: a checkpoint holds one ViT"):
         convert(path, out, "dinoclip-vit-l-336px")
     with pytest.raises(ValueError, match="no folder .*gone"):
-        convert(path, tmp_path / "gone" / "out.safetensors", "tiny-aligned")
+        convert(path, tmp_path / "gone" / "out.safetensors", "tiny-clip-aligned")
     with pytest.raises(ValueError, match="written as NAME.safetensors, got .*out.pth"):
-        convert(path, tmp_path / "out.pth", "tiny-aligned")
+        convert(path, tmp_path / "out.pth", "tiny-clip-aligned")
     register(dataclasses.replace(ALIGNED, id="larger", image_size=64))
     with pytest.raises(ValueError, match=r"pos_embed is \(1, 17, 24\), expected \[1, 65, a multiple of 4 heads\]"):
         convert(path, out, "larger")
