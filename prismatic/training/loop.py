@@ -115,6 +115,11 @@ def fit(
                 )
             trained = [p for g in optimizer.param_groups for p in g["params"]]
             norm = torch.nn.utils.clip_grad_norm_(trained, max_grad_norm).item()
+            if not math.isfinite(norm):
+                raise FloatingPointError(
+                    f"gradient norm is {norm} at step {step + 1}: the step was not taken; the last checkpoint is good. "
+                    "Lower the learning rate or look at the data of this step."
+                )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

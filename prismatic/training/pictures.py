@@ -1,11 +1,13 @@
 """What patch features hold, for the eye: their main directions as colours over the image."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
 
 from prismatic.data.image_sources import ImageSource
+from prismatic.data.sources import BadImageError
 
 CELL, GAP, TITLE = 144, 8, 18  # pixels
 
@@ -17,7 +19,12 @@ def draw_patches(path: Path, source: ImageSource, backbones: dict[str, torch.nn.
     Patches of one colour have similar features, within a row of the picture; a ViT that knows what is where colours
     objects apart. Axes are those of all shown patches of a backbone.
     """
-    images = [source[row][0] for row in range(min(count, len(source)))]
+    images = []
+    for row in range(len(source)):
+        with suppress(BadImageError):  # what a run may skip, its picture skips too
+            images.append(source[row][0])
+        if len(images) == count:
+            break
     side = CELL + GAP
     sheet = Image.new("RGB", (len(images) * side + GAP, (1 + len(backbones)) * (side + TITLE) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
