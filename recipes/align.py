@@ -35,35 +35,36 @@ def main(config: AlignConfig) -> dict:
     check_loss(config.loss, prefix_only=config.prefix_only)
     masks = mask_sampler(student_spec, as_reference=config.as_reference, **vars(config.masks))
     data = images.read_images(config, accelerator, student_spec, masks)
+
+    def make(pretrained: bool) -> tuple[Teacher, MaskEmbedStudent]:
+        teacher = Teacher(
+            load_vit(teacher_spec, pretrained=pretrained),
+            skip_blocks=config.teacher_skip_blocks,
+            prefix_only=config.prefix_only,
+        )
+        student = MaskEmbedStudent(
+            load_vit(student_spec, pretrained=pretrained),
+            teacher.vit.embed_dim,
+            head=config.student_head,
+            decoder_blocks=config.decoder_blocks,
+            decoder_width=config.decoder_width,
+            decoder_heads=config.decoder_heads,
+            prefix_only=config.prefix_only,
+            as_reference=config.as_reference,
+        )
+        return teacher, student
+
+    with torch.device("meta"):
+        make(pretrained=False)
     run_dir = open_run(config, accelerator, f"{config.model or config.teacher}+align", images.MAY_CHANGE)
 
-    # Teacher and student.
     set_seed(config.seed)
-    teacher = Teacher(
-        load_vit(teacher_spec, pretrained=True), skip_blocks=config.teacher_skip_blocks, prefix_only=config.prefix_only
-    )
-    student = MaskEmbedStudent(
-        load_vit(student_spec, pretrained=True),
-        teacher.vit.embed_dim,
-        head=config.student_head,
-        decoder_blocks=config.decoder_blocks,
-        decoder_width=config.decoder_width,
-        decoder_heads=config.decoder_heads,
-        prefix_only=config.prefix_only,
-        as_reference=config.as_reference,
-    )
+    teacher, student = make(pretrained=True)
     if config.precision == "bf16":
         optim.halve_frozen(teacher)
     teacher.to(accelerator.device), student.to(accelerator.device)
-    report.print_parts(
-        accelerator,
-        f"{teacher_spec.id} -> {student_spec.id}, {config.loss}",
-        [
-            ("encoder", sum(p.numel() for p in student.encoder.parameters()), 0),
-            ("decoder", sum(p.numel() for p in student.decoder.parameters()), 0),
-            ("teacher", 0, sum(p.numel() for p in teacher.parameters())),
-        ],
-    )
+    parts = report.parameters(encoder=student.encoder, decoder=student.decoder, teacher=teacher)
+    report.print_parts(accelerator, f"{teacher_spec.id} -> {student_spec.id}, {config.loss}", parts)
 
     # The loss is mse on targets of variance 1: predicting their mean would give 1.
     variance = images.target_variance(data, lambda batch: teacher(batch["pixel_values"], batch["masks"]))

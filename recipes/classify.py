@@ -43,10 +43,8 @@ def main(config: ClassifyConfig) -> dict:
 
     set_seed(config.seed)
     model = build_classifier(spec, config.head, len(classes), pretrained=True).to(accelerator.device)
-    report.print_parts(
-        accelerator, f"{spec.id}, {config.head} head, {len(classes)} classes",
-        [("classifier", sum(p.numel() for p in model.parameters()), 0)],
-    )  # fmt: skip
+    title = f"{spec.id}, {config.head} head, {len(classes)} classes"
+    report.print_parts(accelerator, title, report.parameters(classifier=model))
     if config.layer_decay:
         groups = layer_decay_groups(model, config.weight_decay, config.layer_decay)
     else:

@@ -150,6 +150,17 @@ def check_image_training(config: ImageTrainingConfig) -> None:
         raise ValueError(f"--save_every_steps is {config.save_every_steps}: expected at least 1, or null")
     if config.ema_decay is not None and not 0 < config.ema_decay < 1:
         raise ValueError(f"--ema_decay is {config.ema_decay}: expected between 0 and 1, such as 0.9998, or null")
+    if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
+        raise ValueError(f"--betas is {config.betas}: expected two numbers from 0 up to 1, such as 0.9,0.95")
+    if not 0 <= config.warmup_epochs < config.epochs:
+        raise ValueError(
+            f"--warmup_epochs is {config.warmup_epochs}: expected 0 or more, below the {config.epochs} epochs"
+        )
+    if isinstance(config, MaskedTrainingConfig):
+        if not 0 < config.masks.keep_ratio < 1:
+            raise ValueError(f"--masks.keep_ratio is {config.masks.keep_ratio}: expected between 0 and 1")
+        if config.soft_cap is not None and config.soft_cap <= 0:
+            raise ValueError(f"--soft_cap is {config.soft_cap}: expected more than 0, or null for none")
     for name in ("train", "validation"):
         if not getattr(config.data, name):
             raise ValueError(

@@ -34,28 +34,24 @@ def main(config: MimConfig) -> dict:
     check_loss(config.loss, prefix_only=False)
     masks = mask_sampler(student_spec, as_reference=config.as_reference, **vars(config.masks))
     data = images.read_images(config, accelerator, student_spec, masks)
+
+    def make(pretrained: bool) -> tuple[Teacher, MaskedImageStudent]:
+        teacher = Teacher(load_vit(teacher_spec, pretrained=pretrained), skip_blocks=0)
+        vit = load_vit(student_spec, pretrained=pretrained)
+        head = {"head": config.student_head, "as_reference": config.as_reference}
+        return teacher, MaskedImageStudent(vit, teacher.vit.embed_dim, **head)
+
+    with torch.device("meta"):
+        make(pretrained=False)
     run_dir = open_run(config, accelerator, f"{config.teacher}+mim", images.MAY_CHANGE)
 
-    # Teacher and student.
     set_seed(config.seed)
-    teacher = Teacher(load_vit(teacher_spec, pretrained=True), skip_blocks=0)
-    student = MaskedImageStudent(
-        load_vit(student_spec, pretrained=True),
-        teacher.vit.embed_dim,
-        head=config.student_head,
-        as_reference=config.as_reference,
-    )
+    teacher, student = make(pretrained=True)
     if config.precision == "bf16":
         optim.halve_frozen(teacher)
     teacher.to(accelerator.device), student.to(accelerator.device)
-    report.print_parts(
-        accelerator,
-        f"{teacher_spec.id} -> {student_spec.id}, {config.loss}",
-        [
-            ("encoder", sum(p.numel() for p in student.parameters()), 0),
-            ("teacher", 0, sum(p.numel() for p in teacher.parameters())),
-        ],
-    )
+    parts = report.parameters(student=student, teacher=teacher)
+    report.print_parts(accelerator, f"{teacher_spec.id} -> {student_spec.id}, {config.loss}", parts)
 
     # The loss is mse on targets of variance 1: predicting their mean would give 1.
     variance = images.target_variance(data, lambda batch: teacher(batch["pixel_values"]))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.data.mixup import mixup_target
 from timm.layers import AttentionPoolLatent
 from timm.models.vision_transformer import Block
@@ -15,6 +15,7 @@ from torch import nn
 
 from vision_backbones.spec import BackboneSpec, closest
 from vision_backbones.vit import load_vit
+from vision_backbones.weights import write_tensors
 
 HEADS = ("linear", "transformer", "attention")
 
@@ -106,9 +107,7 @@ def mix(mixup, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor
 def save_classifier(path: Path, model: nn.Module, spec: BackboneSpec, head: str, classes: list[str]) -> None:
     """Writes a classifier as one safetensors file that `load_classifier` reads, all or nothing."""
     metadata = {"spec": json.dumps(spec.to_dict()), "head": head, "classes": json.dumps(classes)}
-    beside = path.with_name(f".{path.name}.unfinished")
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, beside, metadata)
-    beside.replace(path)
+    write_tensors(path, model.state_dict(), metadata)
 
 
 def load_classifier(path: Path | str) -> tuple[nn.Module, list[str]]:

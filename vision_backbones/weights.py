@@ -187,26 +187,27 @@ def save_backbone(
         raise ValueError(f"{path}: decoder_heads must say how many attention heads the decoder has")
     # The decoder first: a backbone that is there has the decoder it was trained with.
     if decoder:
-        _write(decoder_path(path), decoder, {"decoder": json.dumps({"num_heads": decoder_heads})})
+        write_tensors(decoder_path(path), decoder, {"decoder": json.dumps({"num_heads": decoder_heads})})
     else:
         decoder_path(path).unlink(missing_ok=True)
     spec = dataclasses.replace(spec, weights=None)
     headless = {name: value for name, value in state.items() if not name.startswith(HEAD)}
-    _write(path, headless, {**metadata, "spec": json.dumps(spec.to_dict())})
+    write_tensors(path, headless, {**metadata, "spec": json.dumps(spec.to_dict())})
 
 
-def _write(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
-    """Writes beside `path`, then renames."""
+def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
+    """Writes a safetensors file, all or nothing: beside its place, then renamed."""
     from safetensors.torch import save_file
 
     beside = path.with_name(f".{path.name}.unfinished")
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, beside, metadata)
-    _sync(beside)
+    sync(beside)
     beside.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,6 @@
 """From rows to batches: which examples make up every optimizer step, and how examples become tensors."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -155,7 +154,7 @@ def split_modality_indices(
     for rows in (np.flatnonzero(is_multimodal), np.flatnonzero(~is_multimodal)):
         if len(rows) == 0:
             continue
-        order = _wrap(rows[torch.randperm(len(rows), generator=generator).numpy()].tolist(), global_batch_size)
+        order = fill_batches(rows[torch.randperm(len(rows), generator=generator).numpy()], global_batch_size).tolist()
         for start in range(0, len(order), global_batch_size):
             batches.append(_balance(order[start : start + global_batch_size], length_of, num_replicas))
     batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
@@ -188,7 +187,7 @@ def shuffle_indices(n: int, global_batch_size: int, seed: int, epoch: int) -> li
     """
     _check_rows(n)
     generator = torch.Generator().manual_seed(seed + epoch)
-    return _wrap(torch.randperm(n, generator=generator).tolist(), global_batch_size)
+    return fill_batches(torch.randperm(n, generator=generator).numpy(), global_batch_size).tolist()
 
 
 def fill_batches(order: np.ndarray, global_batch_size: int) -> np.ndarray:
@@ -199,10 +198,6 @@ def fill_batches(order: np.ndarray, global_batch_size: int) -> np.ndarray:
     """
     _check_rows(len(order))
     return np.resize(order, -(-len(order) // global_batch_size) * global_batch_size)
-
-
-def _wrap(rows: list[int], multiple: int) -> list[int]:
-    return list(islice(cycle(rows), -(-len(rows) // multiple) * multiple))
 
 
 def _check_rows(n: int) -> None:

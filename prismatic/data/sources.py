@@ -21,6 +21,10 @@ OTHER_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".JPG", ".JPEG", ".P
 class BadImageError(ValueError):
     """An image that is missing or cannot be decoded."""
 
+    def __init__(self, message: str):
+        # A DataLoader raises the error of its worker again, with a traceback in front of the message.
+        super().__init__(message.rstrip().rpartition(f"{type(self).__name__}: ")[2])
+
 
 class MissingImageError(BadImageError):
     """An image that is not there."""

@@ -1,7 +1,6 @@
 """Checkpoints that are never half there: written beside their place, then renamed."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -12,8 +11,10 @@ import torch
 import yaml
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
+
+from vision_backbones.weights import sync, write_tensors
 
 OPTIMIZER = "optimizer"
 SUMMARY = "summary.json"  # its presence marks a finished run
@@ -34,9 +35,9 @@ def save_model(model, processor, folder: Path) -> Path:
     model.save_pretrained(beside)
     processor.save_pretrained(beside)
     for path in beside.rglob("*"):
-        _sync(path)
+        sync(path)
     beside.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     return folder
 
 
@@ -44,7 +45,7 @@ def write_json(path: Path, content: dict) -> None:
     """Writes a JSON file all or nothing."""
     beside = path.with_name(f".{path.name}.unfinished")
     beside.write_text(json.dumps(content, indent=1) + "\n")
-    _sync(beside)
+    sync(beside)
     beside.replace(path)
 
 
@@ -60,13 +61,8 @@ def save_state(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim
     tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"{OPTIMIZER}.{number}.{key}": value for key, value in state.items()}
-    beside = path.with_name(f".{path.name}.unfinished")
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    save_file(stored, beside, metadata={"progress": json.dumps(progress)})
-    _sync(beside)
-    beside.replace(path)
-    _sync(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, tensors, {"progress": json.dumps(progress)})
 
 
 def load_state(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict:
@@ -147,11 +143,3 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
     """The newest checkpoint of a run folder; None when there is none."""
     found = sorted((run_dir / "checkpoints").glob("epoch-*"))
     return found[-1] if found else None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

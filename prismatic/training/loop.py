@@ -77,7 +77,7 @@ def fit(
 
     Raises:
         ValueError: a step has nothing to learn from.
-        FloatingPointError: when the loss is not finite; the step is named and not taken.
+        FloatingPointError: when the loss or a gradient is not finite; the step is named and not taken.
     """
     model.train()
     step, flops_per_unit, skipped, unit = done_steps, None, 0, objective.unit
@@ -87,15 +87,16 @@ def fit(
     for epoch, micro_batches in epochs if step < total_steps else ():
         started = time.perf_counter()  # a step's seconds include waiting for its data
         for group in batched(micro_batches, accumulation):
-            skipped += sum(b.get("skipped", 0) for b in group)
+            bad = sum(b.get("skipped", 0) for b in group)
             group = [to_device(b, accelerator.device) for b in group if objective.work(b)[1]]
             work = [sum(column) for column in zip(*map(objective.work, group), strict=True)] or [0, 0]
-            counts = torch.tensor([sum(map(objective.terms, group)), *work], device=accelerator.device)
-            terms, units, places = accelerator.reduce(counts, "sum").tolist()
+            counts = torch.tensor([sum(map(objective.terms, group)), *work, bad], device=accelerator.device)
+            terms, units, places, bad = accelerator.reduce(counts, "sum").tolist()
+            skipped += bad
             if not terms:
                 raise ValueError(
-                    f"step {step + 1} has nothing to learn from: its rows were skipped for bad images, or cut off "
-                    "before the first answer; run python -m prismatic.data.verify, or raise --max_length"
+                    f"step {step + 1} has nothing to learn from: its images could not be read, or its texts are cut "
+                    "off before the first answer; run python -m prismatic.data.verify, or raise --max_length"
                 )
             for parameters in optimizer.param_groups:
                 parameters["lr"] = rate_at(step) * parameters.get("lr_scale", 1.0)

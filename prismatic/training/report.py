@@ -27,6 +27,15 @@ def print_parts(accelerator, title: str, rows: Sequence[tuple[str, int, int]]) -
     accelerator.print(table(rows, ("part", "trained", "frozen")), "\n")
 
 
+def parameters(**modules) -> list[tuple[str, int, int]]:
+    """Rows `(part, trained parameters, frozen parameters)` of modules by name."""
+    rows = []
+    for name, module in modules.items():
+        sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+        rows.append((name, sum(n for n, trained in sizes if trained), sum(n for n, trained in sizes if not trained)))
+    return rows
+
+
 def summarise(run_dir: Path, seconds: float) -> dict:
     """Numbers of a finished run that took `seconds`, from its `metrics.jsonl`."""
     steps = [row for row in read_metrics(run_dir / "metrics.jsonl") if "loss" in row]

@@ -386,7 +386,6 @@ def test_unreadable_pictures_stop_the_run_or_are_counted(tmp_path):
         )
 
 
-@pytest.mark.xfail(reason="torch puts the worker's traceback into the message of BadImageError", strict=True)
 def test_an_unreadable_picture_in_a_worker_is_one_line(tmp_path):
     pictures = write_pictures(tmp_path / "pictures", 4, bad=[2])
     data = ["--data.train", str(pictures), "--data.validation", "miniature:2:4", "--data.workers", "1"]

@@ -107,7 +107,7 @@ def test_a_failed_state_keeps_the_one_before(tmp_path, monkeypatch):
         file.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("prismatic.training.checkpoint.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="disk full"):
         save_state(path, {"model": model}, optimizer, {"steps": 2})
     assert load_state(path, {"model": model}, optimizer) == {"steps": 1}

@@ -181,6 +181,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(accelerator):
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_step(accelerator):
+    model = tiny_model()
+    before = copy.deepcopy(model.state_dict())
+
+    def steep(model, batch):  # the root of 0 has a finite value and no finite slope
+        return objective.supervised_loss(model, batch) + (model.projector[0].bias[0] * 0).sqrt()
+
+    with pytest.raises(FloatingPointError, match="gradient norm is nan at step 1"):
+        run(model, [collate_padded(examples(3), 0)] * 2, accelerator, task=replace(objective.TEXT, loss_sum=steep))
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
 def test_micro_batches_of_which_nothing_is_left(accelerator):
     whole, empty = collate_padded(examples(3), 0), collate_padded([None, None], 0)
     unsupervised = collate_padded(examples(2), 0)

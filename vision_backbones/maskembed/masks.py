@@ -14,11 +14,6 @@ MIN_BLOCK = 16  # patches; BEiT's smallest block
 ASPECTS = (0.3, 1 / 0.3)
 
 
-def rows_per_image(antithetical: bool, null: bool) -> int:
-    """How many masks a sampler gives for one image."""
-    return 1 + antithetical + null
-
-
 def sample_masks(
     rng: np.random.Generator,
     images: int,
@@ -52,7 +47,7 @@ def sample_masks(
         near = get_close_matches(sampler, SAMPLERS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(SAMPLERS)}"
         raise ValueError(f"unknown mask sampler {sampler!r}: {hint}")
-    rows = rows_per_image(antithetical, null)
+    rows = 1 + antithetical + null
     masks = SAMPLERS[sampler](rng, images, rows, patches, keep_ratio)
     if as_reference and sampler == "blockwise":
         if antithetical:

@@ -25,6 +25,9 @@ class MaskEmbedStudent(nn.Module):
         decoder_heads: Attention heads of the decoder; the encoder's if None.
         prefix_only: Predict prefix tokens alone.
         as_reference: Start from a new final norm with eps 1e-5, as the reference does, instead of the ViT's own.
+
+    Raises:
+        ValueError: The head is unknown, or the decoder cannot be built.
     """
 
     def __init__(
@@ -41,7 +44,12 @@ class MaskEmbedStudent(nn.Module):
     ):
         super().__init__()
         width = decoder_width or vit.embed_dim
-        heads = decoder_heads or vit.blocks[0].attn.num_heads
+        heads = vit.blocks[0].attn.num_heads if decoder_heads is None else decoder_heads
+        if width % heads or heads < 1 or decoder_blocks < 0:
+            raise ValueError(
+                f"a decoder of {decoder_blocks} blocks, {width} wide with {heads} heads cannot be built: expected 0 or "
+                "more blocks, and a width that is a multiple of the heads"
+            )
         block = vit.blocks[0]
         self.encoder = with_head(vit, width, head, as_reference)
         self.decoder = Decoder(

@@ -117,16 +117,18 @@ def test_construction(name):
 
 
 @requires_golden
-@pytest.mark.parametrize("name", case_names(f"{A3}/cases.json"))
-def test_scaling(name):
-    case, golden, teacher, _, _ = read(name)
-    batches = [(golden[key], golden[key.replace("images", "masks")]) for key in golden if "baseline_images" in key]
-    parts = [moments(teacher(images, masks)) for images, masks in batches]
-    if not parts:
-        pytest.skip("the case stores no baseline batches")
-    variance = merge_moments(parts)[2].item()
-    assert variance == pytest.approx(case["baseline_loss"], rel=1e-6)
-    assert unit_scale(variance) == pytest.approx(case["scaling_factor"], rel=1e-6)
+def test_scaling():
+    compared = 0
+    for name in case_names(f"{A3}/cases.json"):
+        case, golden, teacher, _, _ = read(name)
+        batches = [(golden[key], golden[key.replace("images", "masks")]) for key in golden if "baseline_images" in key]
+        if not batches:  # only some cases store them
+            continue
+        compared += 1
+        variance = merge_moments([moments(teacher(images, masks)) for images, masks in batches])[2].item()
+        assert variance == pytest.approx(case["baseline_loss"], rel=1e-6)
+        assert unit_scale(variance) == pytest.approx(case["scaling_factor"], rel=1e-6)
+    assert compared
 
 
 @requires_golden
