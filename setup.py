@@ -34,6 +34,9 @@ setup(
         "tqdm>=4.60",
         "jinja2>=3.1.6",
         "pyyaml>=6.0",
+        "scikit-learn>=1.5",
+        "scipy>=1.11",
+        "matplotlib>=3.8",
     ],
     extras_require={
         "dev": ["pytest>=8.0", "ruff>=0.9", "hypothesis>=6.100", "psutil>=5.9"],

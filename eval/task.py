@@ -1,0 +1,139 @@
+"""What a benchmark is: a declaration that the engine, the scorers and the report work from."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Generate:
+    """The answer is free text, decoded greedily."""
+
+    max_new_tokens: int = 128
+
+
+@dataclass(frozen=True)
+class Choose:
+    """The answer is one of `options`, texts that the model would say; decided by their probabilities, no decoding."""
+
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question about an image.
+
+    Attributes:
+        id: Unique in the task and split, stable between runs and machines.
+        image: Path relative to the data root, with forward slashes.
+        question: As the data set has it.
+        answer: The truth, JSON-able, as the scorer takes it.
+        subset: Sub-split that scores are also reported for, such as RefCOCO+; empty without any.
+        info: What prompt, scorer and report need besides, JSON-able (`width`, `height`, `choices`, ...).
+    """
+
+    id: str
+    image: str
+    question: str
+    answer: Any
+    subset: str = ""
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How outputs become scores.
+
+    A record is an example's fields and the model's output: `output` (text; empty after an error), or `probabilities`
+    of the options and `output`, the likeliest one. `box_frame` says what box coordinates are fractions of.
+
+    Attributes:
+        main: Name of the metric that stands for the task.
+        judge: Gives what is to be added to a record: `score` in [0, 1], and details such as the parsed box.
+        summarise: Metrics of judged records, by name; None where one is undefined on these.
+    """
+
+    main: str
+    judge: Callable[[Record], dict[str, Any]]
+    summarise: Callable[[Sequence[Record]], dict[str, float | None]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark.
+
+    Attributes:
+        name: Id on the command line.
+        version: Raised whenever prompts, examples or scores change; stored answers of another version are not used.
+        read: Examples of a split, in a fixed order, from the raw downloads below a data root.
+        prompt: What the user says, before the model's chat template.
+        answer: Kind of answer to an example.
+        scorer: How outputs become scores.
+        num_examples: Official number of examples, by split and then by subset; the first split is the default.
+        slim: Examples of the slim variant, a fixed random subset: so many of each subset.
+        files: What must be on disk, relative to the data root.
+        chance: Score of guessing, a fraction; None where guessing scores nothing or is not defined.
+        split: The split that is evaluated.
+        image_of: How an example's picture differs from its file: takes the PIL image and the example, gives a PIL image.
+    """
+
+    name: str
+    version: int
+    read: Callable[[Path, str], list[Example]]
+    prompt: Callable[[Example], str]
+    answer: Callable[[Example], Generate | Choose]
+    scorer: Scorer
+    num_examples: dict[str, dict[str, int]]
+    slim: int
+    files: tuple[str, ...]
+    chance: float | None = None
+    split: str = ""
+    image_of: Callable | None = None
+
+
+_TASKS: dict[str, Task] = {}
+
+
+def register(task: Task) -> Task:
+    """Makes a task known by its name.
+
+    Raises:
+        ValueError: The name is taken.
+    """
+    if task.name in _TASKS:
+        raise ValueError(f"task '{task.name}' is registered already: choose another name")
+    _TASKS[task.name] = replace(task, split=task.split or next(iter(task.num_examples)))
+    return _TASKS[task.name]
+
+
+def list_tasks() -> list[Task]:
+    """All tasks, in order of registration."""
+    _load_shipped()
+    return list(_TASKS.values())
+
+
+def get_task(name: str) -> Task:
+    """The task called `name`, or `name:split` for another split than its default.
+
+    Raises:
+        ValueError: There is no such task or split; near names are listed.
+    """
+    _load_shipped()
+    name, _, split = name.partition(":")
+    if name not in _TASKS:
+        near = get_close_matches(name, _TASKS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose of {', '.join(_TASKS)}"
+        raise ValueError(f"unknown task '{name}': {hint}")
+    task = _TASKS[name]
+    if split and split not in task.num_examples:
+        raise ValueError(f"task '{name}' has no split '{split}': choose of {', '.join(task.num_examples)}")
+    return replace(task, split=split or task.split)
+
+
+def _load_shipped() -> None:
+    importlib.import_module("eval.tasks")
