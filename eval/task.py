@@ -79,7 +79,7 @@ class Task:
         files: What must be on disk, relative to the data root.
         chance: Score of guessing, a fraction; None where guessing scores nothing or is not defined.
         split: The split that is evaluated.
-        image_of: How an example's picture differs from its file: takes the PIL image and the example, gives a PIL image.
+        image_of: How an example's picture differs from its file: PIL image and example in, PIL image out.
     """
 
     name: str
