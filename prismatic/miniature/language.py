@@ -1,4 +1,4 @@
-"""Templated language about scenes: questions with short answers, and descriptions in words.
+"""Templated language about scenes: questions with short answers, those of the spatial benchmarks, scenes in words.
 
 Every question has exactly one right answer, and what decides it is where things are. Yes/no questions are balanced.
 """
@@ -10,12 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from prismatic.miniature.scenes import CLASSES, COLOURS, IMAGE_SIZE, SHAPES, Thing
+from prismatic.miniature.spatial import PLURALS, choice, count, expressions, quadrant, statement
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
-BOX_PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: {}."
-KINDS = ("exists", "count", "color", "shape", "size", "where", "relation", "corner", "box")
-PLURALS = {shape: f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES}
-MIDDLE = IMAGE_SIZE // 2
+BOX_PROMPT = 'Please provide the bounding box coordinate of the region this sentence describes: "{}"'
+STATEMENT_PROMPT = """Based on the image, is this statement "True" or "False"? {}
+Respond with "True" or "False" directly."""
+LETTERS = "ABCDEFGHIJKLMNOP"
+OPTION_PROMPT = "Answer with the option's letter from the given choices directly."
+MOST = 15  # the largest number that a question for a number offers
+SHORT_KINDS = ("exists", "count", "color", "shape", "size", "where", "relation", "corner")
+SPATIAL_KINDS = ("box", "statement", "tally", "choice")
+KINDS = SHORT_KINDS + SPATIAL_KINDS
+SHORT_A_ROW = 4  # questions with short answers in a conversation
 CELLS = 6  # cells a side of a map in words: one for each 8-pixel patch
 
 
@@ -28,16 +35,15 @@ class Question:
     answer: str
 
 
-def quadrant(thing: Thing) -> str | None:
-    """Such as "top left"; None when the centre lies within two pixels of a middle line."""
-    if min(abs(thing.x - MIDDLE), abs(thing.y - MIDDLE)) < 2:
-        return None
-    return f"{'top' if thing.y < MIDDLE else 'bottom'} {'left' if thing.x < MIDDLE else 'right'}"
-
-
 def box_text(thing: Thing) -> str:
     """`[x1, y1, x2, y2]` as fractions of the image with two decimals, the way LLaVA writes boxes."""
     return str([round(edge / IMAGE_SIZE, 2) for edge in thing.box])
+
+
+def with_options(question: str, options: Iterable[object]) -> str:
+    """The question, its options by letter, and what to answer with."""
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return "\n".join([question, *lines, OPTION_PROMPT])
 
 
 def questions(things: tuple[Thing, ...], rng: np.random.Generator) -> list[Question]:
@@ -92,15 +98,35 @@ def questions(things: tuple[Thing, ...], rng: np.random.Generator) -> list[Quest
     if alone:
         corner = pick(alone)
         asked.append(Question("corner", f"What is in the {corner}?", corners[corner][0].name))
-    if unique:
-        thing = pick(unique)
-        asked.append(Question("box", BOX_PROMPT.format(f"the {thing.name}"), box_text(thing)))
+
+    said = expressions(things)
+    styles = sorted({e.style for e in said})
+    if said:
+        style = pick(styles)
+        told = pick([e for e in said if e.style == style])
+        sentence = told.text if rng.random() < 0.5 else f"the {told.text}"
+        asked.append(Question("box", BOX_PROMPT.format(sentence), box_text(told.thing)))
+    if claim := statement(things, rng, rng.random() < 0.5):
+        asked.append(Question("statement", STATEMENT_PROMPT.format(claim.text), str(claim.holds)))
+    tally = count(things, rng)
+    asked.append(Question("tally", with_options(tally.text, range(MOST + 1)), LETTERS[tally.answer]))
+    if riddle := choice(things, rng, int(rng.integers(4))):
+        asked.append(Question("choice", with_options(riddle.text, riddle.options), LETTERS[riddle.correct]))
     return asked
+
+
+def conversation(things: tuple[Thing, ...], rng: np.random.Generator, boxes: bool = True) -> list[Question]:
+    """Questions of one training row in random order: the spatial ones, boxes where wanted, and some short ones."""
+    asked = [q for q in questions(things, rng) if boxes or q.kind != "box"]
+    short = [q for q in asked if q.kind in SHORT_KINDS]
+    left_out = {short[i].kind for i in rng.permutation(len(short))[SHORT_A_ROW:]}
+    kept = [q for q in asked if q.kind not in left_out]
+    return [kept[i] for i in rng.permutation(len(kept))]
 
 
 def turns(asked: list[Question]) -> list[tuple[str, str]]:
     """What user and model say: the first question that wants a short answer says so, as in LLaVA's conversations."""
-    first = next((q for q in asked if q.kind != "box"), None)
+    first = next((q for q in asked if q.kind in SHORT_KINDS), None)
     return [(f"{q.text}\n{SHORT_ANSWER}" if q is first else q.text, q.answer) for q in asked]
 
 

@@ -9,10 +9,18 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from prismatic.miniature.language import SHORT_ANSWER, answer_priors, describe, questions, turns
+from prismatic.miniature.language import (
+    SHORT_ANSWER,
+    SHORT_KINDS,
+    answer_priors,
+    conversation,
+    describe,
+    questions,
+    turns,
+)
 from prismatic.miniature.scenes import sample_layout, scene
 
-WORLD_VERSION = 1  # goes up when the same seed gives another world
+WORLD_VERSION = 2  # goes up when the same seed gives another world
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 HELD_OUT_SCENES = 400
 TEXT_ONLY_SHARE = 20  # one row in so many is text only
@@ -31,7 +39,8 @@ def llava_row(number: int | str, image: str | None, conversation: Iterable[tuple
 def write_llava(folder: Path, count: int) -> Path:
     """Writes `train.json`, `held_out.json`, `priors.json` and the images they name; gives `folder`.
 
-    Training rows are conversations about a scene, one in twenty a scene in words without an image. Held-out rows are
+    Training rows are conversations about a scene, in which the prompts of the five spatial benchmarks occur; one in
+    twenty is about a scene in words without an image. Held-out rows are
     single questions with short answers about scenes of another seed, `priors.json` the training set's most frequent
     answer of each kind of question; a held-out id is `<scene>-<kind>`. Nothing is written if the folder is there
     already; it appears only when it is complete.
@@ -50,13 +59,11 @@ def write_llava(folder: Path, count: int) -> Path:
         rng = np.random.default_rng((TRAIN_SEED, 1, index))
         if index % TEXT_ONLY_SHARE == TEXT_ONLY_SHARE - 1:
             things = sample_layout(rng)
-            about = [q for q in questions(things, rng) if q.kind != "box"]
-            (first, answer), *rest = turns([about[i] for i in rng.permutation(len(about))])
+            (first, answer), *rest = turns(conversation(things, rng, boxes=False))
             rows.append(llava_row(index, None, [(f"{describe(things)} {first}", answer), *rest]))
             continue
         drawn = scene(TRAIN_SEED, index)
-        about = questions(drawn.things, rng)
-        about = [about[i] for i in rng.permutation(len(about))]
+        about = conversation(drawn.things, rng)
         asked += about
         rows.append(llava_row(index, _save(drawn.image, beside, f"images/{index:06d}.png"), turns(about)))
 
@@ -65,7 +72,7 @@ def write_llava(folder: Path, count: int) -> Path:
         drawn = scene(HELD_OUT_SEED, index)
         image = _save(drawn.image, beside, f"images/held_out_{index:06d}.png")
         for q in questions(drawn.things, np.random.default_rng((HELD_OUT_SEED, 1, index))):
-            if q.kind != "box":
+            if q.kind in SHORT_KINDS:
                 held_out.append(llava_row(f"{index}-{q.kind}", image, [(f"{q.text}\n{SHORT_ANSWER}", q.answer)]))
     # Any first part of the file is a fair sample of kinds and scenes.
     held_out = [held_out[i] for i in np.random.default_rng(HELD_OUT_SEED).permutation(len(held_out))]
@@ -81,8 +88,12 @@ def write_llava(folder: Path, count: int) -> Path:
 
 def miniature_llava(count: int) -> Path:
     """The folder of `write_llava` in the user's cache, written on first use."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "prismatic" / "miniature"
-    return write_llava(cache / f"llava-v{WORLD_VERSION}-{count}", count)
+    return write_llava(cached(f"llava-v{WORLD_VERSION}-{count}"), count)
+
+
+def cached(name: str) -> Path:
+    """Where a folder of the miniature world lies in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "prismatic" / "miniature" / name
 
 
 def _save(image, folder: Path, name: str) -> str:

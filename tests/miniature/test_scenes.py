@@ -4,6 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
+from test_spatial import meant
 
 from prismatic.miniature.language import KINDS, answer_priors, map_words, questions, turns
 from prismatic.miniature.scenes import CLASSES, COLOURS, IMAGE_SIZE, scene, scenes
@@ -82,8 +83,20 @@ def test_answers_hold_in_the_pixels():
             assert (q.answer == "yes") == holds[word]
         elif q.kind == "box":
             x1, y1, x2, y2 = json.loads(q.answer)
-            rows, columns = np.nonzero(named[mentioned[0]][0].mask())
+            (thing,) = meant(q.text.split('"')[1], s.things)
+            rows, columns = np.nonzero(thing.mask())
             assert (x1 * IMAGE_SIZE, y2 * IMAGE_SIZE) == pytest.approx((columns.min(), rows.max() + 1), abs=1.5)
+        elif q.kind == "statement":
+            subject, place = q.text.split("? ")[1].split(".")[0].removeprefix("The ").split(" is ")
+            (one,) = meant(subject, s.things)
+            assert q.answer == str(one in meant(f"object {place}", s.things))
+        elif q.kind == "tally":
+            asked, *options, _ = q.text.split("\n")
+            noun = asked.removeprefix("How many ").removesuffix("?").replace(" are there", "")
+            number = len(meant(noun.replace(" are ", " ").replace(" half", ""), s.things))
+            assert f"{q.answer}. {number}" in options and len(options) == 16
+        elif q.kind == "choice":
+            assert len(q.text.split("\n")) == 6 and q.answer in "ABCD"  # which one: see test_spatial
         checked[q.kind] += 1
     assert set(checked) == set(KINDS) and min(checked.values()) > 100
 

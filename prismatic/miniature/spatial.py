@@ -1,0 +1,206 @@
+"""What the five spatial benchmarks ask, about miniature scenes: which object, is it so, how many, which of four.
+
+Everything said here is decided by at least `MARGIN` pixels, and has one right answer.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from prismatic.miniature.scenes import CLASSES, COLOURS, IMAGE_SIZE, SHAPES, Thing
+
+MARGIN = 3  # pixels by which positions differ wherever a sentence tells them apart
+MIDDLE = IMAGE_SIZE // 2
+RELATIONS = {"to the left of": ("x", 1), "to the right of": ("x", -1), "above": ("y", 1), "below": ("y", -1)}
+ENDS = {"left": ("x", 1), "right": ("x", -1), "top": ("y", 1), "bottom": ("y", -1)}
+QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
+PLURALS = {shape: f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES}
+
+Things = tuple[Thing, ...]
+
+
+@dataclass(frozen=True)
+class Expression:
+    """Words that fit one thing of a scene; `style` is "place", "appearance" or "relation": what tells it apart."""
+
+    thing: Thing
+    text: str
+    style: str
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A sentence about two things that `holds` or does not."""
+
+    text: str
+    relation: str
+    subject: str
+    object: str
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Count:
+    """A question for a number; `simple` ones only name a kind of object."""
+
+    text: str
+    answer: int
+    simple: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A question with four options, of which `options[correct]` is right."""
+
+    text: str
+    options: tuple[str, ...]
+    correct: int
+
+
+def quadrant(thing: Thing) -> str | None:
+    """Such as "top left"; None when the centre lies within two pixels of a middle line."""
+    if min(abs(thing.x - MIDDLE), abs(thing.y - MIDDLE)) < 2:
+        return None
+    return f"{'top' if thing.y < MIDDLE else 'bottom'} {'left' if thing.x < MIDDLE else 'right'}"
+
+
+def related(one: Thing, relation: str, two: Thing) -> bool | None:
+    """Whether `one` is `relation` (of `RELATIONS`) `two`; None when they are too near to say."""
+    axis, sign = RELATIONS[relation]
+    gap = sign * (getattr(two, axis) - getattr(one, axis))
+    return None if abs(gap) < MARGIN else gap > 0
+
+
+def unique_things(things: Things) -> list[Thing]:
+    """Those that share their colour and shape with no other."""
+    names = [t.name for t in things]
+    return [t for t in things if names.count(t.name) == 1]
+
+
+def expressions(things: Things) -> list[Expression]:
+    """All that can be said to mean one of the things and no other.
+
+    A place or relation is only named where the noun alone would fit several things.
+    """
+    called: dict[str, list[Thing]] = {}
+    for thing in things:
+        for noun in (thing.name, thing.shape, f"{thing.colour} object", "object"):
+            called.setdefault(noun, []).append(thing)
+    found = []
+    for noun, fitting in called.items():
+        if len(fitting) == 1:
+            if noun != "object":
+                found.append(Expression(fitting[0], noun, "appearance"))
+            continue
+        for size in ("small", "large"):
+            of_size = [t for t in fitting if t.size == size]
+            if len(of_size) == 1:
+                found.append(Expression(of_size[0], f"{size} {noun}", "appearance"))
+        for end in ENDS:
+            if thing := _at_end(fitting, end):
+                found.append(Expression(thing, f"{end} {noun}", "place"))
+        for corner in QUADRANTS:
+            if thing := _in_corner(fitting, corner):
+                found.append(Expression(thing, f"{noun} in the {corner}", "place"))
+        for landmark in unique_things(things):
+            others = [t for t in fitting if t is not landmark]
+            for relation in RELATIONS if len(others) > 1 else ():
+                told = [related(t, relation, landmark) for t in others]
+                if None not in told and sum(told) == 1:
+                    text = f"{noun} {relation} the {landmark.name}"
+                    found.append(Expression(others[told.index(True)], text, "relation"))
+    return found
+
+
+def _at_end(things: Iterable[Thing], end: str) -> Thing | None:
+    """The thing that is furthest to one end, if clearly."""
+    axis, sign = ENDS[end]
+    first, second = sorted(things, key=lambda t: sign * getattr(t, axis))[:2]
+    return first if abs(getattr(first, axis) - getattr(second, axis)) >= MARGIN else None
+
+
+def _in_corner(things: Iterable[Thing], corner: str) -> Thing | None:
+    """The only thing in a quadrant, if all lie clearly in one."""
+    corners = {thing: quadrant(thing) for thing in things}
+    there = [thing for thing, place in corners.items() if place == corner]
+    return there[0] if len(there) == 1 and None not in corners.values() else None
+
+
+def statement(things: Things, rng: np.random.Generator, holds: bool) -> Statement | None:
+    """A sentence that relates two things along the axis on which they are further apart; None without two names."""
+    unique = unique_things(things)
+    if len(unique) < 2:
+        return None
+    one, two = (unique[i] for i in rng.permutation(len(unique))[:2])
+    axis = "x" if abs(one.x - two.x) >= abs(one.y - two.y) else "y"
+    (relation,) = [r for r in RELATIONS if RELATIONS[r][0] == axis and related(one, r, two) == holds]
+    return Statement(f"The {one.name} is {relation} the {two.name}.", relation, one.name, two.name, holds)
+
+
+def counts(things: Things) -> list[Count]:
+    """All questions for a number whose answer is clear: of kinds, colours, sizes, in halves, beside a thing."""
+    kinds = {PLURALS[s]: [t for t in things if t.shape == s] for s in SHAPES} | {"objects": list(things)}
+    found = [Count(f"How many {noun} are there?", len(fitting), True) for noun, fitting in kinds.items()]
+    for colour in COLOURS:
+        number = sum(t.colour == colour for t in things)
+        found.append(Count(f"How many {colour} objects are there?", number, False))
+    for size in ("small", "large"):
+        found.append(Count(f"How many {size} objects are there?", sum(t.size == size for t in things), False))
+    for noun, fitting in kinds.items():
+        for end, (axis, sign) in ENDS.items():
+            offsets = [sign * (MIDDLE - getattr(t, axis)) for t in fitting]
+            if fitting and min(map(abs, offsets)) >= 2:
+                number = sum(o > 0 for o in offsets)
+                found.append(Count(f"How many {noun} are in the {end} half?", number, False))
+    for landmark in unique_things(things):
+        for relation in RELATIONS if len(things) > 1 else ():
+            told = [related(t, relation, landmark) for t in things if t is not landmark]
+            if None not in told:
+                found.append(Count(f"How many objects are {relation} the {landmark.name}?", sum(told), False))
+    return found
+
+
+def count(things: Things, rng: np.random.Generator, simple: bool | None = None) -> Count:
+    """One of `counts`, every possible answer as likely as the others; `simple` or not, if given."""
+    possible = [c for c in counts(things) if simple is None or c.simple == simple]
+    answers = sorted({c.answer for c in possible})
+    answer = answers[rng.integers(len(answers))]
+    possible = [c for c in possible if c.answer == answer]
+    return possible[rng.integers(len(possible))]
+
+
+def choice(things: Things, rng: np.random.Generator, correct: int) -> Choice | None:
+    """A question about what is where, its right option in place `correct`; None when nothing is clear.
+
+    Wrong options are things that are there, or their looks, as far as there are enough.
+    """
+    if len(things) < 2:
+        return None
+    asked: dict[str, list] = {}  # by kind: question, right answer, answers in the order of preference
+    names = {thing.name: None for thing in things} | {CLASSES[i]: None for i in rng.permutation(len(CLASSES))}
+    for corner in QUADRANTS:
+        if thing := _in_corner(things, corner):
+            asked.setdefault("corner", []).append((f"What is in the {corner}?", thing.name, names))
+            for look, given, answers in (("shape", thing.shape, SHAPES), ("color", thing.colour, COLOURS)):
+                asked.setdefault(look, []).append((f"What {look} is the object in the {corner}?", given, answers))
+    for end in ENDS:
+        if thing := _at_end(things, end):
+            asked.setdefault("end", []).append((f"Which object is the {end}most?", thing.name, names))
+    for thing in unique_things(things):
+        if quadrant(thing):
+            asked.setdefault("where", []).append((f"Where is the {thing.name}?", quadrant(thing), QUADRANTS))
+        others = [t for t in things if t is not thing]
+        for relation in RELATIONS if len(others) > 1 else ():
+            told = [related(t, relation, thing) for t in others]
+            if None not in told and sum(told) == 1:
+                right = others[told.index(True)].name
+                asked.setdefault("relation", []).append((f"Which object is {relation} the {thing.name}?", right, names))
+    if not asked:
+        return None
+    of_kind = asked[list(asked)[rng.integers(len(asked))]]
+    text, right, answers = of_kind[rng.integers(len(of_kind))]
+    wrong = [answer for answer in answers if answer != right][:3]
+    options = [wrong[i] for i in rng.permutation(3)]
+    options.insert(correct, right)
+    return Choice(text, tuple(options), correct)
