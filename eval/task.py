@@ -49,18 +49,22 @@ class Example:
 class Scorer:
     """How outputs become scores.
 
-    A record is an example's fields and the model's output: `output` (text; empty after an error), or `probabilities`
-    of the options and `output`, the likeliest one. `box_frame` says what box coordinates are fractions of.
+    A record is an example's fields and the model's output: `output` (text; empty after an error), and for `Choose`
+    also `probabilities`, a list in the order of the options. `box_frame` says what box coordinates are fractions of:
+    "image" (also when absent) or "padded-square". A record with an `error` counts as wrong.
 
     Attributes:
         main: Name of the metric that stands for the task.
         judge: Gives what is to be added to a record: `score` in [0, 1], and details such as the parsed box.
-        summarise: Metrics of judged records, by name; None where one is undefined on these.
+        summarise: Metrics of judged records, by name; None where one is undefined on these. A metric of one subset is
+            named `metric/subset`.
+        about: What counts as right, in a few words for people.
     """
 
     main: str
     judge: Callable[[Record], dict[str, Any]]
     summarise: Callable[[Sequence[Record]], dict[str, float | None]]
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,19 @@ class Task:
     Attributes:
         name: Id on the command line.
         version: Raised whenever prompts, examples or scores change; stored answers of another version are not used.
-        read: Examples of a split, in a fixed order, from the raw downloads below a data root.
+        read: Examples of a split, in a fixed order, from the downloads below a data root.
         prompt: What the user says, before the model's chat template.
         answer: Kind of answer to an example.
         scorer: How outputs become scores.
-        num_examples: Official number of examples, by split and then by subset; the first split is the default.
+        num_examples: Official number of examples, by split and then by subset ("" for the whole split where the sizes
+            of subsets are not published); the first split is the default.
         slim: Examples of the slim variant, a fixed random subset: so many of each subset.
         files: What must be on disk, relative to the data root.
         chance: Score of guessing, a fraction; None where guessing scores nothing or is not defined.
+        majority: Score of always giving the commonest answer of the official test set, where that is published.
         split: The split that is evaluated.
-        image_of: How an example's picture differs from its file: PIL image and example in, PIL image out.
+        image_of: How an example's picture differs from its file: PIL image and example in, PIL image out. All examples
+            of an image must give the same picture.
     """
 
     name: str
@@ -89,9 +96,10 @@ class Task:
     answer: Callable[[Example], Generate | Choose]
     scorer: Scorer
     num_examples: dict[str, dict[str, int]]
-    slim: int
-    files: tuple[str, ...]
+    slim: int = 1024
+    files: tuple[str, ...] = ()
     chance: float | None = None
+    majority: float | None = None
     split: str = ""
     image_of: Callable | None = None
 
@@ -103,10 +111,12 @@ def register(task: Task) -> Task:
     """Makes a task known by its name.
 
     Raises:
-        ValueError: The name is taken.
+        ValueError: The name is taken, or has a colon, which stands before a split.
     """
     if task.name in _TASKS:
         raise ValueError(f"task '{task.name}' is registered already: choose another name")
+    if ":" in task.name or not task.num_examples:
+        raise ValueError(f"task '{task.name}': expected a name without colon and at least one split in num_examples")
     _TASKS[task.name] = replace(task, split=task.split or next(iter(task.num_examples)))
     return _TASKS[task.name]
 

@@ -1,0 +1,103 @@
+"""Which examples are evaluated, and whether all that is needed lies on disk: to be known before a model is loaded."""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.task import Example, Task
+
+SEED = 21
+
+
+def load_examples(
+    task: Task, root: Path, *, slim: bool = False, limit: int | None = None, allow_partial: bool = False
+) -> list[Example]:
+    """The examples to evaluate, after their number and images have been checked.
+
+    Args:
+        task: What to read, and of which split.
+        root: Data root.
+        slim: Only the task's slim variant.
+        limit: Only the first so many, in the order of `seeded_order`.
+        allow_partial: Accept another number of examples than the official one.
+
+    Raises:
+        ValueError: Data is missing or malformed, or not as many examples as expected are there.
+    """
+    examples = task.read(root, task.split)
+    check_counts(task, examples, allow_partial=allow_partial)
+    if slim:
+        examples = slim_subset(examples, task.slim)
+    if limit is not None:
+        examples = seeded_order(examples)[:limit] if not slim else examples[:limit]
+    check_images(task, examples, root)
+    return examples
+
+
+def seeded_order(examples: Sequence[Example]) -> list[Example]:
+    """The examples in a random order that depends on nothing but their number."""
+    order = list(examples)
+    random.Random(SEED).shuffle(order)
+    return order
+
+
+def slim_subset(examples: Sequence[Example], count: int) -> list[Example]:
+    """The first `count` examples of each subset, in seeded order."""
+    taken, kept = Counter(), []
+    for example in seeded_order(examples):
+        if taken[example.subset] < count:
+            taken[example.subset] += 1
+            kept.append(example)
+    return kept
+
+
+def check_counts(task: Task, examples: Sequence[Example], *, allow_partial: bool = False) -> None:
+    """Compares the number of examples with the official one.
+
+    Raises:
+        ValueError: The numbers differ (unless partial data is allowed), nothing was read, or an id occurs twice.
+    """
+    if not examples:
+        raise ValueError(f"{task.name}:{task.split} has no examples: its files hold none of this split")
+    twice = [id for id, count in Counter(example.id for example in examples).items() if count > 1]
+    if twice:
+        raise ValueError(f"{task.name}:{task.split}: {len(twice)} ids occur more than once, the first is '{twice[0]}'")
+    found = Counter(example.subset for example in examples)
+    expected = task.num_examples[task.split]
+    wrong = [
+        f"{subset or 'all'}: expected {count:,}, got {found[subset] if subset else len(examples):,}"
+        for subset, count in expected.items()
+        if count != (found[subset] if subset else len(examples))
+    ]
+    if wrong and not allow_partial:
+        raise ValueError(
+            f"{task.name}:{task.split} has not the official number of examples ({'; '.join(wrong)}): complete the data "
+            f"(python -m eval verify {task.name}), or pass --allow_partial to evaluate what is there"
+        )
+
+
+def check_images(task: Task, examples: Sequence[Example], root: Path) -> None:
+    """Checks that every image is there.
+
+    Raises:
+        ValueError: Images are missing: how many, and the first ten.
+    """
+    missing = [path for path in dict.fromkeys(example.image for example in examples) if not (root / path).is_file()]
+    if missing:
+        listed = "\n  ".join(str(root / path) for path in missing[:10])
+        rest = f"\n  ... and {len(missing) - 10:,} more" if len(missing) > 10 else ""
+        raise ValueError(
+            f"{task.name}:{task.split}: {len(missing):,} of {len({e.image for e in examples}):,} images are missing; "
+            f"fetch them with python -m eval prepare {task.name} --data_root {root}\n  {listed}{rest}"
+        )
+
+
+def majority_share(examples: Sequence[Example]) -> float | None:
+    """Share of the commonest answer among these examples; None where answers are boxes or lists."""
+    answers = defaultdict(int)
+    for example in examples:
+        if not isinstance(example.answer, str):
+            return None
+        answers[example.answer] += 1
+    return max(answers.values()) / len(examples)

@@ -1,0 +1,88 @@
+"""Boxes and choices from what models say. No output of any kind raises, and none is run."""
+
+import ast
+import math
+import re
+import warnings
+from collections.abc import Sequence
+
+Box = list[float]
+
+LONGEST = 10_000  # characters; models say at most some hundred
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,4})?(?![a-zA-Z_])")
+_BETWEEN = re.compile(r"""[\s,;:|()\[\]<>{}%"'=/]*(?:[xy][_ ]?(?:[12]|min|max)["']?\s*[:=]\s*)?""")
+
+
+def parse_box(text: str) -> Box | None:
+    """The box that a text as a whole is, as the reference reads it: a Python list of four numbers, in a literal.
+
+    Returns:
+        [x1, y1, x2, y2] with 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1, or None for any other text.
+    """
+    if len(text) > LONGEST:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's remarks on odd literals
+            value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+    if not isinstance(value, list) or len(value) != 4 or not all(isinstance(v, (int, float)) for v in value):
+        return None
+    x1, y1, x2, y2 = value
+    return [float(v) for v in value] if 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 else None
+
+
+def find_box(text: str) -> Box | None:
+    """The first four numbers in a row, in any text and on any scale, that can be [x1, y1, x2, y2]; None without any.
+
+    Between the numbers may be punctuation and names such as "x1:", no other words.
+    """
+    text = text[:LONGEST]
+    numbers = list(_NUMBER.finditer(text))
+    for four in zip(numbers, numbers[1:], numbers[2:], numbers[3:], strict=False):
+        gaps = (text[a.end() : b.start()] for a, b in zip(four, four[1:], strict=False))
+        if all(len(gap) <= 40 and _BETWEEN.fullmatch(gap) for gap in gaps):
+            x1, y1, x2, y2 = box = [float(number.group()) for number in four]
+            if 0 <= x1 < x2 < math.inf and 0 <= y1 < y2 < math.inf:
+                return box
+    return None
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes [x1, y1, x2, y2]; 0 where both are empty."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0.0, width) * max(0.0, height)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return shared / union if union > 0 else 0.0
+
+
+def box_fractions(corners: Sequence[float], width: float, height: float) -> Box:
+    """A box [x1, y1, x2, y2] in pixels as fractions of the image, rounded to two places as the reference does."""
+    x1, y1, x2, y2 = corners
+    return [round(x1 / width, 2), round(y1 / height, 2), round(x2 / width, 2), round(y2 / height, 2)]
+
+
+def from_padded_square(box: Box, width: int, height: int) -> Box:
+    """A box in fractions of the square that a centred image was padded to, in fractions of the image."""
+    side = max(width, height)
+    left, top = (side - width) / 2, (side - height) / 2
+    x1, y1, x2, y2 = box
+    return [
+        (x1 * side - left) / width,
+        (y1 * side - top) / height,
+        (x2 * side - left) / width,
+        (y2 * side - top) / height,
+    ]
+
+
+def parse_choice(text: str, options: Sequence[str]) -> int | None:
+    """Index of the option that a text is or begins with, whatever the case: "B. a dog" is option "B"."""
+    words = re.match(r"\W*(\w+)", text[:LONGEST])
+    said = words.group(1).lower() if words else ""
+    return next((i for i, option in enumerate(options) if option.lower() in (said, text.strip().lower())), None)
+
+
+def says_no(text: str) -> bool:
+    """Whether POPE's official rule takes a text as a no: its first sentence holds a word "No", "no" or "not"."""
+    return any(word in ("No", "no", "not") for word in text.split(".")[0].replace(",", "").split(" "))

@@ -1,0 +1,48 @@
+"""VSR (zero-shot split): whether a statement about where things are is true."""
+
+from pathlib import Path
+
+from eval.files import find, image_folder, read_rows, reading
+from eval.prepared import or_prepared
+from eval.scorers import choice
+from eval.task import Choose, Example, Task, register
+from eval.tasks import prompts
+
+FOLDERS = ("vsr",)
+SHAPE = "JSON lines with image, caption, label (0 or 1) and relation"
+OPTIONS = ("True", "False")
+
+
+@or_prepared("vsr", "vsr", split="test")
+def read(root: Path, split: str) -> list[Example]:
+    """One example a statement; its line number, from 0, is its id."""
+    path = find(root, "vsr", FOLDERS, f"{split}.jsonl")
+    images = image_folder(root, FOLDERS, "vsr_images", "images")
+    rows = read_rows(path, "vsr", SHAPE)
+    with reading(path, "vsr", SHAPE):
+        return [
+            Example(
+                id=str(line),
+                image=f"{images}/{row['image']}",
+                question=row["caption"],
+                answer=OPTIONS[1 - int(row["label"])],
+                info={"relation": row["relation"]},
+            )
+            for line, row in enumerate(rows)
+        ]
+
+
+register(
+    Task(
+        name="vsr",
+        version=1,
+        read=read,
+        prompt=prompts.true_or_false,
+        answer=lambda example: Choose(OPTIONS),
+        scorer=choice(OPTIONS),
+        num_examples={"test": {"": 1222}, "dev": {"": 340}},
+        files=("vsr/test.jsonl", "vsr/images/"),
+        chance=0.5,
+        majority=629 / 1222,
+    )
+)
