@@ -91,7 +91,7 @@ def load_state(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim
     return progress
 
 
-def open_run(config, accelerator, name: str, may_change: Sequence[str] | None = None) -> Path:
+def open_run(config, accelerator, name: str, may_change: Sequence[str] | None = None, finished: str = SUMMARY) -> Path:
     """The folder of a run, holding its `config.yaml`.
 
     Args:
@@ -100,6 +100,7 @@ def open_run(config, accelerator, name: str, may_change: Sequence[str] | None = 
         name: of the folder, with the time, where the user gave none.
         may_change: settings in which a run may differ from the unfinished one of the same name that it continues.
             None starts an unfinished run over, as does one that was interrupted before it stored its state.
+        finished: the file whose presence marks a finished run.
 
     Raises:
         ValueError: the folder holds a finished run, or an unfinished one with other settings.
@@ -107,7 +108,7 @@ def open_run(config, accelerator, name: str, may_change: Sequence[str] | None = 
     name = config.run_id or f"{name}+{time.strftime('%Y%m%d-%H%M%S')}"
     name = broadcast_object_list([name.replace("/", "_").replace(":", "_")])[0]
     folder = Path(config.run_root) / name
-    if (folder / SUMMARY).is_file():
+    if (folder / finished).is_file():
         raise ValueError(
             f"{folder} holds a finished run: choose another --run_id, or delete the folder to run it again"
         )

@@ -1,0 +1,100 @@
+"""Patch probing: how well a small head reads from a frozen vision backbone what is in each patch of an image.
+
+`accelerate launch recipes/probe.py` alone compares two tiny backbones on the miniature world; `--help` lists every
+setting.
+"""
+
+import sys
+
+from recipes.probe_settings import ProbeConfig, parse_probe
+
+
+def main(config: ProbeConfig) -> dict:
+    """Probes every backbone with every kind of labels, and gives the content of `results.json`."""
+    import torch
+    from accelerate.utils import set_seed
+
+    from eval.patch_probe import data
+    from eval.patch_probe.backbone import ProbedBackbone
+    from eval.patch_probe.evaluate import results_table
+    from eval.patch_probe.features import Probe, Split, check_room, features_size
+    from eval.patch_probe.heads import check_head, make_head, tokens_for
+    from eval.patch_probe.labels import check_labels
+    from eval.patch_probe.pictures import draw_comparison
+    from eval.patch_probe.train import train
+    from prismatic.data.batching import fill_batches
+    from prismatic.training import loop, report
+    from prismatic.training.checkpoint import open_run, write_json
+    from vision_backbones import check_spec, import_plugins
+
+    accelerator = loop.launch(config.precision, [], config.run_root)
+    if accelerator.num_processes > 1:
+        raise ValueError(f"{accelerator.num_processes} processes were started: a probe is one, on one device")
+
+    # What can fail early fails here, before any weights are read.
+    import_plugins(config.plugins)
+    dataset = data.get_dataset(config.dataset)
+    for labels in config.labels:
+        check_labels(labels), check_head(config.head, labels)
+    specs = {name: check_spec(name) for name in config.backbone}
+
+    def load(spec, labels: str, pretrained: bool) -> ProbedBackbone:
+        keep = tokens_for(config.head, labels)
+        return ProbedBackbone(spec, keep, skip_blocks=config.skip_blocks, pretrained=pretrained)
+
+    with torch.device("meta"):
+        for spec in specs.values():
+            make_head(config.head, config.labels[0], load(spec, config.labels[0], False), len(dataset.classes))
+    root = data.find_root(dataset, config.data_root)
+    pairs = {split: data.list_pairs(dataset, root, split, config.partial) for split in dataset.folders}
+    accelerator.print(f"{dataset.name}: {', '.join(f'{len(p):,} {s}' for s, p in pairs.items())} images, all in pairs")
+    run_dir = open_run(config, accelerator, f"{'+'.join(config.backbone)}+probe", finished="results.json")
+    peak = loop.matmul_peak(accelerator)
+
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    results, backbone = [], None
+    for name, spec in specs.items():
+        for labels in config.labels:
+            keep = tokens_for(config.head, labels)
+            if config.full_finetune or backbone is None or (backbone.spec, backbone.keep) != (spec, keep):
+                backbone = load(spec, labels, pretrained=True).to(accelerator.device)
+                splits = {
+                    split: Split(data.PatchExamples(dataset, p, spec, backbone.patch, config.labels), config.workers)
+                    for split, p in pairs.items()
+                }
+            set_seed(config.seed)
+            head = make_head(config.head, labels, backbone, len(dataset.classes)).to(accelerator.device)
+            probe = Probe(backbone, head, finetune=config.full_finetune, dtype=dtype)
+            plans = {"val": list(loop.batched(range(len(pairs["val"])), config.batch_size))}
+            rows = fill_batches(range(len(pairs["train"])), config.batch_size).tolist()
+            plans["train"] = list(loop.batched(rows, config.batch_size))
+            title = f"{name}: {labels} labels of {dataset.name}, {config.head} head on {keep} tokens"
+            report.print_parts(accelerator, title, report.parameters(backbone=backbone, head=head))
+            if config.cache != "off" and splits["train"].features is None:
+                size = features_size(list(splits.values()), probe)
+                accelerator.print(f"features: {size / 1e9:.2f} GB, computed once, kept in {config.cache}")
+                check_room(size, config.cache, run_dir)
+                for split, part in splits.items():
+                    path = run_dir / f".{split}.features" if config.cache == "disk" else None
+                    part.keep(plans[split], accelerator, probe, path)
+            folder = run_dir / name.replace("/", "_").replace(":", "_") / labels
+            folder.mkdir(parents=True, exist_ok=True)
+            outcome = train(config, accelerator, probe, splits, plans["val"], labels, folder, peak)
+            results.append({"backbone": name, "labels": labels, "head": config.head, "tokens": keep} | outcome)
+    for left_over in run_dir.glob(".*.features"):
+        left_over.unlink()
+    (run_dir / "checkpoints").rmdir()  # nothing is kept of a head
+    content = {"dataset": dataset.name, "images": {s: len(p) for s, p in pairs.items()}, "partial": config.partial}
+    content |= {"classes": len(dataset.classes), "probes": results}
+    draw_comparison(run_dir / "comparison.png", results)
+    write_json(run_dir / "results.json", content)
+    accelerator.print(f"\n{results_table(results)}")
+    accelerator.print(f"\nEverything is in {run_dir}/: {', '.join(sorted(p.name for p in run_dir.iterdir()))}")
+    return content
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_probe(sys.argv[1:]))
+    except (ValueError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from None
