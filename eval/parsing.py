@@ -9,8 +9,18 @@ from collections.abc import Sequence
 Box = list[float]
 
 LONGEST = 10_000  # characters; models say at most some hundred
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,4})?(?![a-zA-Z_])")
-_BETWEEN = re.compile(r"""[\s,;:|()\[\]<>{}%"'=/]*(?:[xy][_ ]?(?:[12]|min|max)["']?\s*[:=]\s*)?""")
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,4})?")
+# What may lie between the four numbers of a box; if no box is found so, any words.
+_BETWEEN = (
+    re.compile(
+        r"""(px)? [\s,;:|%"'=/]*  # punctuation,
+        ([)\]}>] [\s,;:|%"'=/()\[\]<>{}]*)?  # brackets, none that opens before one was closed,
+        ([xy] [_\s]? ([12]|min|max) [\s,;:|%"'=/]*)?  # and names such as "x1:"
+        """,
+        re.VERBOSE,
+    ),
+    re.compile(r".{1,24}", re.DOTALL),
+)
 
 
 def parse_box(text: str) -> Box | None:
@@ -36,15 +46,16 @@ def parse_box(text: str) -> Box | None:
 def find_box(text: str) -> Box | None:
     """The first four numbers in a row, in any text and on any scale, that can be [x1, y1, x2, y2]; None without any.
 
-    Between the numbers may be punctuation and names such as "x1:", no other words.
+    Numbers with nothing but punctuation and names such as "x1:" between them go before numbers with words between.
     """
     text = text[:LONGEST]
     numbers = list(_NUMBER.finditer(text))
-    for four in zip(numbers, numbers[1:], numbers[2:], numbers[3:], strict=False):
-        gaps = (text[a.end() : b.start()] for a, b in zip(four, four[1:], strict=False))
-        if all(len(gap) <= 40 and _BETWEEN.fullmatch(gap) for gap in gaps):
+    for between in _BETWEEN:
+        for four in zip(numbers, numbers[1:], numbers[2:], numbers[3:], strict=False):
+            gaps = [text[a.end() : b.start()] for a, b in zip(four, four[1:], strict=False)]
             x1, y1, x2, y2 = box = [float(number.group()) for number in four]
-            if 0 <= x1 < x2 < math.inf and 0 <= y1 < y2 < math.inf:
+            ordered = 0 <= x1 < x2 < math.inf and 0 <= y1 < y2 < math.inf
+            if ordered and all(len(gap) <= 40 and between.fullmatch(gap) for gap in gaps):
                 return box
     return None
 

@@ -60,7 +60,10 @@ def choice(options: Sequence[str], *, counts: bool = False) -> Scorer:
     options = tuple(options)
 
     def judge(record: Record) -> Record:
-        chosen = _chosen(record, options)
+        chosen = _likeliest(record, options)
+        if chosen is None and not record.get("error"):
+            said = parsing.parse_choice(record["output"], options)
+            chosen = None if said is None else options[said]
         return {"score": float(chosen == record["answer"]), "choice": chosen}
 
     def squared_error(record: Record) -> float:
@@ -88,7 +91,7 @@ def yes_no() -> Scorer:
     options = ("Yes", "No")
 
     def judge(record: Record) -> Record:
-        chosen = _chosen(record, options)
+        chosen = _likeliest(record, options)
         if chosen is None and not record.get("error"):
             chosen = "No" if parsing.says_no(record["output"]) else "Yes"
         return {"score": float(chosen == record["answer"]), "choice": chosen}
@@ -222,17 +225,14 @@ def _on_scale(box: parsing.Box, scale: str, record: Record) -> parsing.Box | Non
 def _probabilities(record: Record, options: Sequence[str]) -> list[float] | None:
     """Probabilities of the options; None where a record has none that can be."""
     p = record.get("probabilities")
-    usable = not record.get("error") and p and len(p) == len(options) and math.isclose(sum(p), 1, abs_tol=1e-3)
+    usable = not record.get("error") and p and len(p) == len(options) and math.isclose(sum(p), 1, abs_tol=1e-2)
     return p if usable else None
 
 
-def _chosen(record: Record, options: Sequence[str]) -> str | None:
-    """The likeliest option, the first of equals; without probabilities, the option that the output names."""
-    if record.get("error"):
-        return None
+def _likeliest(record: Record, options: Sequence[str]) -> str | None:
+    """The likeliest option, the first of equals; None for a record without probabilities."""
     p = _probabilities(record, options)
-    index = p.index(max(p)) if p else parsing.parse_choice(record["output"], options)
-    return None if index is None else options[index]
+    return options[p.index(max(p))] if p else None
 
 
 def _ranking(records: Sequence[Record], options: Sequence[str]) -> tuple[float | None, float | None]:

@@ -1,6 +1,6 @@
 """OCID-Ref: the box of an object on a cluttered table or floor."""
 
-import ast
+import json
 from pathlib import Path
 
 from eval.files import find, image_folder, read_json, reading
@@ -26,7 +26,7 @@ def read(root: Path, split: str) -> list[Example]:
         for id, row in expressions.items():
             take = row["take_id"]
             clutter = "Minimum" if take <= 9 else "Medium" if take <= 16 else "Maximum"
-            corners = ast.literal_eval(row["bbox"])  # x1, y1, x2, y2, though its documentation says x, y, w, h
+            corners = json.loads(row["bbox"])  # x1, y1, x2, y2, though its documentation says x, y, w, h
             box = box_fractions(corners, WIDTH, HEIGHT)
             size = {"width": WIDTH, "height": HEIGHT}
             examples.append(Example(id, f"{images}/{row['scene_path']}", row["sentence"], box, clutter, size))
