@@ -1,9 +1,9 @@
 """Makes the `miniature` LLM: tokenizer and weights of a tiny Llama taught to answer questions about scenes in words.
 
-`python -m prismatic.miniature.make_llm` writes `prismatic/miniature/assets/llm` (about 50 minutes on two cores). It
-reads scenes only as text, either as a sentence or as a map of words (`language.map_words`), followed by questions and
-answers in the `pure` prompt style. So it knows the language and how to reason about places before it ever sees an
-image, as a pretrained LLM does; what it lacks is eyes.
+`python -m prismatic.miniature.make_llm` writes `prismatic/miniature/assets/llm`. The model reads a scene as a sentence
+or as a map of words (`language.map_words`), to which learned places are added as position embeddings are to patches;
+then questions and answers in the `pure` prompt style. So it knows the language and how to reason about places before it
+ever sees an image, as a pretrained LLM does; what it lacks is eyes. The places are thrown away.
 """
 
 import math
@@ -13,20 +13,42 @@ from pathlib import Path
 import draccus
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from prismatic.miniature.language import describe, map_words, questions, turns
+from prismatic.miniature.language import (
+    BOX_PROMPT,
+    CELLS,
+    KINDS,
+    LETTERS,
+    OPTION_PROMPT,
+    SHORT_ANSWER,
+    STATEMENT_PROMPT,
+    Question,
+    conversation,
+    describe,
+    map_words,
+    turns,
+    with_options,
+)
 from prismatic.miniature.scenes import sample_layout
+from prismatic.models.tokenizers import from_tokenizer_json
 
-# Phrases of the real benchmarks' prompts, so that they cost few tokens in the miniature world too.
-PHRASES = """Based on the image, is this statement "True" or "False"? Respond with "True" or "False" directly.
-Answer with the option's letter from the given choices directly.
-Please provide the bounding box coordinate of the region this sentence describes: "the red circle"
-Please provide a short description for this region: [0.12, 0.5, 0.33, 0.9]. Yes No unanswerable
-A. B. C. D. E. F. G. H. I. J. K. L. M. N. O. P. left right above below inside near touching
-one two three four zero many shape object picture image what where which color"""
+# Words of the real benchmarks that miniature questions lack.
+WORDS = """Please provide a short description for this region: Yes No unanswerable inside near touching one two three
+four zero many shape object picture image what where which"""
+# Fixed parts of prompts, and of boxes, are one token each: a miniature run should spend its time on the scenes.
+FIXED = (
+    *(part.strip(" ") for part in STATEMENT_PROMPT.split("{}")),
+    BOX_PROMPT.split(' "{}"')[0],
+    f"\n{SHORT_ANSWER}",
+    f"\n{OPTION_PROMPT}",
+    with_options("", range(len(LETTERS))).removesuffix(f"\n{OPTION_PROMPT}"),
+    " [0.",
+    ", 0.",
+)
 
 
 @dataclass
@@ -36,41 +58,48 @@ class Config:
     out: Path = Path("prismatic/miniature/assets/llm")  # where tokenizer, config and weights go
     language_steps: int = 4000  # optimizer steps on questions and answers
     answer_steps: int = 3200  # further steps on answers alone, which is where places are reasoned about
+    start: Path | None = None  # earlier result to go on from, its words taken over
     batch_size: int = 24  # documents a step, all fresh
     learning_rate: float = 2e-3  # peak, after 100 steps of warm-up; cosine to 0
     weight_decay: float = 0.05  # AdamW
     hidden_size: int = 128  # width
     layers: int = 4  # depth
-    vocab_size: int = 640  # tokens, bytes included
+    vocab_size: int = 800  # tokens at most, bytes included
     seed: int = 0  # of the weights and of the scenes
 
 
-def document(rng: np.random.Generator, as_map: bool) -> tuple[str, list[tuple[str, str]]]:
+def document(rng: np.random.Generator, as_map: bool) -> tuple[str, list[Question]]:
     """A scene in words, as a map or as a sentence, and the questions and answers about it."""
     things = sample_layout(rng)
     words = " ".join(map_words(things)) if as_map else describe(things)
-    asked = [q for q in questions(things, rng) if q.kind != "box" or rng.random() < 0.3]
-    return words, turns([asked[i] for i in rng.permutation(len(asked))])
+    return words, conversation(things, rng, boxes=rng.random() < 0.3)
 
 
 def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
-    """A byte-fallback BPE over the miniature language; words never merge, digits stand alone."""
+    """A byte-fallback BPE over the miniature language; words never merge, digits stand alone, `FIXED` are tokens."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Metaspace(), pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Punctuation()]
+        [
+            pre_tokenizers.Metaspace(prepend_scheme="first"),
+            pre_tokenizers.Split("\n", "merged_with_next"),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Punctuation(),
+        ]
     )
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])
     rng = np.random.default_rng(seed)
-    texts = [PHRASES] * 20
+    options = [f" {option}" for option in ("True", "False", *LETTERS)]
+    texts = [WORDS, *FIXED, *options] * 20
     for number in range(2000):
-        words, said = document(rng, as_map=number % 2 == 0)
-        texts += [words, *(f"In: {q}\nOut: {a}" for q, a in said)]
+        words, asked = document(rng, as_map=number % 2 == 0)
+        texts += [words, *(f"In: {q}\nOut: {a}" for q, a in turns(asked))]
     special = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)]
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special))
     # Bytes must be plain vocabulary: as special tokens they would be dropped on decoding.
     rebuilt = Tokenizer(tokenizer.model)
     rebuilt.pre_tokenizer, rebuilt.decoder = tokenizer.pre_tokenizer, tokenizer.decoder
     rebuilt.add_special_tokens(["<unk>", "<s>", "</s>"])
+    rebuilt.add_tokens(list(FIXED))
     rebuilt.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", rebuilt.token_to_id("<s>"))]
     )
@@ -80,33 +109,26 @@ def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
 
 
 def batch_of(
-    tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, size: int, answers_only: bool
+    tokenizer: PreTrainedTokenizerFast, documents: list[tuple[str, list[Question]]], answers_only: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels `[B, T]`, right padded; the scene itself is not to be predicted (-100).
-
-    One batch in eight holds sentences, the others maps: rows of a batch are about equally long.
-    """
+    """Token ids and labels `[B, T]`, right padded; the scene itself is not to be predicted (-100)."""
     rows, labels = [], []
-    as_map = rng.random() >= 1 / 8
-    for _ in range(size):
-        words, conversation = document(rng, as_map)
+    for words, asked in documents:
         ids = tokenizer(words).input_ids
         target = [-100] * len(ids)
-        for question, answer in conversation:
+        for question, answer in turns(asked):
             turn = tokenizer([f"In: {question}\nOut:", f"{answer}</s>"], add_special_tokens=False).input_ids
-            asked = [-100] * len(turn[0]) if answers_only else turn[0]
-            ids, target = ids + turn[0] + turn[1], target + asked + turn[1]
+            target += [*([-100] * len(turn[0]) if answers_only else turn[0]), *turn[1]]
+            ids = ids + turn[0] + turn[1]
         rows.append(torch.tensor(ids))
         labels.append(torch.tensor(target))
     pad = torch.nn.utils.rnn.pad_sequence
     return pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=-100)
 
 
-def main(config: Config) -> None:
-    """Trains and writes tokenizer and weights; prints the accuracy of answer tokens given the scene in words."""
-    torch.manual_seed(config.seed)
-    tokenizer = train_tokenizer(config.vocab_size, config.seed)
-    model = LlamaForCausalLM(
+def fresh(config: Config, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A model with random weights."""
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=config.hidden_size,
@@ -119,8 +141,40 @@ def main(config: Config) -> None:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
+
+
+def grown(start: Path, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """An earlier model with the words of a new tokenizer; a new word is the mean of the old ones it consists of."""
+    model, earlier = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32), from_tokenizer_json(start)
+    old = model.get_input_embeddings().weight.detach().clone()
+    rows = []
+    for word in tokenizer.convert_ids_to_tokens(range(len(tokenizer))):
+        known = earlier.get_vocab().get(word)
+        parts = [known] if known is not None else earlier(word.replace("▁", " "), add_special_tokens=False).input_ids
+        rows.append(old[parts].mean(0))
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.get_input_embeddings().weight.data.copy_(torch.stack(rows))
+    return model
+
+
+def read_map(model: LlamaForCausalLM, input_ids: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+    """Embeddings `[B, T, D]`; `places` `[cells, D]` are added to the cells of a map, which follow the first token."""
+    embedded = model.get_input_embeddings()(input_ids)
+    if places is None:
+        return embedded
+    return embedded + F.pad(places, (0, 0, 1, input_ids.shape[1] - 1 - len(places)))
+
+
+def main(config: Config) -> None:
+    """Trains and writes tokenizer and weights; prints the accuracy of answer tokens given the scene in words."""
+    torch.manual_seed(config.seed)
+    tokenizer = train_tokenizer(config.vocab_size, config.seed)
+    model = grown(config.start, tokenizer) if config.start else fresh(config, tokenizer)
+    places = torch.nn.Parameter(
+        0.3 * torch.randn(CELLS**2, config.hidden_size) * model.get_input_embeddings().weight.std().item()
+    )
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    decayed = [places, *(p for p in model.parameters() if p.ndim >= 2)]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
@@ -131,36 +185,41 @@ def main(config: Config) -> None:
             rate = min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * rate
-            input_ids, labels = batch_of(tokenizer, rng, config.batch_size, answers_only=phase == "answers")
-            loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
+            as_map = rng.random() >= 1 / 8  # rows of a batch are about equally long
+            documents = [document(rng, as_map) for _ in range(config.batch_size)]
+            input_ids, labels = batch_of(tokenizer, documents, answers_only=phase == "answers")
+            embedded = read_map(model, input_ids, places if as_map else None)
+            loss = model(inputs_embeds=embedded, labels=labels, use_cache=False).loss
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             progress.set_postfix(loss=f"{loss.item():.3f}")
             if (step + 1) % 200 == 0:
-                tqdm.write(f"step {step + 1}: loss {loss.item():.4f}, answers {answer_accuracy(model, tokenizer):.3f}")
+                right = answer_accuracy(model, tokenizer, places)
+                tqdm.write(f"step {step + 1}: " + ", ".join(f"{kind} {share:.2f}" for kind, share in right.items()))
     tokenizer.save_pretrained(config.out)
     model.half().save_pretrained(config.out)
     print(f"wrote {config.out}")
 
 
 @torch.inference_mode()
-def answer_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int = 128) -> float:
-    """Share of answers whose every token is predicted from the scene in words, over fresh documents."""
+def answer_accuracy(model, tokenizer: PreTrainedTokenizerFast, places: torch.Tensor, count: int = 192) -> dict:
+    """Share of answers whose every token is predicted from the map of a scene, by kind and in all, on fresh maps."""
     rng = np.random.default_rng(987_654)
-    input_ids, _ = batch_of(tokenizer, rng, count, answers_only=True)
-    guessed = model(input_ids=input_ids).logits.argmax(-1)[:, :-1] == input_ids[:, 1:]
-    out, end = tokenizer("In: Q\nOut:").input_ids[-2:], tokenizer.eos_token_id
-    right = total = 0
-    for ids, hits in zip(input_ids.tolist(), guessed.tolist(), strict=True):
-        start = None
-        for position in range(len(out), len(ids)):
-            if ids[position - len(out) : position] == out and start is None:
-                start = position
-            if ids[position] == end and start is not None:
-                right, total, start = right + all(hits[start - 1 : position]), total + 1, None
-    return right / total
+    documents = [document(rng, as_map=True) for _ in range(count)]
+    right = {kind: [] for kind in (*KINDS, "all")}
+    for start in range(0, count, 32):
+        part = documents[start : start + 32]
+        input_ids, labels = batch_of(tokenizer, part, answers_only=True)
+        guessed = model(inputs_embeds=read_map(model, input_ids, places)).logits.argmax(-1)
+        for (_, asked), said, target in zip(part, guessed[:, :-1].tolist(), labels[:, 1:].tolist(), strict=True):
+            hits = [s == t for s, t in zip(said, target, strict=True) if t != -100]
+            ends = [i + 1 for i, t in enumerate(t for t in target if t != -100) if t == tokenizer.eos_token_id]
+            for question, first, end in zip(asked, [0, *ends], ends, strict=False):
+                right[question.kind].append(all(hits[first:end]))
+    right["all"] = [hit for hits in right.values() for hit in hits]
+    return {kind: sum(hits) / len(hits) for kind, hits in right.items()}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,255 @@
+"""Downloads from a server on this machine that knows ranges, breaks off, changes its files and lies."""
+
+import functools
+import http.server
+import io
+import json
+import tarfile
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from eval import downloads
+from eval.downloads import ARCHIVES, needs, prepare, sha256, verify
+from eval.task import list_tasks
+from eval.unpack import unpack
+from prismatic.miniature.benchmarks import write_benchmarks
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves `server.files`; a path in `server.breaks` is cut after so many bytes, once for each number."""
+
+    def do_GET(self):
+        self.server.asked.append((self.path, self.headers.get("Range")))
+        content = self.server.files.get(self.path)
+        if content is None:
+            return self.send_error(404)
+        etag, start = f'"{hash(content)}"', 0
+        asked = self.headers.get("Range")
+        if asked and self.headers.get("If-Range") == etag:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if start and start >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            return self.end_headers()
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Type", self.server.types.get(self.path, "application/octet-stream"))
+        self.send_header("ETag", etag)
+        self.end_headers()
+        breaks = self.server.breaks.get(self.path)
+        self.wfile.write(content[start : start + breaks.pop(0)] if breaks else content[start:])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.files, running.breaks, running.types, running.asked = {}, {}, {}, []
+        running.url = f"http://127.0.0.1:{running.server_port}"
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
+    content = bytes(range(256)) * 5000
+    server.files["/questions.json"] = content
+    server.breaks["/questions.json"] = [300_000, 5, 0, 200_000]
+    entry = {"to": "vsr/test.jsonl", "urls": [f"{server.url}/questions.json"]}
+    assert prepare("vsr", tmp_path, [entry]) == 0
+    assert (tmp_path / "vsr/test.jsonl").read_bytes() == content
+    starts = [asked for _, asked in server.asked]
+    assert starts == [None, "bytes=300000-", "bytes=300005-", "bytes=300005-", "bytes=500005-"]
+    assert [p.name for p in (tmp_path / ARCHIVES).iterdir()] == ["checksums.json"]
+    assert prepare("vsr", tmp_path, [entry]) == 0 and len(server.asked) == 5, "what is there is not fetched again"
+
+
+def test_a_download_that_was_killed_goes_on(server, tmp_path, monkeypatch):
+    content = b"0123456789" * 50_000
+    server.files["/a.zip"], server.breaks["/a.zip"] = content, [123_456]
+    unfinished = tmp_path / "a.unfinished"
+    monkeypatch.setattr(downloads.time, "sleep", functools.partial(_raise, KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        downloads.fetch(f"{server.url}/a.zip", unfinished)
+    assert unfinished.stat().st_size == 123_456
+    downloads.fetch(f"{server.url}/a.zip", unfinished)
+    assert unfinished.read_bytes() == content and server.asked[-1][1] == "bytes=123456-"
+    downloads.fetch(f"{server.url}/a.zip", unfinished)  # complete, but not yet moved: the server says so
+    assert unfinished.read_bytes() == content
+
+    server.files["/a.zip"], server.breaks["/a.zip"] = b"new" * 100_000, []
+    unfinished.write_bytes(content[:1000])
+    downloads.fetch(f"{server.url}/a.zip", unfinished)
+    assert unfinished.read_bytes() == b"new" * 100_000, "pieces of two versions are never joined"
+
+
+def _raise(error, *_):
+    raise error
+
+
+def test_archives_take_their_place(server, tmp_path):
+    server.files["/val2014.zip"] = zipped({"val2014/1.jpg": b"one", "val2014/2.jpg": b"two", "__MACOSX/._1.jpg": b""})
+    server.files["/q.zip"] = zipped({"deep/q_mscoco.json": b"{}", "deep/other.json": b"[]"})
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name in ("OCID-dataset/ARID10/a.png", "OCID-dataset/YCB10/b.png"):
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            archive.addfile(info, io.BytesIO(b"png"))
+        link = tarfile.TarInfo("OCID-dataset/YCB10/c.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "../ARID10/a.png"
+        archive.addfile(link)
+    server.files["/download"] = buffer.getvalue()
+    entries = [
+        {"to": "vqa-v2/images_val2014", "save": "val2014.zip", "urls": [f"{server.url}/val2014.zip"]},
+        {"to": "pope/val_images", "save": "val2014.zip", "urls": [f"{server.url}/val2014.zip"]},
+        {"to": "vqa-v2/q.json", "from": "q_mscoco.json", "save": "q.zip", "urls": [f"{server.url}/q.zip"]},
+        {"to": "ocid-ref/OCID-dataset", "save": "OCID.tar.gz", "urls": [f"{server.url}/download"]},
+    ]
+    assert prepare("vqav2", tmp_path, entries) == 0
+    for place in ("vqa-v2/images_val2014", "pope/val_images"):
+        assert {p.name: p.read_bytes() for p in (tmp_path / place).iterdir()} == {"1.jpg": b"one", "2.jpg": b"two"}
+    assert (tmp_path / "vqa-v2/q.json").read_bytes() == b"{}"
+    assert (tmp_path / "ocid-ref/OCID-dataset/YCB10/c.png").read_bytes() == b"png", "a link within is copied"
+    assert not (tmp_path / "ocid-ref/OCID-dataset/YCB10/c.png").is_symlink()
+    assert [path for path, _ in server.asked].count("/val2014.zip") == 1, "two tasks share an archive"
+
+
+def test_mirrors_and_what_is_left_to_do_by_hand(server, tmp_path, capsys):
+    server.files["/refcoco.zip"] = zipped({"refcoco/instances.json": b"{}"})
+    server.files["/page"], server.types["/page"] = b"<html>confirm</html>", "text/html; charset=utf-8"
+    good = {
+        "to": "refcoco/refcoco",
+        "save": "refcoco.zip",
+        "urls": [f"{server.url}/gone.zip", f"{server.url}/refcoco.zip"],
+    }
+    page = {"to": "ocid-ref/val_expressions.json", "urls": [f"{server.url}/page"]}
+    silent = {"to": "ocid-ref/OCID-dataset", "save": "OCID.tar.gz", "urls": ["http://127.0.0.1:9/OCID.tar.gz"]}
+    assert prepare("ocid-ref", tmp_path, [good, page, silent]) == 1
+    said = capsys.readouterr().out
+    assert "2 of 3 could not be fetched" in said and "web page" in said and "refused" in said.lower()
+    assert f"save as {tmp_path / 'ocid-ref/val_expressions.json'}" in said
+    assert f"save as {tmp_path / ARCHIVES / 'OCID.tar.gz'}" in said and page["urls"][0] in said
+    assert (tmp_path / "refcoco/refcoco/instances.json").exists()
+    (tmp_path / "ocid-ref").mkdir(exist_ok=True)
+    (tmp_path / "ocid-ref/val_expressions.json").write_text("{}")
+    (tmp_path / ARCHIVES / "OCID.tar.gz").write_bytes(zipped({"top/ARID10/a.png": b""}))
+    assert prepare("ocid-ref", tmp_path, [good, page, silent]) == 0, "what was saved by hand is used"
+    assert (tmp_path / "ocid-ref/OCID-dataset/ARID10/a.png").exists()
+
+
+def test_a_changed_file_is_refused(server, tmp_path):
+    server.files["/rows.jsonl"] = b"first"
+    entry = {"to": "vsr/test.jsonl", "urls": [f"{server.url}/rows.jsonl"]}
+    assert prepare("vsr", tmp_path, [entry]) == 0
+    recorded = json.loads((tmp_path / ARCHIVES / "checksums.json").read_text())
+    assert recorded == {"vsr/test.jsonl": sha256(tmp_path / "vsr/test.jsonl")}
+    (tmp_path / "vsr/test.jsonl").unlink()
+    server.files["/rows.jsonl"] = b"other"
+    with pytest.raises(ValueError, match="expected a7937b64b8caa58f03721bb6bacf5c78cb235febe0e70b1b84cd99541461a08e"):
+        prepare("vsr", tmp_path, [entry])
+
+
+def hostile(kind: str, path: Path) -> None:
+    if kind.startswith("zip"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("good/a.txt", "a")
+            if kind == "zip-link":
+                info = zipfile.ZipInfo("good/link")
+                info.external_attr = 0o120777 << 16
+                archive.writestr(info, "../../outside")
+            else:
+                archive.writestr(
+                    {"zip-up": "good/../../outside", "zip-root": "/outside", "zip-back": "..\\outside"}[kind], "x"
+                )
+        return
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("good/a.txt"))
+        info = tarfile.TarInfo({"tar-up": "../outside"}.get(kind, "good/link"))
+        if kind in ("tar-symlink", "tar-hardlink"):
+            info.type = tarfile.SYMTYPE if kind == "tar-symlink" else tarfile.LNKTYPE
+            info.linkname = "../../outside" if kind == "tar-symlink" else "../outside"
+        elif kind == "tar-absolute-link":
+            info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        elif kind == "tar-device":
+            info.type = tarfile.FIFOTYPE
+        archive.addfile(info)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "zip-up",
+        "zip-root",
+        "zip-back",
+        "zip-link",
+        "tar-up",
+        "tar-symlink",
+        "tar-hardlink",
+        "tar-absolute-link",
+        "tar-device",
+    ],
+)
+def test_hostile_archives_write_nothing(kind, tmp_path):
+    inner = tmp_path / "root"
+    inner.mkdir()
+    hostile(kind, inner / "archive")
+    with pytest.raises(ValueError, match="is refused: its member"):
+        unpack(inner / "archive", inner / "data" / "images")
+    assert {p.name for p in tmp_path.rglob("*")} == {"root", "archive", "data"}
+
+
+def test_other_archives_are_told_apart(tmp_path):
+    (tmp_path / "text").write_text("not an archive")
+    with pytest.raises(ValueError, match="neither a zip nor a tar"):
+        unpack(tmp_path / "text", tmp_path / "to")
+    (tmp_path / "short").write_bytes(zipped({"a/b": b"x" * 1000, "a/c": b"y" * 1000}))
+    with pytest.raises(ValueError, match="holds no 'test.json', expected it somewhere below: a"):
+        unpack(tmp_path / "short", tmp_path / "to", "test.json")
+    damaged = bytearray((tmp_path / "short").read_bytes())
+    damaged[100] ^= 255
+    (tmp_path / "short").write_bytes(damaged)
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        unpack(tmp_path / "short", tmp_path / "to")
+    assert {p.name for p in tmp_path.iterdir()} == {"text", "short"}
+
+
+def test_every_shipped_task_says_where_its_data_is():
+    for task in list_tasks():
+        entries = needs(task.name)
+        assert entries and all(e["urls"] and e["to"] and set(e) <= {"urls", "to", "save", "from"} for e in entries)
+        for entry in entries:
+            assert ("from" not in entry or "save" in entry) and all(url.startswith("http") for url in entry["urls"])
+            folder = entry["to"].split("/")[0]
+            assert any(file.startswith(folder) for file in task.files), (task.name, entry["to"])
+    with pytest.raises(ValueError, match="did you mean"):
+        needs("refcocco")
+
+
+def test_verify_says_what_is_wrong(tmp_path, capsys):
+    root = write_benchmarks(tmp_path / "root", 4)
+    assert verify("vsr", root) == 1
+    said = capsys.readouterr().out
+    assert "examples, 3 images" in said and "has not the official number of examples" in said and "missing" not in said
+    (root / "vsr/images/000000500003.jpg").unlink()
+    assert verify("vsr", root) == 1 and "1 of 3 images are missing" in capsys.readouterr().out
+    assert verify("gqa", root) == 1 and "found no" in capsys.readouterr().out
+    downloads.check_sum("vsr/test.jsonl", root / "vsr/test.jsonl", root)
+    (root / "vsr/test.jsonl").write_text((root / "vsr/test.jsonl").read_text() + "\n")
+    assert verify("vsr", root) == 1 and "has changed since its download" in capsys.readouterr().out
