@@ -1,7 +1,7 @@
 """Fetches what benchmarks need, and checks what is there.
 
 What to fetch, and where it goes below a data root, stands in `downloads.json`. Each entry has `urls` (mirrors of one
-file, tried in order) and `to`, a file or folder. An archive is kept as `save` in the folder `downloads`; its content,
+file, tried in order) and `to`, a file or folder. An archive is kept as `save` in the folder `archives`; its content,
 or its member `from` alone, becomes `to`. A single folder around everything in an archive is left out.
 """
 
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from eval.task import get_task
 from eval.unpack import unpack
 
-ARCHIVES = "downloads"  # folder of a data root with archives, unfinished files and checksums
+ARCHIVES = "archives"  # folder of a data root with archives, unfinished files and checksums
 TRIES = 5  # connections to one server that bring nothing new, one after another
 BLOCK = 1 << 20
 
@@ -50,7 +50,7 @@ def prepare(task_name: str, data_root: Path, entries: list[dict] | None = None) 
     """Downloads and unpacks all that a task needs and that is not there yet; gives the exit status.
 
     Interrupted downloads are continued, files are checked against the sha256 of their first download (kept in
-    `downloads/checksums.json`). What cannot be fetched is listed with where to put it, and the status is 1.
+    `archives/checksums.json`). What cannot be fetched is listed with where to put it, and the status is 1.
 
     Args:
         task_name: Id of a task.
