@@ -1,6 +1,8 @@
-"""`python -m eval list`: the benchmarks, and what each needs."""
+"""`python -m eval list | prepare TASK | verify TASK`: the benchmarks, what each needs, getting and checking it."""
 
 import argparse
+import sys
+from pathlib import Path
 
 from eval.task import Task, list_tasks
 from vision_backbones.registry import import_plugins
@@ -9,16 +11,30 @@ from vision_backbones.registry import import_plugins
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m eval", description="Benchmarks: what there is.")
-    parser.add_argument("--plugins", nargs="*", default=[], metavar="MODULE", help="modules that register tasks")
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="every benchmark: examples, metric, chance level, files")
+    plugins = argparse.ArgumentParser(add_help=False)
+    plugins.add_argument("--plugins", nargs="*", default=[], metavar="MODULE", help="modules that register tasks")
+    listing = commands.add_parser("list", parents=[plugins], help="every benchmark: examples, metric, chance, files")
     listing.set_defaults(run=lambda arguments: print(listed(list_tasks())))
+    for name, does in (("prepare", "download what a benchmark needs"), ("verify", "check what is there")):
+        command = commands.add_parser(name, parents=[plugins], help=does)
+        command.add_argument("task", help="id of a benchmark")
+        command.add_argument("--data_root", type=Path, required=True, help="folder of all data sets")
+        command.set_defaults(run=on_disk)
     arguments = parser.parse_args()
     try:
         import_plugins(arguments.plugins)
-        arguments.run(arguments)
+        status = arguments.run(arguments)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
+    sys.exit(status)
+
+
+def on_disk(arguments: argparse.Namespace) -> int:
+    """Runs prepare or verify; gives the exit status."""
+    from eval import downloads
+
+    return getattr(downloads, arguments.command)(arguments.task, arguments.data_root)
 
 
 def listed(tasks: list[Task]) -> str:

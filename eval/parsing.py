@@ -88,10 +88,15 @@ def from_padded_square(box: Box, width: int, height: int) -> Box:
 
 
 def parse_choice(text: str, options: Sequence[str]) -> int | None:
-    """Index of the option that a text is or begins with, whatever the case: "B. a dog" is option "B"."""
-    words = re.match(r"\W*(\w+)", text[:LONGEST])
-    said = words.group(1).lower() if words else ""
-    return next((i for i, option in enumerate(options) if option.lower() in (said, text.strip().lower())), None)
+    """Index of the option that a text is, or begins with: "B", "b." and "B a dog" are option "B", but not "b dog"."""
+    begun = re.match(r"\W*(\w+)( *\w)?", text[:LONGEST])
+    if not begun:
+        return None
+    word, goes_on = begun.groups()
+    return next(
+        (i for i, option in enumerate(options) if option == word or option.lower() == word.lower() and not goes_on),
+        None,
+    )
 
 
 def says_no(text: str) -> bool:

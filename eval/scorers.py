@@ -35,16 +35,17 @@ def iou_at(threshold: float) -> Scorer:
             "lenient_iou": {scale: parsing.iou(b, record["answer"]) for scale, b in lenient if b},
         }
 
-    def lenient_accuracy(records: Sequence[Record]) -> float:
-        return max(_mean(r["lenient_iou"].get(scale, 0.0) >= threshold for r in records) for scale in SCALES)
+    def measure(records: Sequence[Record]) -> Metrics:
+        return {
+            "accuracy": _accuracy(records),
+            "mean_iou": _mean(r["iou"] for r in records),
+            "parse_failures": _mean(r["box"] is None for r in records),
+            "lenient_accuracy": max(
+                _mean(r["lenient_iou"].get(scale, 0.0) >= threshold for r in records) for scale in SCALES
+            ),
+        }
 
-    metrics = {
-        "accuracy": _accuracy,
-        "mean_iou": lambda records: _mean(r["iou"] for r in records),
-        "parse_failures": lambda records: _mean(r["box"] is None for r in records),
-        "lenient_accuracy": lenient_accuracy,
-    }
-    return Scorer("accuracy", judge, lambda records: _by_subset(records, metrics), f"IoU >= {threshold}")
+    return Scorer("accuracy", judge, lambda records: _by_subset(records, measure), f"IoU >= {threshold}")
 
 
 def choice(options: Sequence[str], *, counts: bool = False) -> Scorer:
@@ -71,15 +72,12 @@ def choice(options: Sequence[str], *, counts: bool = False) -> Scorer:
         worst = max(truth, len(options) - 1 - truth)
         return (worst if record["choice"] is None else options.index(record["choice"]) - truth) ** 2
 
-    metrics = {
-        "accuracy": _accuracy,
-        "roc_auc": lambda records: _ranking(records, options)[0],
-        "average_precision": lambda records: _ranking(records, options)[1],
-    }
-    if counts:
-        metrics["rmse"] = lambda records: math.sqrt(_mean(map(squared_error, records)))
+    def measure(records: Sequence[Record]) -> Metrics:
+        metrics = {"accuracy": _accuracy(records)} | _ranking(records, options)
+        return metrics | ({"rmse": math.sqrt(_mean(map(squared_error, records)))} if counts else {})
+
     about = f"likeliest of {len(options)} options"
-    return Scorer("accuracy", judge, lambda records: _by_subset(records, metrics), about)
+    return Scorer("accuracy", judge, lambda records: _by_subset(records, measure), about)
 
 
 def yes_no() -> Scorer:
@@ -99,28 +97,20 @@ def yes_no() -> Scorer:
     def said_yes(record: Record) -> bool:  # what cannot be answered counts as the wrong answer
         return record["choice"] == "Yes" if record["choice"] else record["answer"] == "No"
 
-    def precision(records: Sequence[Record]) -> float | None:
-        return _mean(r["answer"] == "Yes" for r in records if said_yes(r))
-
-    def recall(records: Sequence[Record]) -> float | None:
-        return _mean(said_yes(r) for r in records if r["answer"] == "Yes")
-
-    def f1(records: Sequence[Record]) -> float | None:
-        p, r = precision(records), recall(records)
-        return 2 * p * r / (p + r) if p and r else None if p is None or r is None else 0.0
-
-    metrics = {
-        "accuracy": _accuracy,
-        "precision": precision,
-        "recall": recall,
-        "f1": f1,
-        "yes_ratio": lambda records: _mean(map(said_yes, records)),
-        "roc_auc": lambda records: _ranking(records, options)[0],
-        "average_precision": lambda records: _ranking(records, options)[1],
-    }
+    def measure(records: Sequence[Record]) -> Metrics:
+        precision = _mean(r["answer"] == "Yes" for r in records if said_yes(r))
+        recall = _mean(said_yes(r) for r in records if r["answer"] == "Yes")
+        undefined = precision is None or recall is None
+        return {
+            "accuracy": _accuracy(records),
+            "precision": precision,
+            "recall": recall,
+            "f1": None if undefined else 2 * precision * recall / (precision + recall) if recall else 0.0,
+            "yes_ratio": _mean(map(said_yes, records)),
+        } | _ranking(records, options)
 
     def summarise(records: Sequence[Record]) -> Metrics:
-        summary = _by_subset(records, metrics)
+        summary = _by_subset(records, measure)
         subsets = dict.fromkeys(r["subset"] for r in records)
         mean = _mean(summary.get(f"accuracy/{subset}", summary["accuracy"]) for subset in subsets)
         return {"mean_accuracy": mean} | summary
@@ -155,7 +145,7 @@ def vqa_accuracy(
         return {"score": _mean(min(1.0, (sum(agrees) - agree) / 3) for agree in agrees), "normalised": said}
 
     def summarise(records: Sequence[Record]) -> Metrics:
-        summary = _by_subset(records, {"accuracy": _accuracy})
+        summary = _by_subset(records, _accuracy_alone)
         for group in groups:
             values = _split(records, lambda r, group=group: r["info"].get(group))
             summary |= {f"accuracy/{group}/{value}": _accuracy(rs) for value, rs in values.items() if value is not None}
@@ -171,11 +161,15 @@ def exact_match(normalise_prediction: Callable[[str], str] = str.strip) -> Score
         said = None if record.get("error") else normalise_prediction(record["output"])
         return {"score": float(said == record["answer"]), "normalised": said}
 
-    return Scorer("accuracy", judge, lambda records: _by_subset(records, {"accuracy": _accuracy}), "exact match")
+    return Scorer("accuracy", judge, lambda records: _by_subset(records, _accuracy_alone), "exact match")
 
 
 def _accuracy(records: Sequence[Record]) -> float | None:
     return _mean(r["score"] for r in records)
+
+
+def _accuracy_alone(records: Sequence[Record]) -> Metrics:
+    return {"accuracy": _accuracy(records)}
 
 
 def _mean(values) -> float | None:
@@ -190,11 +184,12 @@ def _split(records: Sequence[Record], key: Callable) -> dict[str, list[Record]]:
     return parts
 
 
-def _by_subset(records: Sequence[Record], metrics: dict[str, Callable]) -> Metrics:
-    """Metrics of all records, then of each subset; None where there are no records."""
-    parts = {"": list(records)}
-    parts |= {f"/{subset}": rs for subset, rs in _split(records, lambda r: r["subset"]).items() if subset}
-    return {name + part: metric(rs) if rs else None for part, rs in parts.items() for name, metric in metrics.items()}
+def _by_subset(records: Sequence[Record], measure: Callable[[Sequence[Record]], Metrics]) -> Metrics:
+    """Metrics of all records, then of each subset as `metric/subset`."""
+    metrics = measure(records) if records else {"accuracy": None}
+    for subset, part in _split(records, lambda r: r["subset"]).items():
+        metrics |= {f"{name}/{subset}": value for name, value in measure(part).items()} if subset else {}
+    return metrics
 
 
 def _to_image(box: parsing.Box, record: Record) -> parsing.Box:
@@ -235,31 +230,25 @@ def _likeliest(record: Record, options: Sequence[str]) -> str | None:
     return options[p.index(max(p))] if p else None
 
 
-def _ranking(records: Sequence[Record], options: Sequence[str]) -> tuple[float | None, float | None]:
-    """ROC-AUC and average precision; both None where an option is never the truth, or no record has probabilities.
+def _ranking(records: Sequence[Record], options: Sequence[str]) -> Metrics:
+    """ROC-AUC and average precision; None where an option is never the truth, or no record has probabilities.
 
     A record without probabilities counts as sure of wrong options.
     """
     truths = [options.index(r["answer"]) for r in records]
     rows = [_probabilities(r, options) for r in records]
     if len(set(truths)) < len(options) or not any(rows):
-        return None, None
+        return {"roc_auc": None, "average_precision": None}
     import numpy as np
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    wrong = 1 / (len(options) - 1)
-    p = np.array(
-        [
-            row or [0.0 if i == truth else wrong for i in range(len(options))]
-            for row, truth in zip(rows, truths, strict=True)
-        ]
-    )
-    y = np.array(truths)
+    truth = np.eye(len(options))[truths]
+    p = np.array([row or (1 - t) / (len(options) - 1) for row, t in zip(rows, truth, strict=True)])
     if len(options) == 2:
-        return float(roc_auc_score(y == 0, p[:, 0])), float(average_precision_score(y == 0, p[:, 0]))
-    p = p / p.sum(axis=1, keepdims=True)
-    truth = np.eye(len(options))[y]
-    return float(roc_auc_score(y, p, multi_class="ovo")), float(average_precision_score(truth, p))
+        roc_auc, truth, p = roc_auc_score(truth[:, 0], p[:, 0]), truth[:, 0], p[:, 0]
+    else:
+        roc_auc = roc_auc_score(truths, p / p.sum(axis=1, keepdims=True), multi_class="ovo")
+    return {"roc_auc": float(roc_auc), "average_precision": float(average_precision_score(truth, p))}
 
 
 def _unanswerable(records: Sequence[Record]) -> Metrics:

@@ -13,7 +13,7 @@ from eval.task import Choose, Example, Task, register
 from eval.tasks import prompts
 
 FOLDERS = ("ai2d",)
-UNPACKED = ("val_qa", "ai2d")  # the reference's name of the folder, and the one in the archive
+UNPACKED = ("ai2d", "val_qa")  # the folder's name in the archive, and the reference's name
 OPTIONS = prompts.letters("ABCD")
 SHAPE = "an object with questions: by text, each with questionId, answerTexts (four), correctAnswer (0 to 3), abcLabel"
 

@@ -19,7 +19,7 @@ def read(root: Path, split: str) -> list[Example]:
     """One example a question, OCR hint included."""
     data_path = find(root, "textvqa", FOLDERS, "TextVQA_0.5.1_val.json")
     ocr_path = find(root, "textvqa", FOLDERS, "textvqa_val_v051_ocr.jsonl")
-    images = image_folder(root, FOLDERS, "train_val_images/train_images", "train_val_images", "train_images")
+    images = image_folder(root, FOLDERS, "train_images", "train_val_images/train_images", "train_val_images")
     shape = "an object with data: questions with question_id, image_id and answers of ten people"
     content = read_json(data_path, "textvqa", shape)
     with reading(data_path, "textvqa", shape):
@@ -50,6 +50,10 @@ for name, prompt in (("textvqa", without_hint), ("textvqa-ocr", prompts.short_an
             answer=lambda example: Generate(),
             scorer=vqa_accuracy(textvqa_answer, textvqa_answer),
             num_examples={"val": {"": 5000}},
-            files=("text-vqa/TextVQA_0.5.1_val.json", "text-vqa/textvqa_val_v051_ocr.jsonl", "text-vqa/train_images/"),
+            files=(
+                "text-vqa/TextVQA_0.5.1_val.json",
+                "text-vqa/textvqa_val_v051_ocr.jsonl",
+                "text-vqa/train_val_images/",
+            ),
         )
     )

@@ -17,7 +17,7 @@ SHAPE = "a list of questions with image, question, answers of ten people and ans
 def read(root: Path, split: str) -> list[Example]:
     """One example a question; its place in the list, from 0, is its id."""
     path = find(root, "vizwiz", FOLDERS, f"{split}.json", f"Annotations/{split}.json", f"annotations/{split}.json")
-    images = image_folder(root, FOLDERS, f"{split}_images/{split}", f"{split}_images", split)
+    images = image_folder(root, FOLDERS, split, f"{split}_images/{split}", f"{split}_images")
     rows = read_rows(path, "vizwiz", SHAPE)
     with reading(path, "vizwiz", SHAPE):
         return [

@@ -18,7 +18,7 @@ def read(root: Path, split: str) -> list[Example]:
     names = ("v2_val2014_questions.json", "v2_OpenEnded_mscoco_val2014_questions.json")
     questions_path = find(root, "vqav2", FOLDERS, *names)
     annotations_path = find(root, "vqav2", FOLDERS, "v2_val2014_annotations.json", "v2_mscoco_val2014_annotations.json")
-    images = image_folder(root, FOLDERS, "images_val2014/val2014", "images_val2014", "val2014")
+    images = image_folder(root, FOLDERS, "val2014", "images_val2014/val2014", "images_val2014")
     shape = "an object with annotations: question_id, answers of ten people, question_type, answer_type"
     content = read_json(annotations_path, "vqav2", shape)
     with reading(annotations_path, "vqav2", shape):

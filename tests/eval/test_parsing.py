@@ -101,7 +101,19 @@ def test_padded_square_is_what_letterbox_makes():
 
 @pytest.mark.parametrize(
     ("text", "choice"),
-    [("B", 1), (" b.", 1), ("B. a dog", 1), ("(D) none", 3), ("Banana", None), ("", None), ("E", None), ("?!", None)],
+    [
+        ("B", 1),
+        (" b.", 1),
+        ("B. a dog", 1),
+        ("(D) none", 3),
+        ("Banana", None),
+        ("a dog", None),
+        ("a. dog", 0),
+        ("A dog", 0),
+        ("", None),
+        ("E", None),
+        ("?!", None),
+    ],
 )
 def test_choices(text, choice):
     assert parsing.parse_choice(text, "ABCD") == choice

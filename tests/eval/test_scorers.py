@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 
 import pytest
-from golden_cases import golden_dir, load_json, requires_golden
+from golden_cases import golden_dir, load_json, requires_golden, requires_samples, samples_dir
 
 from eval.prepared import read_prepared
 from eval.task import get_task
@@ -119,12 +119,10 @@ def test_metrics_equal_the_reference(path):
         else:
             assert any(value is None for name, value in ours.items() if name.startswith("roc_auc")), ours
         return
-    compared = 0
+    keys = ("model_output_ocr", "model_output_no_ocr") if family == "text-vqa" else ("model_output",)
+    all_scores, compared = {key: scores(key) for key in keys}, 0
     for name, expected in metrics.items():
-        if family == "text-vqa":
-            ours = scores("model_output_ocr" if name.endswith("OCR") else "model_output_no_ocr")
-        else:
-            ours = scores()
+        ours = all_scores[keys[-1] if name.endswith("Pure") else keys[0]]
         for group, value in expected.items() if isinstance(expected, dict) else [("", expected)]:
             key = (
                 as_ours(family, name)
@@ -136,3 +134,182 @@ def test_metrics_equal_the_reference(path):
             assert got == pytest.approx(value, abs=1e-9), (name, group)
             compared += 1
     assert compared
+
+
+def said(path: str) -> list[str]:
+    return [json.loads(line)["text"] for line in (samples_dir() / path).read_text().splitlines()]
+
+
+def scored(name: str, outputs: dict[str, str]) -> tuple[dict[str, float], dict[str, float]]:
+    """Scores by id, and metrics, of genuine outputs by example id."""
+    task = get_task(name)
+    examples = [e for e in task.read(samples_dir(), task.split) if e.id in outputs]
+    assert len(examples) == len(outputs)
+    records = judged(task, [asdict(e) | {"output": outputs[e.id]} for e in examples])
+    return {r["id"]: r["score"] for r in records}, task.scorer.summarise(records)
+
+
+@requires_samples
+def test_llava_on_pope():
+    examples = get_task("pope").read(samples_dir(), "test")
+    outputs = said("pope/llava15_13b/answers.jsonl")  # in the order adversarial, popular, random
+    _, metrics = scored("pope", {e.id: text for e, text in zip(examples, outputs, strict=True)})
+    expected = json.loads((samples_dir() / "pope/llava15_13b/expected_metrics.json").read_text())["excerpt"]
+    for subset, values in expected.items():
+        for name in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
+            assert metrics[f"{name}/{subset}"] == pytest.approx(values[name], abs=1e-9)
+    mean = sum(values["accuracy"] for values in expected.values()) / 3
+    assert metrics["mean_accuracy"] == pytest.approx(mean, abs=1e-9)
+    assert metrics["roc_auc"] is None  # there are no probabilities
+
+
+@requires_samples
+def test_outputs_on_textvqa():
+    examples = get_task("textvqa-ocr").read(samples_dir(), "val")
+    rows = json.loads((samples_dir() / "textvqa/third_party_scores.json").read_text())
+    for name in ("textvqa", "textvqa-ocr"):
+        scores, _ = scored(name, {examples[row["row"]].id: row["pred_answer"] for row in rows})
+        assert [scores[examples[row["row"]].id] for row in rows] == pytest.approx([r["score"] for r in rows], abs=1e-9)
+    outputs = said("textvqa/llava15_13b/answers.jsonl")
+    expected = json.loads((samples_dir() / "textvqa/llava15_13b/expected_first30.json").read_text())
+    _, metrics = scored("textvqa-ocr", {e.id: text for e, text in zip(examples, outputs[: expected["n"]], strict=True)})
+    assert metrics["accuracy"] == pytest.approx(expected["mean_soft_accuracy"], abs=1e-9)
+
+
+@requires_samples
+def test_official_result_files():
+    rows = json.loads((samples_dir() / "vqav2/fake_results.json").read_text())
+    expected = json.loads((samples_dir() / "vqav2/fake_results_expected.json").read_text())
+    scores, metrics = scored("vqav2", {str(row["question_id"]): row["answer"] for row in rows})
+    percent = {id: 100 * score for id, score in scores.items()}
+    assert percent == pytest.approx(expected["per_question_percent"], abs=1e-9)
+    assert 100 * metrics["accuracy"] == pytest.approx(expected["overall_percent"], abs=1e-9)
+
+    rows = json.loads((samples_dir() / "gqa/predictions_example.json").read_text())
+    _, metrics = scored("gqa", {row["questionId"]: row["prediction"] for row in rows})
+    assert metrics["accuracy"] == 3 / 4  # as the manifest of the samples says
+
+    examples = {e.image.split("/")[-1]: e.id for e in get_task("vizwiz").read(samples_dir(), "val")}
+    rows = json.loads((samples_dir() / "vizwiz/example_predictions.json").read_text())
+    _, metrics = scored("vizwiz", {examples[row["image"]]: row["answer"] for row in rows})
+    assert metrics["accuracy"] == 1  # as the manifest of the samples says
+
+
+def made_up(name: str, count: int = 12) -> list[dict]:
+    """Records of a task with a right output each."""
+    task = get_task(name)
+    subsets = list(task.num_examples[task.split])
+    records = []
+    for i in range(count):
+        record = {"id": str(i), "image": "", "question": "q", "subset": subsets[i % len(subsets)]}
+        record["info"] = {"width": 640, "height": 480, "answerable": i % 3 != 0, "choices": ["w", "x", "y", "z"]}
+        if name in ("refcoco", "ocid-ref"):
+            record |= {"answer": [0.1, 0.2, 0.6, 0.7], "output": "[0.1, 0.2, 0.6, 0.7]"}
+        elif options := getattr(task.answer(None), "options", None):
+            truth = i // len(subsets) % len(options)
+            likely = [0.9 if k == truth else 0.1 / (len(options) - 1) for k in range(len(options))]
+            record |= {"answer": options[truth], "output": options[truth], "probabilities": likely}
+        elif name == "gqa":
+            record |= {"answer": "red", "output": "Red."}
+        else:
+            word = "red" if record["info"]["answerable"] else "unanswerable"
+            record |= {"answer": [word] * 10, "output": word}
+        records.append(record)
+    return records
+
+
+NAMES = [*TASKS.values(), "textvqa-ocr", "ai2d-abc"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_right_outputs_score_one(name):
+    task = get_task(name)
+    metrics = task.scorer.summarise(judged(task, made_up(name, 96)))
+    assert metrics[task.scorer.main] == pytest.approx(1)
+    for metric, best in (("roc_auc", 1), ("average_precision", 1), ("rmse", 0), ("unanswerable_f1", 1)):
+        assert metrics.get(metric, best) == pytest.approx(best)
+    json.dumps(metrics)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_error_counts_as_wrong(name):
+    task, records = get_task(name), made_up(name, 96)
+    kept = {"id", "image", "question", "answer", "subset", "info"}
+    for bad in (
+        lambda r: {"error": "cannot read the image", "output": ""},
+        lambda r: {"error": "x", "output": r["output"]},
+    ):
+        some = [{k: r[k] for k in kept} | bad(r) if i % 4 == 0 else r for i, r in enumerate(records)]
+        some = judged(task, some)
+        assert [r["score"] for r in some] == pytest.approx([float(i % 4 != 0) for i in range(96)])
+        metrics = task.scorer.summarise(some)
+        assert metrics["accuracy"] == pytest.approx(0.75)
+        for metric in ("roc_auc", "average_precision", "precision", "recall", "unanswerable_f1"):
+            assert metric not in metrics or 0 < metrics[metric] < 1, metric
+        every = judged(task, [{k: r[k] for k in kept} | bad(r) for r in records])
+        assert task.scorer.summarise(every)[task.scorer.main] == 0
+    assert task.scorer.summarise([])[task.scorer.main] is None
+
+
+@pytest.mark.parametrize("probabilities", [None, [], [0.5], [float("nan")] * 4, [0.0] * 4, [float("inf"), 0, 0, 0]])
+def test_unusable_probabilities_leave_the_text(probabilities):
+    task = get_task("ai2d")
+    record = {"answer": "B", "subset": "", "info": {}, "probabilities": probabilities}
+    assert task.scorer.judge(record | {"output": "B. a dog"})["score"] == 1
+    assert task.scorer.judge(record | {"output": "a dog"}) == {"score": 0.0, "choice": None}
+    judge = judged(task, [record | {"output": "B", "answer": letter} for letter in "ABCD"])
+    assert task.scorer.summarise(judge)["roc_auc"] is None
+
+
+def test_counting_error():
+    task = get_task("tallyqa")
+    records = [
+        {"answer": "C", "output": "E", "subset": "simple", "info": {}},  # 2, not 4
+        {"answer": "C", "output": "C", "subset": "simple", "info": {}},
+        {"answer": "D", "output": "", "error": "x", "subset": "complex", "info": {}},  # 3: 12 off at worst
+    ]
+    metrics = task.scorer.summarise(judged(task, records))
+    assert metrics["rmse/simple"] == pytest.approx((4 / 2) ** 0.5)
+    assert metrics["rmse"] == pytest.approx(((4 + 0 + 144) / 3) ** 0.5)
+
+
+@pytest.mark.parametrize("frame", ["image", "padded-square"])
+@pytest.mark.parametrize("scale", ["1", "100", "1000", "pixels"])
+def test_lenient_boxes_on_any_scale(frame, scale):
+    """Outputs in words, on each scale and in both frames, against a box in the image; strictly, none counts."""
+    task, records = get_task("refcoco"), []
+    for i in range(8):
+        width, height = (640, 480) if i % 2 else (480, 640)
+        x1, y1, x2, y2 = 48 + 8 * i, 96, 240, 384  # pixels
+        left, top = ((640 - width) // 2, (640 - height) // 2) if frame == "padded-square" else (0, 0)
+        across, down = (640, 640) if frame == "padded-square" else (width, height)
+        pixels = [x1 + left, y1 + top, x2 + left, y2 + top]
+        size = (across, down, across, down)
+        said = pixels if scale == "pixels" else [v / s * int(scale) for v, s in zip(pixels, size, strict=True)]
+        truth = [x1 / width, y1 / height, x2 / width, y2 / height]
+        record = {"answer": truth, "subset": "RefCOCO", "info": {"width": width, "height": height}}
+        records.append(record | {"output": f"It is at {said}", "box_frame": frame})
+    metrics = task.scorer.summarise(judged(task, records))
+    assert metrics["accuracy"] == 0 and metrics["parse_failures"] == 1 and metrics["lenient_accuracy"] == 1
+    if scale == "1":
+        strict = judged(task, [r | {"output": r["output"].removeprefix("It is at ")} for r in records])
+        assert [r["iou"] for r in strict] == pytest.approx([1.0] * 8)
+        assert [r["box"] for r in strict] == [pytest.approx(r["answer"]) for r in records]
+
+
+def test_lenient_scale_is_one_for_all():
+    """Boxes on two scales: lenient accuracy is that of the better one, and never touches accuracy."""
+    task = get_task("refcoco")
+    record = {"answer": [0.1, 0.2, 0.6, 0.7], "subset": "", "info": {}}
+    outputs = ["[0.1, 0.2, 0.6, 0.7]", "[100, 200, 600, 700]", "box: 100, 200, 600, 700", "nothing"]
+    metrics = task.scorer.summarise(judged(task, [record | {"output": text} for text in outputs]))
+    assert (metrics["accuracy"], metrics["lenient_accuracy"], metrics["parse_failures"]) == (0.25, 0.5, 0.75)
+
+
+def test_padded_square_needs_a_size():
+    scorer = get_task("refcoco").scorer
+    record = {"answer": [0.1, 0.2, 0.6, 0.7], "subset": "", "info": {}, "output": "[0.1, 0.2, 0.6, 0.7]"}
+    with pytest.raises(ValueError, match="image's size"):
+        scorer.judge(record | {"box_frame": "padded-square"})
+    with pytest.raises(ValueError, match="'image' or 'padded-square'"):
+        scorer.judge(record | {"box_frame": "letterbox"})
