@@ -1,7 +1,6 @@
 """AI2D: questions about school-book diagrams, four choices.
 
-`ai2d` asks all of them of the plain pictures, as the reference does. Questions about letters cannot be answered from
-these; `ai2d-abc` asks those of the test set, with the letters painted over the words that they stand for.
+All are asked of the plain pictures, as the reference does; questions about letters cannot be answered from these.
 """
 
 from pathlib import Path
@@ -39,52 +38,16 @@ def read(root: Path, split: str) -> list[Example]:
     return examples
 
 
-def read_abc(root: Path, split: str) -> list[Example]:
-    """Test questions about letters, with `info["letters"]`: pairs of letter and rectangle [[x1, y1], [x2, y2]]."""
-    examples = [e for e in read(root, "all") if e.subset == split and e.info.get("abc_label")]
-    folder = find(root, "ai2d", FOLDERS, *(f"{name}/annotations" for name in UNPACKED))
-    for example in examples:
-        path = folder / f"{Path(example.image).name}.json"
-        shape = "an object with text: by id, each with rectangle [[x1, y1], [x2, y2]] and replacementText"
-        content = read_json(path, "ai2d", shape)
-        with reading(path, "ai2d", shape):
-            texts = content["text"].values()
-            example.info["letters"] = [[t["replacementText"], t["rectangle"]] for t in texts if t["replacementText"]]
-    return examples
-
-
-def paint_letters(image, example: Example):
-    """The picture with each letter in black on white, over the word that it stands for."""
-    from PIL import ImageDraw, ImageFont
-
-    image = image.convert("RGB")
-    draw = ImageDraw.Draw(image)
-    for letter, ((x1, y1), (x2, y2)) in example.info["letters"]:
-        x1, x2, y1, y2 = *sorted((x1, x2)), *sorted((y1, y2))
-        draw.rectangle((x1, y1, x2, y2), fill="white", outline="black")
-        font = ImageFont.load_default(size=max(10, min(y2 - y1, 24)))
-        draw.text(((x1 + x2) / 2, (y1 + y2) / 2), letter, fill="black", font=font, anchor="mm")
-    return image
-
-
-_shared = {
-    "version": 1,
-    "prompt": prompts.lettered,
-    "answer": lambda example: Choose(OPTIONS),
-    "scorer": choice(OPTIONS),
-    "chance": 1 / 4,
-}
-_files = ("ai2d/val_qa/{questions,images}/", "ai2d/ai2d_test_ids.csv")
-register(
-    Task(name="ai2d", read=read, num_examples={"all": {"val": 12413, "test": 3088}}, files=_files, **_shared),
-)
 register(
     Task(
-        name="ai2d-abc",
-        read=read_abc,
-        num_examples={"test": {"test": 1184}},
-        files=(*_files, "ai2d/val_qa/annotations/"),
-        image_of=paint_letters,
-        **_shared,
+        name="ai2d",
+        version=1,
+        read=read,
+        prompt=prompts.lettered,
+        answer=lambda example: Choose(OPTIONS),
+        scorer=choice(OPTIONS),
+        num_examples={"all": {"val": 12413, "test": 3088}},
+        files=("ai2d/val_qa/{questions,images}/", "ai2d/ai2d_test_ids.csv"),
+        chance=1 / 4,
     )
 )
