@@ -34,6 +34,7 @@ from prismatic.miniature.language import (
     with_options,
 )
 from prismatic.miniature.scenes import sample_layout
+from prismatic.models.attention import SEGMENTED, segment_lengths
 from prismatic.models.tokenizers import from_tokenizer_json
 
 # Words of the real benchmarks that miniature questions lack.
@@ -68,11 +69,14 @@ class Config:
     seed: int = 0  # of the weights and of the scenes
 
 
-def document(rng: np.random.Generator, as_map: bool) -> tuple[str, list[Question]]:
-    """A scene in words, as a map or as a sentence, and the questions and answers about it."""
+Document = tuple[str, bool, list[Question]]  # a scene in words, whether these are a map, questions about it
+
+
+def document(rng: np.random.Generator, as_map: bool) -> Document:
+    """A scene as a map or as a sentence, and questions about it."""
     things = sample_layout(rng)
     words = " ".join(map_words(things)) if as_map else describe(things)
-    return words, conversation(things, rng, boxes=rng.random() < 0.3)
+    return words, as_map, conversation(things, rng, boxes=rng.random() < 0.3)
 
 
 def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
@@ -91,7 +95,7 @@ def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
     options = [f" {option}" for option in ("True", "False", *LETTERS)]
     texts = [WORDS, *FIXED, *options] * 20
     for number in range(2000):
-        words, asked = document(rng, as_map=number % 2 == 0)
+        words, _, asked = document(rng, as_map=number % 2 == 0)
         texts += [words, *(f"In: {q}\nOut: {a}" for q, a in turns(asked))]
     special = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)]
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special))
@@ -108,22 +112,39 @@ def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
     )
 
 
-def batch_of(
-    tokenizer: PreTrainedTokenizerFast, documents: list[tuple[str, list[Question]]], answers_only: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels `[B, T]`, right padded; the scene itself is not to be predicted (-100)."""
-    rows, labels = [], []
-    for words, asked in documents:
+@dataclass
+class Batch:
+    """Documents one after another without padding, all `[1, T]`."""
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor  # what is to be predicted from the position before; -100 for the scene itself
+    position_ids: torch.Tensor  # from 0 in every document
+    cells: torch.Tensor  # cell of the map that a token stands for, from 1; 0 for none
+
+
+def batch_of(tokenizer: PreTrainedTokenizerFast, documents: list[Document], answers_only: bool) -> Batch:
+    """Documents as tokens; questions are predicted too unless `answers_only`."""
+    rows = []
+    for words, is_map, asked in documents:
         ids = tokenizer(words).input_ids
-        target = [-100] * len(ids)
+        target, cells = [-100] * len(ids), list(range(len(ids))) if is_map else []
         for question, answer in turns(asked):
             turn = tokenizer([f"In: {question}\nOut:", f"{answer}</s>"], add_special_tokens=False).input_ids
             target += [*([-100] * len(turn[0]) if answers_only else turn[0]), *turn[1]]
             ids = ids + turn[0] + turn[1]
-        rows.append(torch.tensor(ids))
-        labels.append(torch.tensor(target))
-    pad = torch.nn.utils.rnn.pad_sequence
-    return pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=-100)
+        rows.append((ids, target, range(len(ids)), cells + [0] * (len(ids) - len(cells))))
+    return Batch(*(torch.tensor([[t for part in parts for t in part]]) for parts in zip(*rows, strict=True)))
+
+
+def predict(model: LlamaForCausalLM, batch: Batch, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `[n, words]` and the n tokens that they are to predict; `places` `[cells, D]` are added to map cells."""
+    embedded = model.get_input_embeddings()(batch.input_ids) + F.pad(places, (0, 0, 1, 0))[batch.cells]
+    lengths = segment_lengths(batch.position_ids)
+    hidden = model.model(
+        inputs_embeds=embedded, position_ids=batch.position_ids, use_cache=False, segment_lengths=lengths
+    )
+    wanted = batch.labels[:, 1:] != -100
+    return model.lm_head(hidden.last_hidden_state[:, :-1][wanted]), batch.labels[:, 1:][wanted]
 
 
 def fresh(config: Config, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -157,25 +178,17 @@ def grown(start: Path, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return model
 
 
-def read_map(model: LlamaForCausalLM, input_ids: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
-    """Embeddings `[B, T, D]`; `places` `[cells, D]` are added to the cells of a map, which follow the first token."""
-    embedded = model.get_input_embeddings()(input_ids)
-    if places is None:
-        return embedded
-    return embedded + F.pad(places, (0, 0, 1, input_ids.shape[1] - 1 - len(places)))
-
-
 def main(config: Config) -> None:
     """Trains and writes tokenizer and weights; prints the accuracy of answer tokens given the scene in words."""
     torch.manual_seed(config.seed)
     tokenizer = train_tokenizer(config.vocab_size, config.seed)
     model = grown(config.start, tokenizer) if config.start else fresh(config, tokenizer)
-    places = torch.nn.Parameter(
-        0.3 * torch.randn(CELLS**2, config.hidden_size) * model.get_input_embeddings().weight.std().item()
-    )
+    model.set_attn_implementation(SEGMENTED)
+    scale = model.get_input_embeddings().weight.std().item()
+    rows, columns = (torch.nn.Parameter(scale * torch.randn(CELLS, config.hidden_size)) for _ in range(2))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
-    decayed = [places, *(p for p in model.parameters() if p.ndim >= 2)]
-    plain = [p for p in model.parameters() if p.ndim < 2]
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [rows, columns, *(p for p in model.parameters() if p.ndim < 2)]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
     for phase, steps in (("language", config.language_steps), ("answers", config.answer_steps)):
@@ -185,18 +198,16 @@ def main(config: Config) -> None:
             rate = min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * rate
-            as_map = rng.random() >= 1 / 8  # rows of a batch are about equally long
-            documents = [document(rng, as_map) for _ in range(config.batch_size)]
-            input_ids, labels = batch_of(tokenizer, documents, answers_only=phase == "answers")
-            embedded = read_map(model, input_ids, places if as_map else None)
-            loss = model(inputs_embeds=embedded, labels=labels, use_cache=False).loss
+            documents = [document(rng, as_map=rng.random() >= 1 / 8) for _ in range(config.batch_size)]
+            batch = batch_of(tokenizer, documents, answers_only=phase == "answers")
+            loss = F.cross_entropy(*predict(model, batch, rows[:, None].add(columns).flatten(0, 1)))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             progress.set_postfix(loss=f"{loss.item():.3f}")
             if (step + 1) % 200 == 0:
-                right = answer_accuracy(model, tokenizer, places)
+                right = answer_accuracy(model, tokenizer, rows[:, None].add(columns).flatten(0, 1))
                 tqdm.write(f"step {step + 1}: " + ", ".join(f"{kind} {share:.2f}" for kind, share in right.items()))
     tokenizer.save_pretrained(config.out)
     model.half().save_pretrained(config.out)
@@ -209,15 +220,11 @@ def answer_accuracy(model, tokenizer: PreTrainedTokenizerFast, places: torch.Ten
     rng = np.random.default_rng(987_654)
     documents = [document(rng, as_map=True) for _ in range(count)]
     right = {kind: [] for kind in (*KINDS, "all")}
-    for start in range(0, count, 32):
-        part = documents[start : start + 32]
-        input_ids, labels = batch_of(tokenizer, part, answers_only=True)
-        guessed = model(inputs_embeds=read_map(model, input_ids, places)).logits.argmax(-1)
-        for (_, asked), said, target in zip(part, guessed[:, :-1].tolist(), labels[:, 1:].tolist(), strict=True):
-            hits = [s == t for s, t in zip(said, target, strict=True) if t != -100]
-            ends = [i + 1 for i, t in enumerate(t for t in target if t != -100) if t == tokenizer.eos_token_id]
-            for question, first, end in zip(asked, [0, *ends], ends, strict=False):
-                right[question.kind].append(all(hits[first:end]))
+    logits, target = predict(model, batch_of(tokenizer, documents, answers_only=True), places)
+    hits = logits.argmax(-1) == target
+    ends = (1 + (target == tokenizer.eos_token_id).nonzero().flatten()).tolist()
+    for question, first, end in zip((q for *_, asked in documents for q in asked), [0, *ends], ends, strict=False):
+        right[question.kind].append(hits[first:end].all().item())
     right["all"] = [hit for hits in right.values() for hit in hits]
     return {kind: sum(hits) / len(hits) for kind, hits in right.items()}
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import pickle
+import re
 from collections import Counter
 
 import jsonlines
@@ -11,8 +12,11 @@ import pytest
 from PIL import Image
 from test_spatial import centre, meant
 
+from eval.data import check_counts, check_images
+from eval.task import Choose, Example, Generate, get_task
 from prismatic.data.image_sources import MINIATURE_SEED
 from prismatic.miniature.benchmarks import BENCHMARK_SEED, WRITERS, miniature_benchmarks, write_benchmarks
+from prismatic.miniature.language import box_text, questions
 from prismatic.miniature.scenes import CLASSES, IMAGE_SIZE, scene
 from prismatic.miniature.writers import HELD_OUT_SEED, TRAIN_SEED
 
@@ -153,3 +157,58 @@ def test_the_same_everywhere_and_written_once(root, tmp_path, monkeypatch):
     assert write_benchmarks(root, COUNT) == root and (root / "vsr/test.jsonl").stat().st_mtime_ns == stamp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert miniature_benchmarks(2).is_relative_to(tmp_path) and (miniature_benchmarks(2) / "ai2d").is_dir()
+
+
+EXPECTED = {"refcoco": Generate, "ocid-ref": Generate, "tallyqa": Choose, "vsr": Choose, "ai2d": Choose}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_tasks_read_it(root, name):
+    task = get_task(name)
+    for split in task.num_examples:
+        if (name, split) in (("ocid-ref", "test"), ("vsr", "dev")):
+            continue  # not written
+        examples = task.read(root, split)
+        assert len(examples) >= COUNT / 4 and isinstance(task.answer(examples[0]), EXPECTED[name])
+        check_counts(task, examples, allow_partial=True)
+        check_images(task, examples, root)
+        for example in examples:
+            if EXPECTED[name] is Generate:
+                number = re.search(r"seq(\d+)/|_(\d+)\.jpg", example.image)
+                index = int(number[1]) if number[1] else int(number[2]) - 800_000
+                (thing,) = meant(example.question, things(name, index))
+                assert str(example.answer) == box_text(thing)
+                assert task.scorer.judge(vars(example) | {"output": box_text(thing)})["score"] == 1
+    subsets = {"refcoco": 3, "ocid-ref": 3, "tallyqa": 2, "vsr": 1, "ai2d": 2}
+    assert len({e.subset for e in task.read(root, task.split)}) == subsets[name]
+
+
+def test_letters_can_be_painted(root):
+    task = get_task("ai2d-abc")
+    examples = task.read(root, "test")
+    assert examples
+    for example in examples:
+        painted = task.image_of(Image.open(root / example.image), example)
+        assert painted.size == (IMAGE_SIZE, IMAGE_SIZE)
+
+
+def test_training_asks_as_the_tasks_do():
+    """The user's turns of the training set are those of the benchmarks, word for word."""
+    asked = {kind: [] for kind in ("box", "statement", "tally", "choice")}
+    for index in range(60):
+        for q in questions(scene(TRAIN_SEED, index).things, np.random.default_rng(index)):
+            asked.get(q.kind, []).append(q)
+    for q in asked["box"]:
+        inside = q.text.split('"')[1]
+        assert q.text == get_task("refcoco").prompt(Example("", "", inside, None))
+    for q in asked["statement"]:
+        inside = q.text.split("? ", 1)[1].split("\n")[0]
+        assert q.text == get_task("vsr").prompt(Example("", "", inside, None)) and q.answer in ("True", "False")
+    for kind, name, count in (("tally", "tallyqa", 16), ("choice", "ai2d", 4)):
+        for q in asked[kind]:
+            first, *options, _ = q.text.split("\n")
+            choices = [option.split(". ", 1)[1] for option in options]
+            assert len(choices) == count
+            assert q.text == get_task(name).prompt(Example("", "", first, None, info={"choices": choices}))
+            assert q.answer in get_task(name).answer(Example("", "", "", None)).options
+    assert all(len(found) > 20 for found in asked.values())
