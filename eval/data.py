@@ -30,7 +30,7 @@ def load_examples(
     if slim:
         examples = slim_subset(examples, task.slim)
     if limit is not None:
-        examples = seeded_order(examples)[:limit] if not slim else examples[:limit]
+        examples = (examples if slim else seeded_order(examples))[:limit]
     check_images(task, examples, root)
     return examples
 

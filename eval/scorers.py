@@ -142,7 +142,8 @@ def vqa_accuracy(
             return {"score": 0.0, "normalised": None}
         said = normalise_prediction(record["output"])
         agrees = [normalise_truth(answer) == said for answer in record["answer"]]
-        return {"score": _mean(min(1.0, (sum(agrees) - agree) / 3) for agree in agrees), "normalised": said}
+        score = _mean(min(1.0, (sum(agrees) - agree) / 3) for agree in agrees)
+        return {"score": score or 0.0, "normalised": said}  # None where nobody answered
 
     def summarise(records: Sequence[Record]) -> Metrics:
         summary = _by_subset(records, _accuracy_alone)

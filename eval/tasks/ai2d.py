@@ -25,7 +25,8 @@ def read(root: Path, split: str) -> list[Example]:
         test_ids = {int(line) for line in ids_path.read_text().split()}
     folder = find(root, "ai2d", FOLDERS, *(f"{name}/questions" for name in UNPACKED))
     images = image_folder(root, FOLDERS, *(f"{name}/images" for name in UNPACKED))
-    paths = {int(p.name.removesuffix(".png.json")): p for p in folder.glob("*.png.json") if p.name[0].isdigit()}
+    names = ((path.name.removesuffix(".png.json"), path) for path in folder.glob("*.png.json"))
+    paths = {int(name): path for name, path in names if name.isdecimal()}
     examples = []
     for number, path in sorted(paths.items()):
         content = read_json(path, "ai2d", SHAPE)
