@@ -59,7 +59,7 @@ def main(config: FinetuneConfig) -> dict:
     title = f"{config.vision_backbone} -> {config.projector} -> {config.llm}, stage {config.stage}"
     report.print_parts(accelerator, title, optim.trained_and_frozen(model))
     groups = optim.parameter_groups(model.named_parameters(), config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas))
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
 
     # The data: which rows every step sees, and how they become batches.
     def plan(epoch: int) -> list[list[int]]:

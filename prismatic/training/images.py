@@ -178,12 +178,17 @@ def train(
     accelerator, started = images.accelerator, time.perf_counter()
     steps = config.epochs * images.steps_per_epoch
     steps = min(steps, config.max_steps or steps)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas))
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
     ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay else None
     parts = {"model": model} | ({"ema": ema.module} if ema else {})
     done, best_value, name, better = 0, None, *best
     if (run_dir / STATE).is_file():
         progress = load_state(run_dir / STATE, parts, optimizer)
+        if progress["images"] != len(images.train):
+            raise ValueError(
+                f"{run_dir} is unfinished and was trained on {progress['images']} images, {config.data.train} now "
+                f"holds {len(images.train)}: bring back those, or use another --run_id"
+            )
         done, best_value = progress["steps"], progress["best"]
         accelerator.print(f"{run_dir} continues after step {done} of {steps}\n")
     result = ema.module if ema else model
@@ -205,7 +210,8 @@ def train(
     def save(steps_done: int) -> None:
         if accelerator.is_main_process:
             write("last")
-            save_state(run_dir / STATE, parts, optimizer, {"steps": steps_done, "best": best_value})
+            progress = {"steps": steps_done, "best": best_value, "images": len(images.train)}
+            save_state(run_dir / STATE, parts, optimizer, progress)
         accelerator.wait_for_everyone()
 
     def after_step(steps_done: int) -> None:

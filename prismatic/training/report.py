@@ -51,7 +51,7 @@ def summarise(run_dir: Path, seconds: float) -> dict:
         "padding_share": sum(s["padding_share"] for s in steps) / len(steps),
         "mfu": sum(s["mfu"] for s in steps) / len(steps),
         "memory_gb": max(s["memory_gb"] for s in steps),
-        "skipped_images": steps[-1]["skipped_images"],
+        "skipped_images": sum(s["skipped_images"] for s in steps),
     }
 
 

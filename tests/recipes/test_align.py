@@ -386,6 +386,17 @@ def test_unreadable_pictures_stop_the_run_or_are_counted(tmp_path):
         )
 
 
+def test_a_run_does_not_continue_on_fewer_pictures(tmp_path, monkeypatch):
+    pictures = write_pictures(tmp_path / "pictures", 8)
+    data = ["--data.train", str(pictures), "--data.validation", "miniature:2:4", "--data.crop_mode", "rkrc"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, 2)
+        run_align(tmp_path, "run", *data)
+    (pictures / "3.png").unlink()
+    with pytest.raises(ValueError, match="was trained on 8 images, .*pictures now holds 7: bring back those"):
+        run_align(tmp_path, "run", *data)
+
+
 def test_an_unreadable_picture_in_a_worker_is_one_line(tmp_path):
     pictures = write_pictures(tmp_path / "pictures", 4, bad=[2])
     data = ["--data.train", str(pictures), "--data.validation", "miniature:2:4", "--data.workers", "1"]
