@@ -31,7 +31,7 @@ def parse(config_class, argv: list[str], *, default: str, named: str | None = No
         config_class: dataclass of the settings.
         argv: the command line.
         default: YAML file in `recipes/configs` that is read when neither --config_path nor --model is given.
-        named: YAML file in `recipes/configs` of the presets that --model names.
+        named: YAML file in `recipes/configs` of the presets that --model names; without one it is an ordinary setting.
         check: raises ValueError for values that make no sense.
     """
     try:
@@ -77,7 +77,7 @@ def _parse(config_class, argv: list[str], default: str, named: str | None):
             raise unknown(f"setting in {path}", key, fields)
     name = given.get("model", settings.get("model"))
     if name is not None:
-        models = read_presets(named) if named else {}
+        models = read_presets(named) if named else {name: {}}
         if name not in models:
             raise unknown("model", name, models)
         settings = {**models[name], **settings, "model": name}

@@ -107,7 +107,6 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -120,11 +119,10 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values: `[M, 3 * parts, H, W]`, the images of the rows that hold placeholders.
             attention_mask: `[B, T]`, or None.
             position_ids: `[B, T]`; restarting at 0 for packed rows.
-            past_key_values: a KV cache.
             inputs_embeds: `[B, T, hidden_size]` instead of `input_ids`.
             labels: `[B, T]`, -100 where there is nothing to predict.
             logits_to_keep: as in Hugging Face LLMs; a boolean `[B, T]` mask gives logits `[n, vocab]`.
-            kwargs: passed on to the LLM (`use_cache`, `segment_lengths`, `shift_labels`, ...).
+            kwargs: passed on to the LLM (KV cache, `use_cache`, `segment_lengths`, `shift_labels`, ...).
         """
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, pixel_values)
@@ -132,7 +130,6 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             labels=labels,
             logits_to_keep=logits_to_keep,
             **kwargs,

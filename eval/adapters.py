@@ -1,0 +1,149 @@
+"""Other models, and audits: batched answers through `generate` alone, nothing shared between questions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from eval.engine import Answer, Question, SharedPrefixEngine, chosen
+from eval.task import Generate
+from prismatic.models.prompts import IMAGE_TOKEN, render_prompt
+
+
+class PlainEngine:
+    """Answers with any Hugging Face image-text-to-text model, through its processor's chat template.
+
+    Args:
+        model: The model, on its device, in evaluation mode.
+        processor: Its processor.
+        batch_size: Questions that are computed at once; 1 is the audit against which batches are checked.
+
+    Raises:
+        ValueError: The processor has no chat template.
+    """
+
+    def __init__(self, model, processor, batch_size: int):
+        if not (getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
+            raise ValueError(
+                f"{type(processor).__name__} has no chat template, so that prompts cannot be written: set "
+                "processor.chat_template (see prismatic.models.prompts.chat_template for the styles there are)"
+            )
+        self.model, self.processor, self.batch_size = model, processor, batch_size
+        self.device = next(model.parameters()).device
+        processor.tokenizer.padding_side = "left"
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """The picture; processors take pictures together with their prompts."""
+        return image
+
+    def text_of(self, prompt: str, answer: str | None = None) -> str:
+        """A conversation as the model reads it, up to the answer, or with it."""
+        if self.model.config.model_type == "prismatic":
+            turns = [{"from": "human", "value": prompt}] + ([{"from": "gpt", "value": answer}] if answer else [])
+            return IMAGE_TOKEN + render_prompt(turns, self.processor.tokenizer)
+        parts = [{"type": "image"}, {"type": "text", "text": prompt}]
+        said = [{"role": "user", "content": parts}]
+        if answer:
+            said.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        return self.processor.apply_chat_template(said, add_generation_prompt=not answer, tokenize=False)
+
+    def option_ids(self, options: Sequence[str]) -> list[list[int]]:
+        """Token ids with which each option continues a prompt.
+
+        Raises:
+            ValueError: They cannot be told apart from the prompt.
+        """
+        tokenizer, before = self.processor.tokenizer, self.text_of("Which?")
+        opening = self.text_of("Which?", "OPTION").split("OPTION")[0]
+        start = tokenizer(before, add_special_tokens=False)["input_ids"]
+        ids = [tokenizer(opening + option, add_special_tokens=False)["input_ids"] for option in options]
+        if any(option[: len(start)] != start for option in ids):
+            raise ValueError(f"options {', '.join(options)} melt into the prompt's last token and cannot be scored")
+        return [option[len(start) :] for option in ids]
+
+    @torch.inference_mode()
+    def answer(self, pictures: Sequence[Image.Image], questions: Sequence[Question]) -> list[Answer]:
+        """Answers to `questions` about `pictures` (from `prepare`), in their order."""
+        answers: list[Answer | None] = [None] * len(questions)
+        for kind in dict.fromkeys(question.kind for question in questions):
+            asked = [number for number, question in enumerate(questions) if question.kind == kind]
+            for start in range(0, len(asked), self.batch_size):
+                part = asked[start : start + self.batch_size]
+                some = [questions[number] for number in part]
+                solve = self._generate if isinstance(kind, Generate) else self._choose
+                for number, answer in zip(part, solve([pictures[q.image] for q in some], some, kind), strict=True):
+                    answers[number] = answer
+        return answers
+
+    def _inputs(self, pictures, texts: list[str]):
+        dtype = next(self.model.parameters()).dtype
+        inputs = self.processor(images=[[p] for p in pictures], text=texts, padding=True, return_tensors="pt")
+        return {k: v.to(self.device, dtype) if v.is_floating_point() else v.to(self.device) for k, v in inputs.items()}
+
+    def _generate(self, pictures, questions, kind) -> list[Answer]:
+        inputs = self._inputs(pictures, [self.text_of(q.prompt) for q in questions])
+        tokens = self.model.generate(**inputs, max_new_tokens=kind.max_new_tokens, do_sample=False)
+        new = tokens[:, inputs["input_ids"].shape[1] :]
+        return [Answer(text.strip()) for text in self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+    def _choose(self, pictures, questions, kind) -> list[Answer]:
+        inputs = self._inputs(pictures, [self.text_of(q.prompt) for q in questions])
+        options = self.option_ids(kind.options)
+        if all(len(option) == 1 for option in options):
+            logits = self.model(**inputs).logits[:, -1].float()
+            scores = logits[:, torch.tensor(options, device=self.device).flatten()]
+        else:
+            scores = torch.stack([self._score(inputs, option) for option in options], dim=1)
+        return [chosen(kind, row) for row in scores.softmax(-1).tolist()]
+
+    def _score(self, inputs: dict, option: list[int]) -> torch.Tensor:
+        """Log probability `[rows]` of an option after the prompts."""
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        added = torch.tensor(option, device=ids.device).expand(len(ids), -1)
+        inputs = inputs | {
+            "input_ids": torch.cat([ids, added[:, :-1]], dim=1),
+            "attention_mask": torch.cat([mask, torch.ones_like(added[:, :-1])], dim=1),
+        }
+        logits = self.model(**inputs).logits[:, -len(option) :].float().log_softmax(-1)
+        return logits.gather(2, added[..., None]).sum((1, 2))
+
+
+def load_engine(name: str, *, dtype: torch.dtype, device, batch_size: int, strict: bool = False):
+    """The engine for a model: ours share what questions have in common, others answer through `generate`.
+
+    Args:
+        name: What `prismatic.load` takes, or a folder or Hugging Face id of any image-text-to-text model.
+        dtype: Of the weights.
+        device: Where they go.
+        batch_size: Rows that are computed at once.
+        strict: One question at a time, nothing shared.
+
+    Raises:
+        ValueError: There is no such model, or it has no chat template.
+    """
+    import prismatic
+
+    if _is_other(name):
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+        processor = AutoProcessor.from_pretrained(name)
+    else:
+        model, processor = prismatic.load(name, dtype=dtype)
+    model = model.to(device).eval()
+    shared = isinstance(model, prismatic.PrismaticForConditionalGeneration) and not strict
+    return (SharedPrefixEngine if shared else PlainEngine)(model, processor, 1 if strict else batch_size)
+
+
+def _is_other(name: str) -> bool:
+    """Whether `name` is a model, here or on the hub, of another kind than ours."""
+    from transformers import AutoConfig
+
+    here = Path(name)
+    if here.exists() and not (here / "config.json").is_file() or (Path("runs") / name).exists():
+        return False
+    try:
+        return AutoConfig.from_pretrained(name).model_type != "prismatic"
+    except (OSError, ValueError):
+        return False  # `prismatic.load` says what is wrong

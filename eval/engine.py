@@ -1,0 +1,243 @@
+"""Answers to many questions about few images: what they share is computed once.
+
+An image is encoded once, the KV cache of BOS and its patches is computed once and shared by all of its questions, and
+questions about several images fill one batch. Greedy decoding drops rows as they end; choices need no decoding.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+from eval.task import Choose, Generate
+from prismatic.data.conversations import encode_text, option_token_ids
+from prismatic.models.prompts import render_prompt
+
+COMPACT_AT = 0.75  # finished rows are dropped once no more than this share of a batch is still being written
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt (before the chat template) about the `image`-th picture of a batch, and the kind of its answer."""
+
+    image: int
+    prompt: str
+    kind: Generate | Choose
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says, or why it could not; `probabilities` of the options, in their order, sum to 1."""
+
+    text: str = ""
+    probabilities: list[float] | None = None
+    error: str | None = None
+
+
+class SharedPrefixEngine:
+    """Answers with a Prismatic model, exactly as answering one question at a time would.
+
+    Args:
+        model: A `PrismaticForConditionalGeneration`, on its device, in evaluation mode.
+        processor: Its processor.
+        batch_size: Rows that are computed at once.
+    """
+
+    def __init__(self, model, processor, batch_size: int):
+        self.model, self.processor, self.batch_size = model, processor, batch_size
+        self.device = next(model.parameters()).device
+        self.transform = processor.image_processor.transform
+        eos = model.generation_config.eos_token_id
+        self.eos = torch.tensor(eos if isinstance(eos, list) else [eos], device=self.device)
+        names = inspect.signature(model.llm.forward).parameters
+        self.cache_argument = "cache" if "cache" in names else "past_key_values"
+        self._options: dict[tuple[str, ...], list[list[int]]] = {}
+
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        """Pixels `[3 * parts, H, W]` of a picture."""
+        return self.transform(image)
+
+    def option_ids(self, options: tuple[str, ...]) -> list[list[int]]:
+        """Token ids with which each option continues a prompt."""
+        if options not in self._options:
+            self._options[options] = option_token_ids(self.processor.tokenizer, list(options))
+        return self._options[options]
+
+    @torch.inference_mode()
+    def answer(self, pictures: Sequence[torch.Tensor], questions: Sequence[Question]) -> list[Answer]:
+        """Answers to `questions` about `pictures` (from `prepare`), in their order."""
+        answers: list[Answer | None] = [None] * len(questions)
+        rows = []  # (question number, image, kind, token ids after BOS)
+        for number, question in enumerate(questions):
+            ids = self._suffix(question.prompt)
+            new = question.kind.max_new_tokens if isinstance(question.kind, Generate) else 1
+            if problem := self._too_long(len(ids), new):
+                answers[number] = Answer(error=problem)
+            else:
+                rows.append((number, question.image, question.kind, ids))
+        if rows:
+            prefix = self._prefix(pictures)
+            for kind, group in _by_kind(rows):
+                group.sort(key=lambda row: len(row[3]))
+                solve = self._generate if isinstance(kind, Generate) else self._choose
+                for start in range(0, len(group), self.batch_size):
+                    part = group[start : start + self.batch_size]
+                    for row, answer in zip(part, solve(prefix, part, kind), strict=True):
+                        answers[row[0]] = answer
+        return answers
+
+    def _suffix(self, prompt: str) -> list[int]:
+        text = render_prompt([{"from": "human", "value": prompt}], self.processor.tokenizer)
+        ids = encode_text(text, self.processor.tokenizer)["input_ids"]
+        bos = self.processor.tokenizer.bos_token_id
+        return ids[1:] if bos is not None and ids[0] == bos else ids
+
+    def _too_long(self, text: int, new: int) -> str | None:
+        limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        total = 1 + self.processor.num_image_tokens + text + new
+        if limit and total > limit:
+            return f"prompt and answer may take {total} tokens, this model's context has {limit}"
+        return None
+
+    def _prefix(self, pictures: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values `[pictures, heads, tokens, width]` of every layer, for BOS and patches."""
+        bos = self.processor.tokenizer.bos_token_id
+        ids = ([] if bos is None else [bos]) + [self.processor.image_token_id] * self.processor.num_image_tokens
+        ids = torch.tensor([ids] * len(pictures), device=self.device)
+        cache = Cache(layer_class_to_replicate=DynamicLayer)
+        embeddings = self.model.embed(ids, torch.stack(list(pictures)).to(self.device))
+        self._llm(inputs_embeds=embeddings, cache=cache, logits_to_keep=1)
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _llm(self, *, cache: Cache, **inputs) -> torch.Tensor:
+        """Logits `[rows, kept, vocabulary]` in float32."""
+        return self.model.llm(**inputs, **{self.cache_argument: cache}, use_cache=True).logits.float()
+
+    def _read(self, prefix, images: list[int], suffixes: list[list[int]], new: int, keep: int) -> "_Rows":
+        """Runs texts, padded on the left, after the prefixes of their images; room for `new` more tokens is kept."""
+        length = max(map(len, suffixes))
+        pad = self.processor.tokenizer.pad_token_id or 0
+        ids = torch.tensor([[pad] * (length - len(row)) + row for row in suffixes], device=self.device)
+        read = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in suffixes], device=self.device)
+        start = prefix[0][0].shape[-2]
+        mask = torch.cat([read.new_ones(len(ids), start), read, read.new_ones(len(ids), new)], dim=1)
+        positions = (start + read.cumsum(1) - 1).clamp(min=start)
+        of_row = torch.tensor(images, device=self.device)
+        cache = Cache(layers=[_RoomyLayer(k, v, of_row, start + length + new) for k, v in prefix])
+        logits = self._llm(
+            input_ids=ids,
+            attention_mask=mask[:, : start + length],
+            position_ids=positions,
+            cache=cache,
+            logits_to_keep=keep,
+        )
+        return _Rows(cache, mask, positions[:, -1:], start + length, logits)
+
+    def _generate(self, prefix, rows, kind: Generate) -> list[Answer]:
+        state = self._read(prefix, [row[1] for row in rows], [row[3] for row in rows], kind.max_new_tokens, keep=1)
+        said = torch.full((len(rows), kind.max_new_tokens), -1, device=self.device)
+        writing = torch.arange(len(rows), device=self.device)  # which row each row of the batch is
+        going = torch.ones(len(rows), dtype=torch.bool, device=self.device)
+        logits = state.logits
+        for step in range(kind.max_new_tokens):
+            tokens = logits[:, -1].argmax(-1)
+            said[writing[going], step] = tokens[going]
+            going &= ~torch.isin(tokens, self.eos)
+            alive = int(going.sum())
+            if not alive or step == kind.max_new_tokens - 1:
+                break
+            if alive <= COMPACT_AT * len(going):
+                kept = going.nonzero().flatten()
+                state.keep(kept)
+                tokens, writing, going = tokens[kept], writing[kept], going[kept]
+            state.positions = state.positions + 1
+            state.length += 1
+            logits = self._llm(
+                input_ids=tokens[:, None],
+                attention_mask=state.mask[:, : state.length],
+                position_ids=state.positions,
+                cache=state.cache,
+                logits_to_keep=1,
+            )
+        ids = [[token for token in row if token >= 0] for row in said.tolist()]
+        texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [Answer(text.strip()) for text in texts]
+
+    def _choose(self, prefix, rows, kind: Choose) -> list[Answer]:
+        options = self.option_ids(kind.options)
+        images, suffixes = [row[1] for row in rows], [row[3] for row in rows]
+        if all(len(option) == 1 for option in options):
+            logits = self._read(prefix, images, suffixes, new=0, keep=1).logits[:, -1]
+            scores = logits[:, torch.tensor(options, device=self.device).flatten()]
+        else:
+            scores = self._score_long_options(prefix, images, suffixes, options)
+        return [chosen(kind, row) for row in scores.softmax(-1).tolist()]
+
+    def _score_long_options(self, prefix, images, suffixes, options) -> torch.Tensor:
+        """Log probability `[rows, options]` of options that take several tokens: a row of the batch for each."""
+        pairs = [(image, text, option) for image, text in zip(images, suffixes, strict=True) for option in options]
+        longest, scores = max(map(len, options)), []
+        for start in range(0, len(pairs), self.batch_size):
+            part = pairs[start : start + self.batch_size]
+            texts = [text + option[:-1] for _, text, option in part]
+            logits = self._read(prefix, [image for image, _, _ in part], texts, new=0, keep=longest).logits
+            for row, (_, _, option) in zip(logits.log_softmax(-1), part, strict=True):
+                scores.append(row[-len(option) :].gather(1, torch.tensor(option, device=row.device)[:, None]).sum())
+        return torch.stack(scores).view(len(images), len(options))
+
+
+def chosen(kind: Choose, probabilities: list[float]) -> Answer:
+    """The likeliest option; the first of equals."""
+    best = max(range(len(probabilities)), key=probabilities.__getitem__)
+    return Answer(kind.options[best], probabilities)
+
+
+def _by_kind(rows) -> list[tuple[Any, list]]:
+    kinds = dict.fromkeys(row[2] for row in rows)
+    return [(kind, [row for row in rows if row[2] == kind]) for kind in kinds]
+
+
+@dataclass
+class _Rows:
+    """A batch that is being written: cache, mask up to its full room, last positions and length so far."""
+
+    cache: Cache
+    mask: torch.Tensor
+    positions: torch.Tensor
+    length: int
+    logits: torch.Tensor
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drops all other rows."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.positions = self.mask[rows], self.positions[rows]
+
+
+class _RoomyLayer(DynamicLayer):
+    """A cache layer with room for what is still to come: growing by concatenation would copy everything each token."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, room: int):
+        """Takes keys and values `[pictures, heads, tokens, width]` of prefixes, the picture of each row, and the room."""
+        super().__init__()
+        shape, start = (len(rows), keys.shape[1], room), keys.shape[2]
+        self._keys, self._values = (x.new_empty(*shape, x.shape[-1]) for x in (keys, values))
+        self.keys, self.values = self._keys[:, :, :start], self._values[:, :, :start]
+        self.keys.copy_(keys[rows]), self.values.copy_(values[rows])
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        start = self.keys.shape[2]
+        end = start + key_states.shape[2]
+        self._keys[:, :, start:end], self._values[:, :, start:end] = key_states, value_states
+        self.keys, self.values = self._keys[:, :, :end], self._values[:, :, :end]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        length = self.keys.shape[2]
+        self._keys, self._values = self._keys[indices], self._values[indices]
+        self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]

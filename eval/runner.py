@@ -1,0 +1,339 @@
+"""Runs tasks through an engine: resumable, over several processes, each answer written as soon as it is there."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonlines
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from eval.data import SEED, load_examples, majority_share
+from eval.engine import Answer, Question
+from eval.task import Choose, Example, Record, Task
+from prismatic.training.checkpoint import write_json
+from vision_backbones.transforms import to_rgb
+
+RESULTS, SAMPLES = "results.json", "samples.jsonl"
+LOADERS = 4  # threads that decode the next batch's pictures while this one is computed
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task, the examples of it that are evaluated, and where they lie.
+
+    Attributes:
+        key: The task as the user named it, such as `refcoco:testA`.
+        task: What is evaluated.
+        examples: All of them, checked.
+        root: Data root.
+    """
+
+    key: str
+    task: Task
+    examples: list[Example]
+    root: Path
+
+
+def read_jobs(
+    keys: Sequence[str], root: Path, *, slim: bool = False, limit: int | None = None, allow_partial: bool = False
+) -> list[Job]:
+    """The tasks with their examples: everything that can be checked before a model is loaded.
+
+    Raises:
+        ValueError: A task is unknown or named twice, or data is missing or incomplete.
+    """
+    from eval.task import get_task
+
+    if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
+        raise ValueError(f"tasks named more than once: {', '.join(twice)}")
+    tasks = {key: get_task(key) for key in keys}
+    if not root.is_dir():
+        raise ValueError(f"no folder {root}: give --data_root the folder that holds the data sets")
+    load = {"slim": slim, "limit": limit, "allow_partial": allow_partial}
+    return [Job(key, task, load_examples(task, root, **load), root) for key, task in tasks.items()]
+
+
+def data_root(location: str) -> Path:
+    """A folder of data sets; `miniature:400` draws 400 scenes as five benchmarks first.
+
+    Raises:
+        ValueError: It names no number of scenes.
+    """
+    kind, _, count = location.partition(":")
+    if kind != "miniature":
+        return Path(location).expanduser()
+    if not count.isdecimal() or not int(count):
+        raise ValueError(f"{location!r} names no scenes; expected miniature:COUNT, such as miniature:400")
+    from prismatic.miniature.benchmarks import miniature_benchmarks
+
+    return miniature_benchmarks(int(count))
+
+
+def default_out(model: str) -> Path:
+    """Where an evaluation goes: into the run that it evaluates, or a folder named after the model under `runs/`."""
+    for folder in (Path(model), Path("runs") / model):
+        if (folder / "checkpoints").is_dir():
+            return folder / "eval"
+    return Path("runs") / f"eval-{Path(model).name}"
+
+
+def provenance() -> dict[str, Any]:
+    """The commit of this code and the versions of what it stands on."""
+    from importlib.metadata import version
+
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True) if shutil.which("git") else None
+    packages = ("torch", "transformers", "timm", "accelerate", "peft", "tokenizers", "pillow", "scikit-learn")
+    return {
+        "commit": commit.stdout.strip() or None if commit else None,
+        "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in packages},
+    }
+
+
+def model_fingerprint(model) -> str:
+    """A hash of the model's configuration and of all its weights."""
+    config = {k: v for k, v in model.config.to_dict().items() if not k.startswith(("_", "transformers_version"))}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def job_fingerprint(job: Job, model: str, settings: dict[str, Any]) -> str:
+    """A hash of all that answers depend on: model, task version, prompts, examples, sizes of the images, settings."""
+    digest = hashlib.sha256(json.dumps([model, job.key, job.task.version, settings], sort_keys=True).encode())
+    for example in job.examples:
+        said = [asdict(example), job.task.prompt(example), repr(job.task.answer(example))]
+        digest.update(json.dumps(said, sort_keys=True).encode())
+    for image in sorted({example.image for example in job.examples}):
+        digest.update(str((job.root / image).stat().st_size).encode())
+    return digest.hexdigest()[:16]
+
+
+def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: str, overwrite: bool = False) -> dict:
+    """Answers what is not answered yet, and gives the task's entry of `results.json` (on the main process).
+
+    Every process works on its own images and appends records to a file of its own; the main one puts them together in
+    the order of the examples and judges them. Answers of another fingerprint are not used.
+
+    Args:
+        job: What is evaluated.
+        engine: Gives the answers; has `prepare`, `answer` and `batch_size`.
+        state: accelerate's `PartialState` or `Accelerator`: the processes.
+        out: Folder of the evaluation.
+        fingerprint: From `job_fingerprint`.
+        box_frame: What box coordinates are fractions of: `image` or `padded-square`.
+        overwrite: Answer everything anew.
+    """
+    for kind in {job.task.answer(example) for example in job.examples}:
+        if isinstance(kind, Choose):
+            engine.option_ids(kind.options)  # what cannot be scored fails here
+    folder = out / job.key.replace(":", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    state.wait_for_everyone()
+    if overwrite and state.is_main_process:
+        for file in folder.glob("*.jsonl"):
+            file.unlink()
+    state.wait_for_everyone()
+    answered = _stored(folder, fingerprint)
+    state.wait_for_everyone()  # every process has read before one writes
+    started = time.perf_counter()
+    groups = _by_image(job, answered)[state.process_index :: state.num_processes]
+    about = {"box_frame": box_frame, "fingerprint": fingerprint}
+    with _appending(folder / f"rank-{state.process_index}.partial.jsonl") as writer:
+        for records in _answer_all(job, groups, engine, state):
+            writer.write_all(record | about for record in records)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return {}
+    seconds = time.perf_counter() - started
+    records = _stored(folder, fingerprint)
+    if missing := [e.id for e in job.examples if e.id not in records]:
+        raise ValueError(f"{folder}: {len(missing)} answers are not there, the first of example '{missing[0]}'")
+    samples = [judge(job.task, records[example.id]) for example in job.examples]
+    _write_samples(folder / SAMPLES, samples)
+    for file in folder.glob("*.partial.jsonl"):
+        file.unlink()
+    fresh = len(job.examples) - len(answered)
+    return {
+        "version": job.task.version,
+        "split": job.task.split,
+        "examples": len(samples),
+        "errors": sum("error" in record for record in samples),
+        "main": job.task.scorer.main,
+        "metrics": job.task.scorer.summarise(samples),
+        "majority": job.task.majority if job.task.majority is not None else majority_share(job.examples),
+        "chance": job.task.chance,
+        "seconds": seconds,
+        "questions_per_second": fresh / seconds if fresh else None,
+        "answered_before": len(answered),
+        "prompt": job.task.prompt(job.examples[0]),
+        "fingerprint": fingerprint,
+        "seed": SEED,
+    }
+
+
+def judge(task: Task, record: Record) -> Record:
+    """The record with its score; a model's output never stops an evaluation, however odd it is."""
+    return record | task.scorer.judge(record)
+
+
+def _stored(folder: Path, fingerprint: str) -> dict[str, Record]:
+    """Records by example id, of a finished or interrupted evaluation with this fingerprint."""
+    records = {}
+    for file in sorted(folder.glob("*.jsonl")):
+        with jsonlines.open(file) as reader:
+            for record in reader.iter(type=dict, skip_invalid=True):  # a line that was cut off is not valid
+                if record.get("fingerprint") == fingerprint:
+                    records[record["id"]] = record
+    return records
+
+
+def _appending(file: Path):
+    """A jsonlines writer that continues a file after its last whole line, and flushes every line."""
+    if file.exists():
+        content = file.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(file, whole)
+    return jsonlines.open(file, "a", flush=True)
+
+
+def _write_samples(file: Path, samples: Sequence[Record]) -> None:
+    beside = file.with_name(f".{file.name}.unfinished")
+    with jsonlines.open(beside, "w") as writer:
+        writer.write_all(samples)
+    beside.replace(file)
+
+
+def _by_image(job: Job, answered: dict[str, Record]) -> list[list[Example]]:
+    """Examples that are still to be answered, grouped by image; groups whose longest prompts are alike lie together."""
+    groups: dict[str, list[Example]] = defaultdict(list)
+    for example in job.examples:
+        if example.id not in answered:
+            groups[example.image].append(example)
+    return sorted(groups.values(), key=lambda group: max(len(job.task.prompt(example)) for example in group))
+
+
+def _answer_all(job: Job, groups: list[list[Example]], engine, state):
+    """Yields records in batches; the next batch's pictures are decoded while one is computed."""
+    batches = _batches(groups, engine.batch_size)
+    bar = tqdm(
+        total=sum(map(len, groups)), desc=job.key, unit="q", disable=not state.is_main_process, dynamic_ncols=True
+    )
+    with ThreadPoolExecutor(LOADERS) as pool, bar:
+
+        def load(batch):
+            return [pool.submit(_load, job, engine, group[0]) for group in batch]
+
+        coming = load(batches[0]) if batches else []
+        for number, batch in enumerate(batches):
+            pictures = [future.result() for future in coming]
+            coming = load(batches[number + 1]) if number + 1 < len(batches) else []
+            asked = [(picture, example) for picture, group in zip(pictures, batch, strict=True) for example in group]
+            answers = answer_within_memory(job.task, engine, asked)
+            yield [_record(job.task, example, answer) for (_, example), answer in zip(asked, answers, strict=True)]
+            bar.update(len(asked))
+
+
+def _batches(groups: list[list[Example]], rows: int) -> list[list[list[Example]]]:
+    """Consecutive groups, as many as `rows` examples hold; a larger group is a batch by itself."""
+    batches, size = [], 0
+    for group in groups:
+        if not batches or size + len(group) > rows:
+            batches.append([])
+            size = 0
+        batches[-1].append(group)
+        size += len(group)
+    return batches
+
+
+def _load(job: Job, engine, example: Example):
+    """What the engine makes of an example's picture, or the error that reading it raised."""
+    try:
+        with Image.open(job.root / example.image) as file:
+            image = to_rgb(file)
+        return engine.prepare(job.task.image_of(image, example) if job.task.image_of else image)
+    except Exception as error:  # damaged files raise nearly anything
+        return ValueError(f"{example.image}: unreadable ({type(error).__name__}: {error})")
+
+
+def answer_within_memory(task: Task, engine, asked: Sequence[tuple[Any, Example]]) -> list[Answer]:
+    """Answers to examples, each beside its picture (or its picture's error); on lack of memory in smaller batches.
+
+    Raises:
+        ValueError: Memory does not even suffice for one question.
+    """
+    answers: list[Answer | None] = [
+        Answer(error=str(picture)) if isinstance(picture, Exception) else None for picture, _ in asked
+    ]
+    todo = [number for number, answer in enumerate(answers) if answer is None]
+    while todo:
+        part = todo[: engine.batch_size]
+        pictures = {id(asked[number][0]): asked[number][0] for number in part}
+        place = {key: index for index, key in enumerate(pictures)}
+        questions = [
+            Question(place[id(picture)], task.prompt(example), task.answer(example))
+            for picture, example in (asked[number] for number in part)
+        ]
+        try:
+            for number, answer in zip(part, engine.answer(list(pictures.values()), questions), strict=True):
+                answers[number] = answer
+            todo = todo[len(part) :]
+        except ValueError as error:  # of a picture or prompt that this model cannot take: find out which one
+            if len(part) == 1:
+                answers[part[0]] = Answer(error=f"{type(error).__name__}: {error}")
+            else:
+                for number in part:
+                    answers[number] = answer_within_memory(task, engine, [asked[number]])[0]
+            todo = todo[len(part) :]
+        except (RuntimeError, MemoryError) as error:
+            if not _lacks_memory(error):
+                raise
+            if engine.batch_size == 1:
+                raise ValueError(f"memory does not suffice for one question: {error}") from error
+            engine.batch_size = max(1, min(engine.batch_size, len(part)) // 2)
+            if torch.accelerator.is_available():
+                torch.accelerator.empty_cache()
+            tqdm.write(f"out of memory: going on with {engine.batch_size} questions at once")
+    return answers
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(words in str(error).lower() for words in ("out of memory", "not enough memory", "can't allocate memory"))
+
+
+def _record(task: Task, example: Example, answer: Answer) -> Record:
+    record = asdict(example) | {"prompt": task.prompt(example), "output": answer.text}
+    kind = task.answer(example)
+    if isinstance(kind, Choose):
+        record |= {"options": list(kind.options), "probabilities": answer.probabilities}
+    return record | ({"error": answer.error} if answer.error else {})
+
+
+def write_results(out: Path, entry: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    """Adds tasks to `results.json`, beside those of earlier runs with the same model; gives the whole content."""
+    path = out / RESULTS
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    old = before["tasks"] if before.get("model_fingerprint") == about["model_fingerprint"] else {}
+    for key, new in entry.items():
+        if new["questions_per_second"] is None and old.get(key, {}).get("fingerprint") == new["fingerprint"]:
+            entry[key] = new | {name: old[key][name] for name in ("seconds", "questions_per_second")}
+    results = about | {"tasks": old | entry}
+    write_json(path, results)
+    return results

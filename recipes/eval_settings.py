@@ -1,0 +1,54 @@
+"""The settings of an evaluation."""
+
+from dataclasses import dataclass, field
+
+from recipes.parsing import parse
+
+
+@dataclass
+class EvaluateConfig:
+    """Evaluates a vision-language model on benchmarks: see `python -m eval list`.
+
+    Without --config_path and --model it runs recipes/configs/evaluate-miniature.yaml: the embedded model on five
+    benchmarks of the miniature world.
+    """
+
+    model: str | None = None  # run (or its name), saved model, or Hugging Face id of any image-text-to-text model
+    tasks: list[str] = field(default_factory=list)  # such as refcoco,refcoco:testA,vsr
+    data_root: str = ""  # folder that holds the data sets; "miniature:400" draws that many scenes as five benchmarks
+    out: str | None = None  # folder of the results; a second call continues there; eval/ in the run, or runs/eval-NAME
+    slim: bool = False  # a fixed random subset of each task: 1,024 examples of each subset, mostly
+    limit: int | None = None  # so many random examples of each task, always the same ones
+    allow_partial: bool = False  # accept another number of examples than the official one
+    overwrite: bool = False  # forget stored answers
+
+    batch_size: int = 128  # questions at once; halved when memory does not suffice
+    precision: str = "bf16"  # bf16 or fp32, of weights and computation
+    strict: bool = False  # one question at a time through generate, nothing shared: for audits
+    compile: bool = False  # torch.compile the language model; pays off on long evaluations
+    box_frame: str | None = None  # boxes are fractions of the "image" or the "padded-square"; as the model says if null
+    compare: list[str] = field(default_factory=list)  # folders of other evaluations to draw beside this one
+    plugins: list[str] = field(default_factory=list)  # modules that register tasks or backbones of your own
+
+
+def parse_evaluate(argv: list[str]) -> EvaluateConfig:
+    """The configuration of a command line of recipes/evaluate.py. Errors are one line on stderr and exit status 2."""
+    return parse(EvaluateConfig, argv, default="evaluate-miniature.yaml", check=check)
+
+
+def check(config: EvaluateConfig) -> None:
+    """Raises ValueError for values that make no sense, before anything is imported or read."""
+    if not config.model:
+        raise ValueError("no model: give --model a run, a saved model, or a Hugging Face id")
+    if not config.tasks:
+        raise ValueError("no tasks: give --tasks a list such as refcoco,vsr; python -m eval list shows all")
+    if not config.data_root:
+        raise ValueError("no data: give --data_root the folder that holds the data sets, or miniature:400")
+    if config.precision not in ("bf16", "fp32"):
+        raise ValueError(f"--precision is {config.precision!r}: expected bf16 or fp32")
+    if config.box_frame not in (None, "image", "padded-square"):
+        raise ValueError(f"--box_frame is {config.box_frame!r}: expected image, padded-square or null")
+    for name in ("batch_size", "limit"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}: expected at least 1")

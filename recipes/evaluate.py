@@ -1,0 +1,72 @@
+"""Evaluates a vision-language model on benchmarks of where things are, and on the usual ones.
+
+`accelerate launch recipes/evaluate.py` alone evaluates the embedded model on the miniature world; `--help` lists every
+setting, `python -m eval list` every benchmark. A run that was interrupted continues when it is started again.
+"""
+
+import sys
+
+from recipes.eval_settings import EvaluateConfig, parse_evaluate
+
+
+def main(config: EvaluateConfig) -> dict:
+    """Runs the evaluation and gives the content of `results.json` (on the main process)."""
+    from dataclasses import asdict
+    from pathlib import Path
+
+    import torch
+    from accelerate.utils import broadcast_object_list
+
+    from eval import report, runner
+    from eval.adapters import load_engine
+    from prismatic.training import loop
+    from vision_backbones import import_plugins
+
+    accelerator = loop.launch("fp32", [], "runs")
+
+    # What can fail early fails here, before the model is loaded.
+    import_plugins(config.plugins)
+    root = runner.data_root(config.data_root)
+    checks = {"slim": config.slim, "limit": config.limit, "allow_partial": config.allow_partial}
+    jobs = runner.read_jobs(config.tasks, root, **checks)
+    accelerator.print(", ".join(f"{job.key}: {len(job.examples):,} questions" for job in jobs))
+    out = Path(config.out) if config.out else runner.default_out(config.model)
+
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    engine = load_engine(
+        config.model, dtype=dtype, device=accelerator.device, batch_size=config.batch_size, strict=config.strict
+    )
+    box_frame = config.box_frame or getattr(engine.model.config, "box_frame", "image")
+    fingerprint = broadcast_object_list([runner.model_fingerprint(engine.model)])[0]
+    if config.compile:
+        language_model = getattr(engine.model, "llm", engine.model)
+        language_model.forward = torch.compile(language_model.forward, dynamic=True)
+    settings = {"precision": config.precision, "strict": config.strict, "box_frame": box_frame}
+    about = runner.provenance() | {
+        "model": config.model,
+        "model_fingerprint": fingerprint,
+        "data_root": config.data_root,
+        "chat_template": engine.processor.tokenizer.chat_template or engine.processor.chat_template,
+        "settings": asdict(config) | settings,
+    }
+
+    results = {}
+    for job in jobs:
+        job_fingerprint = runner.job_fingerprint(job, fingerprint, settings)
+        entry = runner.run_job(
+            job, engine, accelerator, out, job_fingerprint, box_frame=box_frame, overwrite=config.overwrite
+        )
+        if accelerator.is_main_process:
+            results = runner.write_results(out, {job.key: entry}, about)
+    if accelerator.is_main_process:
+        report.write_report(out, [Path(other) for other in config.compare])
+        print(f"\n{report.scores_table(results)}\n\n{out}: results.json, report.html, samples.jsonl of every task")
+    accelerator.end_training()
+    return results
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_evaluate(sys.argv[1:]))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
