@@ -26,6 +26,7 @@ def main(config: ProbeConfig) -> dict:
     from prismatic.training import loop, report
     from prismatic.training.checkpoint import open_run, write_json
     from vision_backbones import check_spec, import_plugins
+    from vision_backbones.weights import find_weights
 
     accelerator = loop.launch(config.precision, [], config.run_root)
     if accelerator.num_processes > 1:
@@ -37,6 +38,9 @@ def main(config: ProbeConfig) -> dict:
     for labels in config.labels:
         check_labels(labels), check_head(config.head, labels)
     specs = {name: check_spec(name) for name in config.backbone}
+    for spec in specs.values():
+        for part in spec.parts or (spec,):
+            find_weights(part)
 
     def load(spec, labels: str, pretrained: bool) -> ProbedBackbone:
         keep = tokens_for(config.head, labels)
@@ -75,14 +79,12 @@ def main(config: ProbeConfig) -> dict:
                 accelerator.print(f"features: {size / 1e9:.2f} GB, computed once, kept in {config.cache}")
                 check_room(size, config.cache, run_dir)
                 for split, part in splits.items():
-                    path = run_dir / f".{split}.features" if config.cache == "disk" else None
+                    path = run_dir / f"{split}.features" if config.cache == "disk" else None
                     part.keep(plans[split], accelerator, probe, path)
             folder = run_dir / name.replace("/", "_").replace(":", "_") / labels
             folder.mkdir(parents=True, exist_ok=True)
             outcome = train(config, accelerator, probe, splits, plans["val"], labels, folder, peak)
             results.append({"backbone": name, "labels": labels, "head": config.head, "tokens": keep} | outcome)
-    for left_over in run_dir.glob(".*.features"):
-        left_over.unlink()
     (run_dir / "checkpoints").rmdir()  # nothing is kept of a head
     content = {"dataset": dataset.name, "images": {s: len(p) for s, p in pairs.items()}, "partial": config.partial}
     content |= {"classes": len(dataset.classes), "probes": results}

@@ -37,6 +37,11 @@ class ProbeConfig:
     run_id: str | None = None  # folder of this run; backbone and time if null
     plugins: list[str] = field(default_factory=list)  # modules that register backbones of your own
 
+    def __post_init__(self):
+        """Undoes what YAML does to `off`."""
+        if self.cache == "False":
+            self.cache = "off"
+
 
 def parse_probe(argv: list[str]) -> ProbeConfig:
     """The configuration of a command line of recipes/probe.py. Errors are one line on stderr and exit status 2."""

@@ -49,7 +49,7 @@ def scores_of(found: dict[str, Any], kind: str) -> dict[str, np.ndarray]:
 
 
 def describe(found: dict[str, Any], kind: str, seed: int) -> dict[str, Any]:
-    """What results.json says of an epoch: its number, loss, scores, their 95 % intervals over images, and scores by size.
+    """What results.json says of an epoch: its number, loss, scores, 95 % intervals over images, scores by size.
 
     Sizes (shares of the image's patches, upper end included) make no sense of image-level labels and are then absent.
     """

@@ -79,13 +79,14 @@ class Split:
             plan: Batches that hold every row, as large as those of training: sums are then rounded alike.
             accelerator: Gives device and precision.
             probe: Gives the tokens.
-            path: File that the features are mapped to; None keeps them in memory.
+            path: File that features are mapped to, which is nameless from then on; None keeps them in memory.
         """
         shape = (len(self), probe.backbone.num_tokens, probe.backbone.embed_dim)
         if path is None:
             features = torch.empty(shape, dtype=probe.dtype)
         else:
             features = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=probe.dtype).view(shape)
+            path.unlink()  # it is there as long as it is mapped, and gone when the process is
         bar = tqdm(plan, desc="features", leave=False)
         for rows, batch in zip(bar, self._decoded(plan), strict=True):
             rows = torch.as_tensor(rows)

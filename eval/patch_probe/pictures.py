@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 
 BLEND = 0.6  # how much of a patch is its class's colour
 MOST_CLASSES = 40  # in the chart of classes
+FEWEST = 10  # predictions that a point of a class's reliability is drawn of
 MOST_NAMES = 24  # in the legend of the samples
 
 
@@ -57,19 +58,18 @@ def draw_samples(
     local = truth[0].ndim == 3
     rows = [("image", images, None), ("true", images, truth), ("predicted", images, predicted)]
     count = len(images)
-    figure = Figure(figsize=(2.2 * count + 0.6, 2.2 * len(rows) + 1.4) if local else (2.6 * count, 4.2))
+    figure = Figure(figsize=(2.2 * count + 0.6, 2.2 * len(rows) + 1.4) if local else (2.2 * count, 4.6))
     figure.suptitle(title, fontsize=10)
     if not local:
         for column, axes in enumerate(figure.subplots(1, count, squeeze=False)[0]):
             axes.imshow(images[column])
             axes.axis("off")
-            said = {"true": truth[column], "predicted": predicted[column]}
             lines = []
-            for name, labels in said.items():
+            for name, labels in (("true", truth[column]), ("predicted", predicted[column])):
                 found = [_short(names[i]) for i in np.flatnonzero(labels)]
                 lines += [f"{name}:", *(f"  {n}" for n in found[:8]), *(["  ..."] if len(found) > 8 else [])]
-            axes.set_title("\n".join(lines), fontsize=7, loc="left")
-        figure.tight_layout()
+            axes.text(0, -0.04, "\n".join(lines), fontsize=8, va="top", transform=axes.transAxes)
+        figure.subplots_adjust(left=0.01, right=0.99, top=0.92, bottom=0.45)
         figure.savefig(path, dpi=110)
         return
     grid = figure.subplots(len(rows), count, squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
@@ -116,13 +116,13 @@ def draw_classes(
     left.barh(y + 0.2, np.nan_to_num(precision[order]), 0.38, label="precision", color="#e0a03c")
     left.set_yticks(y, [f"{_short(names[i])} ({there[i]:,})" for i in order], fontsize=8)
     left.invert_yaxis()
-    left.set_xlim(0, 1), left.legend(loc="lower right", fontsize=8)
+    left.set_xlim(0, 1), left.legend(loc="upper right", bbox_to_anchor=(1, -0.05), ncol=2, fontsize=8, frameon=False)
     left.set_title(f"each class (how often it is there), {len(order)} of {int((there > 0).sum())}", fontsize=9)
 
     right.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
     for i in order:
-        right.plot(*_curve(reliability[:, i]), color=colour(i), linewidth=0.8, alpha=0.6)
-    right.plot(*_curve(reliability.sum(1)), color="black", linewidth=2, marker="o", markersize=4)
+        right.plot(*_curve(reliability[:, i], FEWEST), color=colour(i), linewidth=0.8, alpha=0.6)
+    right.plot(*_curve(reliability.sum(1), 1), color="black", linewidth=2, marker="o", markersize=4)
     right.set_xlim(0, 1), right.set_ylim(0, 1)
     right.set_xlabel("predicted probability"), right.set_ylabel("share that is there")
     handles = [
@@ -135,21 +135,23 @@ def draw_classes(
     figure.savefig(path, dpi=110)
 
 
-def _curve(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    number, probability, right = counts[:, counts[0] > 0]
+def _curve(counts: np.ndarray, fewest: int) -> tuple[np.ndarray, np.ndarray]:
+    number, probability, right = counts[:, counts[0] >= fewest]
     return probability / number, right / number
 
 
 def draw_comparison(path: Path, results: Sequence[dict]) -> None:
     """Writes what several backbones know of parts and of the whole: last epoch, bars are 95 % intervals.
 
-    Left, macro recall with local labels against `global-union`; right, recall by the size of what is to be found. The
-    chart that has nothing to show is left out; without local labels nothing is written.
+    Left, macro recall with local labels (the first kind, where both were probed) against `global-union`; right, recall
+    by the size of what is to be found. The chart that has nothing to show is left out; without local labels nothing is
+    written.
     """
-    local = {row["backbone"]: row["last"] for row in results if row["labels"] != "global-union"}
+    kind = next((row["labels"] for row in results if row["labels"] != "global-union"), None)
+    local = {row["backbone"]: row["last"] for row in results if row["labels"] == kind}
     whole = {row["backbone"]: row["last"] for row in results if row["labels"] == "global-union"}
     both = [name for name in local if name in whole]
-    if not local:
+    if kind is None:
         return
     figure = Figure(figsize=(11 if both else 6, 4.6))
     charts = list(np.atleast_1d(figure.subplots(1, 2 if both else 1)))
@@ -159,14 +161,14 @@ def draw_comparison(path: Path, results: Sequence[dict]) -> None:
         for name in both:
             (x, x_bar), (y, y_bar) = (_with_bar(part[name]) for part in (whole, local))
             axes.errorbar(x, y, xerr=x_bar, yerr=y_bar, label=name, capsize=2, linestyle="none", **marks[name])
-        axes.set_xlabel("macro recall, whole image"), axes.set_ylabel("macro recall, patches")
+        axes.set_xlabel("macro recall, whole image"), axes.set_ylabel(f"macro recall, patches ({kind})")
         axes.set_title("local against global", fontsize=10), axes.legend(fontsize=8)
         axes.margins(0.2)
     (axes,) = charts
     for name, row in local.items():
         points = [((s["above"] + s["to"]) / 2, s["recall"]) for s in row["sizes"] if s["recall"] is not None]
         axes.plot(*zip(*points, strict=True), label=name, **marks[name])
-    axes.set_xlabel("size: share of the image's patches"), axes.set_ylabel("recall, patches")
+    axes.set_xlabel("size: share of the image's patches"), axes.set_ylabel(f"recall, patches ({kind})")
     axes.set_ylim(0, 1), axes.set_title("recall by size", fontsize=10), axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from prismatic.miniature.scenes import CLASSES, scene
-from prismatic.miniature.writers import WORLD_VERSION
+from prismatic.miniature.writers import WORLD_VERSION, cached
 
 SEEDS = {"training": 5, "validation": 6}  # worlds that no backbone was trained on
 
@@ -47,5 +47,4 @@ def write_ade20k(folder: Path, train: int, val: int) -> Path:
 
 def miniature_ade20k(train: int, val: int) -> Path:
     """The folder of `write_ade20k` in the user's cache, written on first use."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "prismatic" / "miniature"
-    return write_ade20k(cache / f"ade20k-v{WORLD_VERSION}-{train}-{val}", train, val)
+    return write_ade20k(cached(f"ade20k-v{WORLD_VERSION}-{train}-{val}"), train, val)
