@@ -222,7 +222,7 @@ class _RoomyLayer(DynamicLayer):
     """A cache layer with room for what is still to come: growing by concatenation would copy everything each token."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, room: int):
-        """Takes keys and values `[pictures, heads, tokens, width]` of prefixes, the picture of each row, and the room."""
+        """Takes keys and values `[pictures, heads, tokens, width]` of prefixes, each row's picture, and the room."""
         super().__init__()
         shape, start = (len(rows), keys.shape[1], room), keys.shape[2]
         self._keys, self._values = (x.new_empty(*shape, x.shape[-1]) for x in (keys, values))

@@ -17,7 +17,7 @@ def main(config: EvaluateConfig) -> dict:
     import torch
     from accelerate.utils import broadcast_object_list
 
-    from eval import report, runner
+    from eval import provenance, report, runner
     from eval.adapters import load_engine
     from prismatic.training import loop
     from vision_backbones import import_plugins
@@ -37,12 +37,12 @@ def main(config: EvaluateConfig) -> dict:
         config.model, dtype=dtype, device=accelerator.device, batch_size=config.batch_size, strict=config.strict
     )
     box_frame = config.box_frame or getattr(engine.model.config, "box_frame", "image")
-    fingerprint = broadcast_object_list([runner.model_fingerprint(engine.model)])[0]
+    fingerprint = broadcast_object_list([provenance.model_fingerprint(engine.model)])[0]
     if config.compile:
         language_model = getattr(engine.model, "llm", engine.model)
         language_model.forward = torch.compile(language_model.forward, dynamic=True)
     settings = {"precision": config.precision, "strict": config.strict, "box_frame": box_frame}
-    about = runner.provenance() | {
+    about = provenance.made_by() | {
         "model": config.model,
         "model_fingerprint": fingerprint,
         "data_root": config.data_root,
@@ -52,7 +52,7 @@ def main(config: EvaluateConfig) -> dict:
 
     results = {}
     for job in jobs:
-        job_fingerprint = runner.job_fingerprint(job, fingerprint, settings)
+        job_fingerprint = provenance.job_fingerprint(job, fingerprint, settings)
         entry = runner.run_job(
             job, engine, accelerator, out, job_fingerprint, box_frame=box_frame, overwrite=config.overwrite
         )
