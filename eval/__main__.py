@@ -1,9 +1,10 @@
-"""`python -m eval list | prepare TASK | verify TASK`: the benchmarks, what each needs, getting and checking it."""
+"""`python -m eval list | prepare | verify | compare`: the benchmarks, getting and checking data; runs compared."""
 
 import argparse
 import sys
 from pathlib import Path
 
+from eval.tables import table
 from eval.task import Task, list_tasks
 from vision_backbones.registry import import_plugins
 
@@ -21,6 +22,12 @@ def main() -> None:
         command.add_argument("task", help="id of a benchmark")
         command.add_argument("--data_root", type=Path, required=True, help="folder of all data sets")
         command.set_defaults(run=on_disk)
+    command = commands.add_parser("compare", parents=[plugins], help="compare runs of recipes/evaluate.py")
+    command.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="evaluation folder; others are held to the first"
+    )
+    command.add_argument("--out", type=Path, help="folder for compare.json and report.html (beside the first run)")
+    command.set_defaults(run=compared)
     arguments = parser.parse_args()
     try:
         import_plugins(arguments.plugins)
@@ -37,16 +44,30 @@ def on_disk(arguments: argparse.Namespace) -> int:
     return getattr(downloads, arguments.command)(arguments.task, arguments.data_root)
 
 
+def compared(arguments: argparse.Namespace) -> None:
+    """Writes compare.json and report.html, and prints the table."""
+    import json
+
+    from eval.compare import compare, comparison_table, default_folder
+    from eval.report import write_page
+    from eval.runs import read_runs
+
+    runs = read_runs(arguments.runs)
+    comparison = compare(runs)
+    out = arguments.out or default_folder(runs[0].folder)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "compare.json").write_text(json.dumps(comparison, indent=1) + "\n")
+    write_page(out / "report.html", runs, comparison)
+    print(f"{comparison_table(comparison)}\n\n{out}: compare.json, report.html")
+
+
 def listed(tasks: list[Task]) -> str:
     """A table of tasks; what has to be on disk is below it."""
     header = ("id", "split", "examples", "metric", "chance", "majority")
     rows = [row for task in tasks for row in rows_of(task)]
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
-    ]
-    files = [f"{task.name.ljust(widths[0])}  {'  '.join(task.files)}" for task in tasks]
+    lines = [table(header, rows)]
+    width = max(len(task.name) for task in tasks)
+    files = [f"{task.name.ljust(width)}  {'  '.join(task.files)}" for task in tasks]
     return "\n".join([*lines, "", "On disk, below --data_root (or its folder download/):", *files])
 
 

@@ -1,0 +1,115 @@
+"""Charts of scores, as SVG: bars with intervals, and z-scores of several runs around a circle."""
+
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+COLOURS = ("#d62728", "#1f6fd6", "#e08a00", "#8e44ad", "#0f9a9a", "#7f5539", "#e377c2", "#5f6b7a")  # of runs
+ALONE = "#3b6fb6"
+
+
+def colour(number: int) -> str:
+    """The colour of a run among several, by its place."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def bars(rows: Sequence[Mapping[str, Any]], runs: Sequence[str]) -> bytes:
+    """Horizontal bars of scores, an SVG.
+
+    Args:
+        rows: Each with `label`, and by run `scores` and `intervals` (absent or None where there is none); `chance` and
+            `majority`, if known, are marked.
+        runs: Names, in the order of their bars.
+    """
+    thick = 0.8 / len(runs)
+
+    def draw(figure) -> None:
+        axes = figure.subplots()
+        for place, run in enumerate(runs):
+            for row, entry in enumerate(rows):
+                score, found = entry["scores"].get(run), entry["intervals"].get(run)
+                if score is None:
+                    continue
+                y = row + (place - (len(runs) - 1) / 2) * thick
+                axes.barh(y, score, thick * 0.9, color=colour(place) if len(runs) > 1 else ALONE)
+                if found:
+                    sides = [[max(0.0, score - found[0])], [max(0.0, found[1] - score)]]
+                    axes.errorbar(score, y, xerr=sides, color="#222", capsize=2, linewidth=1)
+                axes.text(max(score, found[1] if found else 0) + 0.012, y, f"{score:.1%}", va="center", fontsize=8)
+        marked = (("chance", "#222", ":"), ("majority", "#222", "-"))
+        for name, shade, style in marked:
+            there = [(row, entry[name]) for row, entry in enumerate(rows) if entry.get(name) is not None]
+            for number, (row, value) in enumerate(there):
+                label = {"chance": "chance", "majority": "majority class"}[name] if not number else None
+                axes.plot([value, value], [row - 0.46, row + 0.46], color=shade, linestyle=style, label=label)
+        if len(runs) > 1:
+            for place, run in enumerate(runs):
+                axes.barh(0, 0, color=colour(place), label=plain(run))
+        axes.set_yticks(range(len(rows)), [plain(entry["label"]) for entry in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(0, 1.12)
+        axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], [f"{tick}%" for tick in range(0, 101, 20)])
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color="#ddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
+
+    return _svg(draw, (8.6, 0.7 + len(rows) * max(0.34, 0.2 * len(runs))))
+
+
+def radar(labels: Sequence[str], values: Mapping[str, Sequence[float]]) -> bytes:
+    """Values of several runs, each a closed line around a circle, an SVG; the mean, 0, is a thicker ring.
+
+    Args:
+        labels: Of the spokes, three at least.
+        values: By run, one a spoke.
+    """
+    import numpy as np
+
+    angles = np.linspace(0, 2 * np.pi, len(labels), endpoint=False)
+    reach = max(1.0, *(abs(value) for line in values.values() for value in line)) * 1.15
+
+    def draw(figure) -> None:
+        axes = figure.subplots(subplot_kw={"projection": "polar"})
+        axes.set_theta_offset(np.pi / 2)
+        axes.set_theta_direction(-1)
+        axes.set_ylim(-reach, reach)
+        around = np.linspace(0, 2 * np.pi, 200)
+        axes.plot(around, np.zeros_like(around), color="#888", linewidth=1.2)
+        for place, (run, line) in enumerate(values.items()):
+            closed = [*angles, angles[0]], [*line, line[0]]
+            axes.plot(*closed, color=colour(place), linewidth=1.8, marker="o", markersize=3.5, label=plain(run))
+            axes.fill(*closed, color=colour(place), alpha=0.08)
+        axes.set_xticks(angles, [plain(label) for label in labels])
+        axes.tick_params(axis="x", pad=10)
+        ticks = [tick for tick in (-3, -2, -1, 0, 1, 2, 3) if abs(tick) < reach]
+        axes.set_yticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks], fontsize=7, color="#666")
+        axes.grid(color="#ddd", linewidth=0.6)
+        axes.spines["polar"].set_color("#ccc")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.15, 1.05), fontsize=8, frameon=False)
+
+    return _svg(draw, (6.4, 4.8))
+
+
+def plain(text: str, length: int = 36) -> str:
+    """Text that every font and XML can show, not too long."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in str(text))
+    return text if len(text) <= length else f"{text[: length // 2]}…{text[-(length // 2 - 1) :]}"
+
+
+def _svg(draw: Callable, size: tuple[float, float]) -> bytes:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    file = io.BytesIO()
+    # dollar signs are no formulas; the same chart is the same file
+    settings = {"text.parse_math": False, "svg.hashsalt": "eval", "font.size": 9}
+    with rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of scripts that the font has not
+        figure = Figure(figsize=size)
+        draw(figure)
+        figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return file.getvalue()

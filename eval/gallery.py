@@ -1,0 +1,134 @@
+"""Answers to look at: which, and their pictures with the true and the predicted boxes."""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval import parsing
+from eval.charts import colour
+from eval.data import seeded_order
+from eval.runs import Run
+from eval.task import Example, Record, get_task
+
+MOST = 24  # a task
+SIDE = 300  # pixels, the longest side of a picture
+TRUTH = "#18a418"
+LONGEST = 2000  # characters of a text
+
+
+def cards(key: str, runs: Sequence[Run], records: Sequence[Sequence[Record]], root: Path) -> tuple[list[dict], int]:
+    """Pictures and texts of some answers, and of how many they were chosen.
+
+    Of one run these are answers that score less than half; of several, those whose scores differ by half or more. They
+    are drawn at random, the same ones every time. Answers that failed with an error are left out.
+
+    Args:
+        key: Of the task.
+        runs: Whose answers.
+        records: Of each run, of the same examples in the same order.
+        root: Data root, where images are.
+    """
+    rows = [row for row in zip(*records, strict=True) if not any(record.get("error") for record in row)]
+    scores = [[record["score"] for record in row] for row in rows]
+    worth = [s[0] < 0.5 if len(runs) == 1 else max(s) - min(s) >= 0.5 for s in scores]
+    rows = sorted((row for row, shown in zip(rows, worth, strict=True) if shown), key=lambda row: row[0]["id"])
+    return [_card(key, runs, row, root) for row in seeded_order(rows)[:MOST]], len(rows)
+
+
+def picture(record: Record, boxes: Sequence[tuple[str, Sequence[float]]], path: Path, image_of=None) -> str:
+    """A small JPEG of an image, as a data URI, with `boxes` drawn: pairs of colour and [x1, y1, x2, y2], fractions.
+
+    Raises:
+        OSError: The image is not there, or cannot be read.
+    """
+    from PIL import Image, ImageDraw
+
+    with Image.open(path) as file:
+        if image_of is None:
+            file.draft("RGB", (SIDE, SIDE))  # JPEGs are decoded no larger than needed
+        image = image_of(file, _example(record)) if image_of else file
+        image = image.convert("RGB")
+    image.thumbnail((SIDE, SIDE))
+    draw = ImageDraw.Draw(image)
+    for shade, box in boxes:
+        corners = [min(max(value, 0.0), 1.0) * side for value, side in zip(box, image.size * 2, strict=True)]
+        x1, y1, x2, y2 = (round(min(c, side - 1)) for c, side in zip(corners, image.size * 2, strict=True))
+        x1, y1 = min(x1, x2), min(y1, y2)
+        draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline="white")
+        draw.rectangle((x1, y1, x2, y2), outline=shade, width=2)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _card(key: str, runs: Sequence[Run], row: Sequence[Record], root: Path) -> dict:
+    record = row[0]
+    boxes = [(TRUTH, record["answer"])] if "box" in record else []
+    boxes += [(colour(place), r["box"]) for place, r in enumerate(row) if r.get("box")]
+    try:
+        image_of = get_task(key).image_of
+    except ValueError:  # a task of a plugin that is not loaded
+        image_of = None
+    try:
+        shown, reason = picture(record, boxes, root / record["image"], image_of), None
+    except FileNotFoundError:
+        shown, reason = None, "the image is not there"
+    except Exception as error:  # whatever is wrong with one image, there is a report
+        shown, reason = None, f"the image cannot be shown: {error}"
+    return {
+        "id": record["id"],
+        "image": record["image"],
+        "subset": record["subset"],
+        "picture": shown,
+        "reason": reason,
+        "prompt": _cut(record.get("prompt") or record["question"]),
+        "truth": _cut(_truth(record)),
+        "answers": [
+            {
+                "run": run.name,
+                "colour": colour(place),
+                "output": _cut(r["output"]),
+                "score": r["score"],
+                "notes": _notes(r),
+            }
+            for place, (run, r) in enumerate(zip(runs, row, strict=True))
+        ],
+    }
+
+
+def _truth(record: Record) -> str:
+    answer = record["answer"]
+    if "box" in record:
+        return ", ".join(f"{value:.2f}" for value in answer)
+    if isinstance(answer, list):
+        return ", ".join(f"{said} ({count})" for said, count in Counter(map(str, answer)).most_common())
+    return _option(str(answer), record)
+
+
+def _option(option: str, record: Record) -> str:
+    """An option, with what its letter stands for."""
+    options, choices = record.get("options") or [], record["info"].get("choices") or []
+    return f"{option}. {choices[options.index(option)]}" if option in options[: len(choices)] else option
+
+
+def _notes(record: Record) -> list[str]:
+    """What the scorer made of an output."""
+    if "box" in record:
+        lenient = parsing.find_box(record["output"]) if not record["box"] else None
+        unread = "is no list of four fractions" + (f"; numbers found: {lenient}" if lenient else "")
+        return [f"IoU {record.get('iou', 0.0):.2f}" if record["box"] else unread]
+    if record.get("probabilities") and record.get("options"):
+        likeliest = sorted(zip(record["probabilities"], record["options"], strict=False), key=lambda pair: -pair[0])
+        return [", ".join(f"{_option(option, record)} {p:.0%}" for p, option in likeliest[:3])]
+    return []
+
+
+def _example(record: Record) -> Example:
+    names = ("id", "image", "question", "answer", "subset", "info")
+    return Example(**{name: record[name] for name in names})
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
