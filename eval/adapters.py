@@ -140,10 +140,10 @@ def _is_other(name: str) -> bool:
     """Whether `name` is a model, here or on the hub, of another kind than ours."""
     from transformers import AutoConfig
 
-    here = Path(name)
-    if here.exists() and not (here / "config.json").is_file() or (Path("runs") / name).exists():
+    here = next((p for p in (Path(name), Path("runs") / name) if p.exists()), None)
+    if here and not (here / "config.json").is_file():
         return False
     try:
-        return AutoConfig.from_pretrained(name).model_type != "prismatic"
+        return AutoConfig.from_pretrained(here or name).model_type != "prismatic"
     except (OSError, ValueError):
         return False  # `prismatic.load` says what is wrong

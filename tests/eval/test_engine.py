@@ -30,6 +30,9 @@ def parts():
     model, processor = prismatic.build("miniature", "miniature", "gelu-mlp")
     for parameter in model.projector.parameters():
         parameter.data.mul_(3)
+    # Answers of a short word would prove little: they end where few words end them.
+    words = processor.tokenizer.convert_tokens_to_ids(["]", "▁blue"])
+    model.generation_config.eos_token_id = words
     pictures = [Image.fromarray(scene(77, index).image) for index in range(6)]
     return model.eval(), processor, pictures
 
@@ -110,6 +113,7 @@ def test_generation_ends_row_by_row(parts, monkeypatch):
             rows.append(len(kwargs["input_ids"]))
         return real(*args, **kwargs)
 
+    monkeypatch.setattr(model.generation_config, "eos_token_id", processor.tokenizer.eos_token_id)
     engine = SharedPrefixEngine(model, processor, 64)
     monkeypatch.setattr(model.llm, "forward", counted)
     questions = asked([Generate(24)])
@@ -134,7 +138,9 @@ def test_a_llava_model_answers_through_its_own_processor(tmp_path):
                               image_size=48, patch_size=16)  # fmt: skip
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(LlavaConfig(vision, text, image_token_index=image_token))
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_id=image_token)
+    )
     size = {"height": 48, "width": 48}
     images = CLIPImageProcessor(size=size, crop_size=size)
     template = (
