@@ -124,7 +124,12 @@ def test_generation_ends_row_by_row(parts, monkeypatch):
 def test_a_llava_model_answers_through_its_own_processor(tmp_path):
     """Any image-text-to-text model: a small LLaVA with new weights, saved and loaded by name."""
     from transformers import (
-        CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor,
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
     )  # fmt: skip
 
     from eval.adapters import load_engine
@@ -144,8 +149,8 @@ def test_a_llava_model_answers_through_its_own_processor(tmp_path):
     size = {"height": 48, "width": 48}
     images = CLIPImageProcessor(size=size, crop_size=size)
     template = (
-        "{% for m in messages %}{% if m.role == 'user' %}USER: {% for c in m.content %}{% if c.type == 'image' %}<image>"
-        "{% else %}{{ c.text }}{% endif %}{% endfor %}{% else %} ASSISTANT: {{ m.content[0].text }}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'user' %}USER: {% for c in m.content %}{% if c.type == 'image' %}"
+        "<image>{% else %}{{ c.text }}{% endif %}{% endfor %}{% else %} ASSISTANT: {{ m.content[0].text }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
     )
     processor = LlavaProcessor(images, tokenizer, patch_size=16, vision_feature_select_strategy="default",
