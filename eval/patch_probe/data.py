@@ -27,7 +27,7 @@ from vision_backbones.transforms import to_rgb
 
 SHOWN = 10  # names in a message
 THINGS = 92  # COCO's unlabeled and thing classes
-INVALID = -1
+INVALID = 255  # in place of a class
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SegmentationSet:
         name: On the command line.
         folders: FOLDER of `train` and `val`.
         classes: Names; 0 belongs to none.
-        class_of: Class of every pixel value 0 to 255, `INVALID` where there is none.
+        class_of: Class of every pixel value 0 to 255, uint8, `INVALID` where there is none.
         official: Number of pairs of `train` and `val`, None where it is not fixed.
     """
 
@@ -50,8 +50,8 @@ class SegmentationSet:
 
 
 def _identity(classes: int) -> np.ndarray:
-    values = np.arange(256, dtype=np.int16)
-    return np.where(values < classes, values, INVALID).astype(np.int16)
+    values = np.arange(256)
+    return np.where(values < classes, values, INVALID).astype(np.uint8)
 
 
 def _coco(things: bool) -> SegmentationSet:
@@ -59,10 +59,10 @@ def _coco(things: bool) -> SegmentationSet:
     ids = (np.arange(256) + 1) % 256
     class_of = np.where(ids < len(COCO_STUFF), ids, INVALID)
     if things:
-        class_of[class_of >= THINGS] = 0
+        class_of[(class_of >= THINGS) & (class_of != INVALID)] = 0
     folders = {"train": "train2017", "val": "val2017"}
     name, classes = ("coco-things", COCO_STUFF[:THINGS]) if things else ("coco", COCO_STUFF)
-    return SegmentationSet(name, folders, classes, class_of.astype(np.int16), {"train": 118_287, "val": 5_000})
+    return SegmentationSet(name, folders, classes, class_of.astype(np.uint8), {"train": 118_287, "val": 5_000})
 
 
 _ADE_FOLDERS = {"train": "training", "val": "validation"}
@@ -217,7 +217,7 @@ class PatchExamples(Dataset):
         return len(self.pairs)
 
     def square(self, row: int) -> tuple[Image.Image, np.ndarray]:
-        """The square image, RGB, and the class of its pixels, int16 `[S, S]`."""
+        """The square image, RGB, and the class of its pixels, uint8 `[S, S]`."""
         image, values = read_pair(self.dataset, *self.pairs[row])
         (width, height), side = image.size, min(image.size)
         left, top = (width - side) // 2, (height - side) // 2

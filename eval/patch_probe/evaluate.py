@@ -33,7 +33,7 @@ def evaluate(
         with accelerator.autocast():
             logits = probe(batch)
         losses += metrics.probe_loss(logits, labels, kind).item() * len(logits)
-        counts.append(metrics.count_hits(logits, labels, kind).cpu())
+        counts.append(metrics.count_hits(logits, labels, kind))
         places = logits.shape[1]
         if reliability:
             reliable = reliable + metrics.reliability(logits, labels, kind)

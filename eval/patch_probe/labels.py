@@ -1,5 +1,8 @@
 """Labels of patches, from labels of pixels; no loop over patches or classes."""
 
+import math
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -35,16 +38,32 @@ def reduce_labels(label_map: np.ndarray, patch: int, num_classes: int, kind: str
     rows, columns = (side // patch for side in label_map.shape)
     if not rows or not columns:
         raise ValueError(f"a label map of {label_map.shape} pixels holds no patch of {patch}: resize it first")
-    inner = label_map[: rows * patch, : columns * patch].reshape(rows, patch, columns, patch)
+    inner = label_map[: rows * patch, : columns * patch]
     if kind == "global-union":
         return np.bincount(inner.ravel(), minlength=num_classes) > 0
-    cells = np.arange(rows * columns, dtype=np.int32).reshape(rows, 1, columns, 1) * num_classes + inner
-    pixels = np.bincount(cells.ravel(), minlength=rows * columns * num_classes).reshape(rows, columns, num_classes)
+    cells = _cells(rows, columns, patch, num_classes)
+    shape = (rows, columns, num_classes)
     if kind == "majority":
-        return pixels.argmax(-1)
-    present = pixels > 0
-    present[..., 0] &= pixels[..., 0] == patch * patch
+        return np.bincount((cells + inner).ravel(), minlength=math.prod(shape)).reshape(shape).argmax(-1)
+    # A pixel like its left or upper neighbour in the patch tells nothing new; few others are left.
+    new, below = np.empty(inner.shape, bool), np.empty(inner.shape, bool)
+    np.not_equal(inner[:, 1:], inner[:, :-1], out=new[:, 1:])
+    np.not_equal(inner[1:], inner[:-1], out=below[1:])
+    new[:, ::patch] = below[::patch] = True
+    new &= below
+    at = np.flatnonzero(new)
+    present = np.zeros(shape, bool)
+    present.reshape(-1)[cells.reshape(-1)[at] + inner.reshape(-1)[at]] = True
+    unlabeled = np.nonzero(present[..., 0])
+    present[(*unlabeled, 0)] = ~present[..., 1:][unlabeled].any(-1)
     return present
+
+
+@lru_cache(maxsize=8)
+def _cells(rows: int, columns: int, patch: int, num_classes: int) -> np.ndarray:
+    """Where the labels of a pixel's patch begin in an array `[rows, columns, C]`, for every pixel."""
+    first = np.arange(rows * columns).reshape(rows, columns) * num_classes
+    return first.repeat(patch, 0).repeat(patch, 1)
 
 
 def pack(labels: np.ndarray) -> np.ndarray:

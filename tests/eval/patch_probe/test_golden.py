@@ -193,7 +193,7 @@ def test_dataset_items(name):
     dataset = DATASETS["ade20k" if which == "ade" else "coco-things" if classes == "things" else "coco"]
     assert len(dataset.classes) == info["num_classes"]
     # The reference takes in values that are no ids of the data set, and these images hold some.
-    wide = dataclasses.replace(dataset, class_of=np.where(dataset.class_of < 0, 0, dataset.class_of))
+    wide = dataclasses.replace(dataset, class_of=np.where(dataset.class_of == INVALID, 0, dataset.class_of))
     folder = golden_dir() / D / "dataset_inputs" / which
     pairs = [(path, path.with_suffix(".png")) for path in sorted(folder.glob("*.jpg"))]
     mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
