@@ -50,6 +50,8 @@ def picture(record: Record, boxes: Sequence[tuple[str, Sequence[float]]], path: 
             file.draft("RGB", (SIDE, SIDE))  # JPEGs are decoded no larger than needed
         image = image_of(file, _example(record)) if image_of else file
         image = image.convert("RGB")
+    if max(image.size) < SIDE:  # lines are thin beside the things in a small image
+        image = image.resize([side * SIDE // max(image.size) or 1 for side in image.size], Image.Resampling.NEAREST)
     image.thumbnail((SIDE, SIDE))
     draw = ImageDraw.Draw(image)
     for shade, box in boxes:
