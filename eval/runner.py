@@ -130,6 +130,7 @@ def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: 
     for file in folder.glob("*.partial.jsonl"):
         file.unlink()
     fresh = len(job.examples) - len(answered)
+    official = len(samples) == sum(job.task.num_examples[job.task.split].values())
     return {
         "version": job.task.version,
         "split": job.task.split,
@@ -137,7 +138,7 @@ def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: 
         "errors": sum("error" in record for record in samples),
         "main": job.task.scorer.main,
         "metrics": job.task.scorer.summarise(samples),
-        "majority": job.task.majority if job.task.majority is not None else majority_share(job.examples),
+        "majority": job.task.majority if official and job.task.majority else majority_share(job.examples),
         "chance": job.task.chance,
         "seconds": seconds,
         "questions_per_second": fresh / seconds if fresh else None,
