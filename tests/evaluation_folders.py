@@ -45,7 +45,7 @@ def write_evaluation(out: Path, root: Path, keys: Sequence[str], answers: Answer
             records.append(record | task.scorer.judge(record))
         folder = out / key.replace(":", "-")
         folder.mkdir(parents=True)
-        with jsonlines.open(folder / "samples.jsonl", "w") as writer:
+        with jsonlines.open(folder / "samples.jsonl", "w", dumps=json.dumps) as writer:
             writer.write_all(records)
         tasks[key] = {
             "version": task.version,
