@@ -1,13 +1,13 @@
 """Other models, and audits: batched answers through `generate` alone, nothing shared between questions."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image
 
 from eval.engine import Answer, Question, SharedPrefixEngine, chosen
 from eval.task import Generate
+from prismatic.models.load import find_model
 from prismatic.models.prompts import IMAGE_TOKEN, render_prompt
 
 
@@ -140,7 +140,7 @@ def _is_other(name: str) -> bool:
     """Whether `name` is a model, here or on the hub, of another kind than ours."""
     from transformers import AutoConfig
 
-    here = next((p for p in (Path(name), Path("runs") / name) if p.exists()), None)
+    here = find_model(name)
     if here and not (here / "config.json").is_file():
         return False
     try:

@@ -9,8 +9,11 @@ import sys
 from recipes.eval_settings import EvaluateConfig, parse_evaluate
 
 
-def main(config: EvaluateConfig) -> dict:
-    """Runs the evaluation and gives the content of `results.json` (on the main process)."""
+def main(config: EvaluateConfig, accelerator=None) -> dict:
+    """Runs the evaluation and gives the content of `results.json` (on the main process).
+
+    A recipe that trained before hands over its accelerator: there is one in a process.
+    """
     from dataclasses import asdict
     from pathlib import Path
 
@@ -22,7 +25,7 @@ def main(config: EvaluateConfig) -> dict:
     from prismatic.training import loop
     from vision_backbones import import_plugins
 
-    accelerator = loop.launch("fp32", [], "runs")
+    accelerator = accelerator or loop.launch("fp32", [], "runs")
 
     # What can fail early fails here, before the model is loaded.
     import_plugins(config.plugins)

@@ -6,6 +6,8 @@
 import sys
 import time
 
+from recipes import evaluate
+from recipes.eval_settings import EvaluateConfig
 from recipes.settings import FinetuneConfig, parse_finetune
 
 PARTS = ("vision_backbone", "llm", "projector", "image_resize_strategy", "image_size")
@@ -18,6 +20,7 @@ def main(config: FinetuneConfig) -> dict:
     import torch
     from accelerate.utils import set_seed
 
+    from eval import runner
     from eval.held_out import generate_answers, read_items, scores, write_samples
     from prismatic.data import batching
     from prismatic.data.sources import open_data
@@ -41,6 +44,9 @@ def main(config: FinetuneConfig) -> dict:
         check_parts(**parts)
     accumulation = batching.accumulation_steps(size, world, per_device)
     source, held_out = open_data(data)
+    if config.eval_tasks:
+        eval_root = runner.data_root(config.eval_root)
+        runner.read_jobs(config.eval_tasks, eval_root, allow_partial=config.eval_root.startswith("miniature:"))
     run_dir = open_run(config, accelerator, f"{config.model or config.vision_backbone}+{config.stage}")
 
     # The model, what of it is trained, and the optimizer.
@@ -113,6 +119,13 @@ def main(config: FinetuneConfig) -> dict:
     with accelerator.autocast():
         after = generate_answers(model, processor, held_out, items)
     accelerator.end_training()
+    if config.eval_tasks:
+        del model, optimizer, groups
+        evaluation = EvaluateConfig(
+            model=str(run_dir), tasks=config.eval_tasks, data_root=config.eval_root, precision=config.precision,
+            allow_partial=config.eval_root.startswith("miniature:"), plugins=config.plugins,
+        )  # fmt: skip
+        results = evaluate.main(evaluation, accelerator)
 
     if not accelerator.is_main_process:
         return {}
@@ -121,6 +134,8 @@ def main(config: FinetuneConfig) -> dict:
         summary |= scores(data.held_out, items, before, after)
         write_samples(run_dir, held_out, items, before, after)
         report.print_samples(items, before, after)
+    if config.eval_tasks:
+        summary |= {key: task["metrics"][task["main"]] for key, task in results["tasks"].items()}
     write_json(run_dir / "summary.json", summary)
     report.print_summary(run_dir, summary, f"python -c \"import prismatic; prismatic.load('{run_dir}')\"")
     return summary

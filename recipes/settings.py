@@ -78,6 +78,9 @@ class FinetuneConfig:
     gradient_checkpointing: bool = True  # recompute activations in the backward pass: less memory, 30 % slower
     seed: int = 7  # of new weights and of the order of the data
 
+    eval_tasks: list[str] = field(default_factory=list)  # benchmarks to evaluate at the end; see python -m eval list
+    eval_root: str = ""  # folder that holds their data sets; "miniature:400" draws that many scenes as five benchmarks
+
     run_root: str = "runs"  # folder of all runs
     run_id: str | None = None  # folder of this run; model, stage and time if null
     trackers: list[str] = field(default_factory=list)  # beside jsonl: tensorboard, wandb, trackio, ... (see accelerate)

@@ -20,6 +20,7 @@ from vision_backbones.transforms import image_transform
 from vision_backbones.weights import decoder_path, find_weights, read_header
 
 PARTS_FILE = "prismatic_parts.json"  # beside LoRA adapters: the arguments of `start`
+EMBEDDED = {"miniature": Path(__file__).parent.parent / "miniature" / "assets" / "vlm"}  # models shipped with this
 VOCAB_MULTIPLE = 64  # rows of the embedding are padded to a multiple of this
 
 
@@ -195,19 +196,27 @@ def save_parts(folder: Path, parts: dict) -> None:
     write_json(folder / PARTS_FILE, parts)
 
 
+def find_model(path_or_name: str | Path) -> Path | None:
+    """The folder that a model's path or name means, here: a path, a run, or an embedded model; None for none."""
+    places = [Path(path_or_name), Path("runs") / path_or_name]
+    if path_or_name in EMBEDDED:
+        places.append(EMBEDDED[path_or_name])
+    return next((place for place in places if place.exists()), None)
+
+
 def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge: bool = True):
     """A trained VLM and its processor, ready to `generate`.
 
     Args:
         path_or_name: run folder (its newest checkpoint is taken) or its name under `runs/`, checkpoint,
-            `save_pretrained` folder, or Hugging Face id.
+            `save_pretrained` folder, `miniature` (the embedded model), or Hugging Face id.
         dtype: of the weights.
         merge: fold LoRA adapters into the weights; otherwise the peft model is given.
 
     Raises:
         ValueError: nothing is found there, naming similar folders.
     """
-    path = next((p for p in (Path(path_or_name), Path("runs") / path_or_name) if p.exists()), None)
+    path = find_model(path_or_name)
     if path is None:
         return _load_from_hub(str(path_or_name), dtype)
     if (path / "checkpoints").is_dir():
