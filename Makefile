@@ -1,9 +1,9 @@
-# make finetune | align | test | setup | smollm2 | lint | benchmarks; everything lands in .venv, nothing else is touched.
+# make finetune | align | probe | evaluate | test | setup | smollm2 | lint | benchmarks; everything lands in .venv, nothing else is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 ACCELERATE := $(BIN)/accelerate launch --config_file recipes/configs/accelerate/one-process.yaml
 
-.PHONY: finetune align setup test lint smollm2 benchmarks
+.PHONY: finetune align probe evaluate setup test lint smollm2 benchmarks
 
 ## Finetune, evaluate and sample a vision-language model on the miniature world.
 finetune: setup
@@ -12,6 +12,14 @@ finetune: setup
 ## Align the embedded tiny vision backbone on the miniature world.
 align: setup
 	$(ACCELERATE) recipes/align.py $(ARGS)
+
+## Probe the embedded tiny backbones, before and after alignment, patch by patch.
+probe: setup
+	$(ACCELERATE) recipes/probe.py $(ARGS)
+
+## Evaluate the embedded vision-language model on five spatial benchmarks of the miniature world.
+evaluate: setup
+	$(ACCELERATE) recipes/evaluate.py $(ARGS)
 
 ## Create .venv and install the project; does nothing when up to date.
 setup: .venv/installed

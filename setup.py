@@ -13,8 +13,9 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["prismatic*", "vision_backbones*", "eval*", "recipes*"]),
     package_data={
-        "prismatic": ["miniature/assets/llm/*"],
+        "prismatic": ["miniature/assets/*/*"],
         "vision_backbones": ["assets/*"],
+        "eval": ["*.html", "*.json"],
         "recipes": ["configs/*.yaml", "configs/accelerate/*.yaml"],
     },
     install_requires=[

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from golden_cases import ROOT, requires_samples, samples_dir
 
+from recipes.eval_settings import EvaluateConfig
 from recipes.image_settings import AlignConfig, ClassifyConfig, MimConfig
 from recipes.parsing import _flags
+from recipes.probe_settings import ProbeConfig
 from recipes.settings import FinetuneConfig
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,7 +66,8 @@ def test_command(command, checkout):
 
 
 def test_settings_and_files_named_in_the_docs_exist():
-    flags = {flag for config in (FinetuneConfig, AlignConfig, MimConfig, ClassifyConfig) for flag in _flags(config)}
+    configs = (FinetuneConfig, AlignConfig, MimConfig, ClassifyConfig, ProbeConfig, EvaluateConfig)
+    flags = {flag for config in configs for flag in _flags(config)}
     flags |= {"config_path", "help", "config_file", "backbone"}
     for page in PAGES:
         text = page.read_text()

@@ -16,6 +16,8 @@ class PrismaticConfig(PreTrainedConfig):
         projector: exact name of the projector.
         projector_config: shape of a decoder that the projector took over; None where the name says it all.
         image_token_id: id of the placeholder that marks one patch embedding in `input_ids`.
+        box_frame: what the boxes that it was trained on are fractions of: "image", or "padded-square" (LLaVA's mix
+            under letterbox).
     """
 
     model_type = "prismatic"
@@ -28,6 +30,7 @@ class PrismaticConfig(PreTrainedConfig):
     projector: str = "gelu-mlp"
     projector_config: dict[str, Any] | None = None
     image_token_id: int | None = None
+    box_frame: str = "image"
 
     def __post_init__(self, **kwargs):
         if isinstance(self.text_config, dict):
