@@ -91,16 +91,17 @@ def intervals(records: Sequence[Record], metrics: dict[str, float | None], main:
     }
 
 
-def p_value(differences) -> float:
+def p_value(differences, images: int) -> float:
     """Two-sided p-value of drawn differences: twice the share of them on the far side of 0, never 0 itself.
 
-    Below 0.05 where the 95 % interval does not hold 0.
+    Nor is it below the p-value of a sign test on so many images that all point one way, 2 / 2^images: a bootstrap of
+    few images is too sure.
     """
     import numpy as np
 
     differences = differences[np.isfinite(differences)]
     fewer = min((differences <= 1e-12).sum(), (differences >= -1e-12).sum())  # sums are rounded
-    return float(min(1.0, 2 * (1 + fewer) / (1 + len(differences))))
+    return float(min(1.0, max(2 * (1 + fewer) / (1 + len(differences)), 2.0 ** (1 - images))))
 
 
 def _sums(values, image_of, images: int):

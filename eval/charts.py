@@ -84,7 +84,9 @@ def radar(labels: Sequence[str], values: Mapping[str, Sequence[float]]) -> bytes
             axes.plot(*closed, color=colour(place), linewidth=1.8, marker="o", markersize=3.5, label=plain(run))
             axes.fill(*closed, color=colour(place), alpha=0.08)
         axes.set_xticks(angles, [plain(label) for label in labels])
-        axes.tick_params(axis="x", pad=10)
+        for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
+            side = round(float(np.sin(angle)), 6)
+            label.set_horizontalalignment("left" if side > 0 else "right" if side < 0 else "center")
         ticks = [tick for tick in (-3, -2, -1, 0, 1, 2, 3) if abs(tick) < reach]
         axes.set_yticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks], fontsize=7, color="#666")
         axes.grid(color="#ddd", linewidth=0.6)

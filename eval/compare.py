@@ -90,11 +90,12 @@ def difference_rows(comparison: dict) -> tuple[tuple[str, ...], list[tuple[str, 
     rows = []
     for key, task in comparison["tasks"].items():
         for number, name in enumerate(names):
-            label = ("", "", "") if number else (key, f"{task['examples']:,}", task["main"].replace("_", " "))
+            size = f"{task['examples']:,} / {task['images']:,}"
+            label = ("", "", "") if number else (key, size, task["main"].replace("_", " "))
             score = task["scores"].get(name, {}).get(task["main"])
             difference = task["differences"].get(name, {}).get(task["main"])
             rows.append((*label, name, percent(score), *_told(difference)))
-    return ("task", "examples", "metric", "run", "score", f"minus {names[0]}", "95 % interval", "p"), rows
+    return ("task", "examples / images", "metric", "run", "score", f"minus {names[0]}", "95 % interval", "p"), rows
 
 
 def z_score_rows(comparison: dict) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -149,14 +150,21 @@ def _compared(key: str, base: str, runs: Sequence[Run], records: Sequence[Sequen
     for run, values in zip(runs, drawn, strict=True):
         scores[run.name][key] = task["scores"][run.name] = {name: value for name, (value, _) in values.items()}
         task["intervals"][run.name] = {name: interval(draws) for name, (_, draws) in values.items()}
-    first = drawn[0]
+    first, images = drawn[0], {"": task["images"]}
+    for subset in {record["subset"] for record in records[0]} - {""}:
+        images[subset] = len({record["image"] for record in records[0] if record["subset"] == subset})
     for run, values in list(zip(runs, drawn, strict=True))[1:] if runs[0].name == base else []:
         task["differences"][run.name] = {
-            name: _difference(value - first[name][0], draws - first[name][1]) for name, (value, draws) in values.items()
+            name: _difference(value - first[name][0], draws - first[name][1], images[name.partition("/")[2]])
+            for name, (value, draws) in values.items()
         }
     return task
 
 
-def _difference(difference: float, draws) -> dict:
+def _difference(difference: float, draws, images: int) -> dict:
     found = interval(draws)
-    return {"difference": difference, "interval": found, "p_value": None if found is None else p_value(draws)}
+    return {
+        "difference": difference,
+        "interval": found,
+        "p_value": None if found is None else p_value(draws, images),
+    }

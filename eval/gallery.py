@@ -38,7 +38,13 @@ def cards(key: str, runs: Sequence[Run], records: Sequence[Sequence[Record]], ro
 
 
 def picture(record: Record, boxes: Sequence[tuple[str, Sequence[float]]], path: Path, image_of=None) -> str:
-    """A small JPEG of an image, as a data URI, with `boxes` drawn: pairs of colour and [x1, y1, x2, y2], fractions.
+    """A small JPEG of an image, as a data URI, with boxes drawn on it, the first in wider lines.
+
+    Args:
+        record: Of the image.
+        boxes: Pairs of colour and [x1, y1, x2, y2], fractions of the image.
+        path: Of the image.
+        image_of: The task's.
 
     Raises:
         OSError: The image is not there, or cannot be read.
@@ -54,14 +60,16 @@ def picture(record: Record, boxes: Sequence[tuple[str, Sequence[float]]], path: 
         image = image.resize([side * SIDE // max(image.size) or 1 for side in image.size], Image.Resampling.NEAREST)
     image.thumbnail((SIDE, SIDE))
     draw = ImageDraw.Draw(image)
-    for shade, box in boxes:
-        corners = [min(max(value, 0.0), 1.0) * side for value, side in zip(box, image.size * 2, strict=True)]
-        x1, y1, x2, y2 = (round(min(c, side - 1)) for c, side in zip(corners, image.size * 2, strict=True))
-        x1, y1 = min(x1, x2), min(y1, y2)
-        draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline="white")
-        draw.rectangle((x1, y1, x2, y2), outline=shade, width=2)
+    for grow, width, only in ((1, 4, "white"), (0, 2, None)):  # white edges below all lines: seen on any colour
+        for number, (shade, box) in enumerate(boxes):
+            corners = [min(max(value, 0.0), 1.0) * (side - 1) for value, side in zip(box, image.size * 2, strict=True)]
+            x1, y1, x2, y2 = map(round, corners)
+            wider = 0 if number else 1  # so that the first is seen below an equal one
+            out = grow + wider
+            place = (min(x1, x2) - out, min(y1, y2) - out, max(x1, x2) + out, max(y1, y2) + out)
+            draw.rectangle(place, outline=only or shade, width=width + 2 * wider)
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=80)
+    image.save(file, "JPEG", quality=80, subsampling=0)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -103,13 +103,17 @@ def test_p_values():
     drawn = second[1] - first[1]
     assert drawn.std() == pytest.approx(error, rel=0.05)  # paired: far less than of unpaired draws
     assert drawn.std() < 0.7 * np.hypot(first[1].std(), second[1].std())
-    assert p_value(drawn) == pytest.approx(2 * stats.norm.sf(abs(difference) / error), abs=0.03)
+    assert p_value(drawn, 300) == pytest.approx(2 * stats.norm.sf(abs(difference) / error), abs=0.03)
 
     same = resample([records(scores * 0.3, image_of)] * 2)  # 0.3: sums of it are rounded
-    assert p_value(same[1]["accuracy"][1] - same[0]["accuracy"][1]) == 1
+    assert p_value(same[1]["accuracy"][1] - same[0]["accuracy"][1], 300) == 1
     better = resample([records(scores * 0, image_of), records(scores * 0 + 1, image_of)])
-    assert p_value(better[1]["accuracy"][1] - better[0]["accuracy"][1]) == 2 / (RESAMPLES + 1)
-    assert p_value(better[0]["accuracy"][1] - better[1]["accuracy"][1]) == 2 / (RESAMPLES + 1)
+    assert p_value(better[1]["accuracy"][1] - better[0]["accuracy"][1], 300) == 2 / (RESAMPLES + 1)
+    assert p_value(better[0]["accuracy"][1] - better[1]["accuracy"][1], 300) == 2 / (RESAMPLES + 1)
+    few = resample(
+        [records(np.zeros(9), [0, 0, 1, 1, 1, 2, 2, 2, 2]), records(np.ones(9), [0, 0, 1, 1, 1, 2, 2, 2, 2])]
+    )
+    assert p_value(few[1]["accuracy"][1] - few[0]["accuracy"][1], 3) == stats.binomtest(3, 3).pvalue
 
 
 def test_p_values_of_equal_models_are_uniform():
@@ -119,6 +123,6 @@ def test_p_values_of_equal_models_are_uniform():
         image_of = np.repeat(np.arange(60), 3)
         runs = [records((rng.random(180) < 0.5).astype(float), image_of) for _ in range(2)]
         first, second = (v["accuracy"][1] for v in resample(runs))
-        found.append(p_value(second - first))
+        found.append(p_value(second - first, 60))
     assert stats.kstest(found, "uniform").pvalue > 0.01
     assert np.mean(np.array(found) < 0.5) == pytest.approx(0.5, abs=0.2)

@@ -57,6 +57,8 @@ def test_command(root, tmp_path):
         assert [task["scores"][n]["accuracy"] for n in ("worse", "better")] == pytest.approx(means, abs=1e-12)
         assert pair["difference"] == pytest.approx(means[1] - means[0], abs=1e-12)
         assert pair["interval"][0] < pair["difference"] < pair["interval"][1]
+        images = len({r["image"] for r in stored(worse, key)})
+        assert task["images"] == images and pair["p_value"] >= 2 ** (1 - images)
         assert (pair["p_value"] < 0.05) == (pair["interval"][0] > 0)
         z = [found["z_scores"][n][key]["accuracy"]["z_score"] for n in ("worse", "better")]
         assert z == pytest.approx([-1, 1], abs=1e-9)

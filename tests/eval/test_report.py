@@ -119,6 +119,10 @@ def test_cards_are_wrong_answers(evaluated, root):
     assert gallery.cards("tallyqa", [run], [records[::-1]], root)[0] == cards
 
 
+def pixels(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), dtype=int)
+
+
 def test_boxes_are_drawn_where_they_are(tmp_path):
     """On a grey image: truth green, prediction red, also of a model that answers in a padded square."""
     Image.new("RGB", (400, 200), (128, 128, 128)).save(tmp_path / "grey.png")
@@ -136,7 +140,7 @@ def test_boxes_are_drawn_where_they_are(tmp_path):
     assert record["box"] == pytest.approx([0.5, 0.2, 0.9, 0.9])
     (card,), _ = gallery.cards("refcoco", [type("R", (), {"name": "r"})], [[record]], tmp_path)
     assert card["answers"][0]["notes"] == ["IoU 0.00"] and card["truth"] == "0.10, 0.20, 0.40, 0.80"
-    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(card["picture"].partition(",")[2]))), dtype=int)
+    image = pixels(card["picture"])
     assert image.shape == (150, 300, 3)
     red, green = image[..., 0], image[..., 1]
     for box, mask in ((record["answer"], green - red > 60), (record["box"], red - green > 60)):
@@ -145,6 +149,9 @@ def test_boxes_are_drawn_where_they_are(tmp_path):
         assert drawn == pytest.approx(box, abs=0.025)
         middle = mask[int(150 * (box[1] + box[3]) / 2), int(300 * (box[0] + box[2]) / 2)]
         assert not middle  # lines only
+    both = [(gallery.TRUTH, record["box"]), (charts.colour(0), record["box"])]
+    image = pixels(gallery.picture(record, both, tmp_path / "grey.png"))
+    assert (image[..., 1] - image[..., 0] > 60).sum() > 200 and (image[..., 0] - image[..., 1] > 60).sum() > 200
     outside = gallery.picture(
         record, [("#ff0000", [-3.0, 0.5, 7.0, 1.5]), ("#0000ff", [2, 2, 3, 3])], tmp_path / "grey.png"
     )
@@ -226,6 +233,13 @@ def test_page_of_several_runs(root, evaluated, tmp_path):
     assert "No radar chart" in Page(few).text and "vsr: few has no results" in Page(few).text
     with pytest.raises(ValueError, match="no results.json"):
         write_report(evaluated, [tmp_path])
+
+
+def test_dollar_signs_are_no_formulas():
+    label = r"$\frac{$"
+    row = {"label": label, "scores": {label: 0.5}, "intervals": {}}
+    assert ElementTree.fromstring(charts.bars([row], [label, "b"])) is not None
+    assert ElementTree.fromstring(charts.radar([label] * 3, {label: [0.0, 1.0, -1.0]})) is not None
 
 
 def test_radar_shows_the_values():
