@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from eval.bootstrap import intervals
 from eval.data import SEED, load_examples, majority_share
 from eval.engine import Answer, Question
 from eval.task import Choose, Example, Record, Task
@@ -130,6 +131,7 @@ def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: 
     for file in folder.glob("*.partial.jsonl"):
         file.unlink()
     fresh = len(job.examples) - len(answered)
+    metrics = job.task.scorer.summarise(samples)
     official = len(samples) == sum(job.task.num_examples[job.task.split].values())
     return {
         "version": job.task.version,
@@ -137,7 +139,8 @@ def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: 
         "examples": len(samples),
         "errors": sum("error" in record for record in samples),
         "main": job.task.scorer.main,
-        "metrics": job.task.scorer.summarise(samples),
+        "metrics": metrics,
+        "intervals": intervals(samples, metrics, job.task.scorer.main),
         "majority": job.task.majority if official and job.task.majority else majority_share(job.examples),
         "chance": job.task.chance,
         "seconds": seconds,
@@ -172,12 +175,12 @@ def _appending(file: Path):
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             os.truncate(file, whole)
-    return jsonlines.open(file, "a", flush=True)
+    return jsonlines.open(file, "a", flush=True, dumps=json.dumps)
 
 
 def _write_samples(file: Path, samples: Sequence[Record]) -> None:
     beside = file.with_name(f".{file.name}.unfinished")
-    with jsonlines.open(beside, "w") as writer:
+    with jsonlines.open(beside, "w", dumps=json.dumps) as writer:  # outputs may hold lone surrogates
         writer.write_all(samples)
     beside.replace(file)
 

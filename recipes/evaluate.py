@@ -22,6 +22,7 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
 
     from eval import provenance, report, runner
     from eval.adapters import load_engine
+    from eval.runs import read_runs
     from prismatic.training import loop
     from vision_backbones import import_plugins
 
@@ -33,6 +34,7 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
     checks = {"slim": config.slim, "limit": config.limit, "allow_partial": config.allow_partial}
     jobs = runner.read_jobs(config.tasks, root, **checks)
     accelerator.print(", ".join(f"{job.key}: {len(job.examples):,} questions" for job in jobs))
+    read_runs(config.compare)
     out = Path(config.out) if config.out else runner.default_out(config.model)
 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -48,7 +50,7 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
     about = provenance.made_by() | {
         "model": config.model,
         "model_fingerprint": fingerprint,
-        "data_root": config.data_root,
+        "data_root": str(root.resolve()),
         "chat_template": engine.processor.tokenizer.chat_template or engine.processor.chat_template,
         "settings": asdict(config) | settings,
     }
@@ -62,8 +64,8 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
         if accelerator.is_main_process:
             results = runner.write_results(out, {job.key: entry}, about)
     if accelerator.is_main_process:
-        report.write_report(out, [Path(other) for other in config.compare])
         print(f"\n{report.scores_table(results)}\n\n{out}: results.json, report.html, samples.jsonl of every task")
+        report.write_report(out, [Path(other) for other in config.compare])
     accelerator.end_training()
     return results
 
