@@ -19,7 +19,7 @@ import numpy as np
 
 TRAIN, VAL, CLASSES, PATCH, SIZE = 256, 128, 183, 16, 224
 EPOCHS, BATCH, WARMUP, WIDTH, HEIGHT = 5, 32, 10, 640, 480
-FREQUENT = 6  # classes that most regions are of: the others cannot be learned in 40 steps
+FREQUENT = 3  # classes that most regions are of: the others cannot be learned in 40 steps
 
 
 def write_coco(root: Path) -> None:
@@ -28,6 +28,7 @@ def write_coco(root: Path) -> None:
 
     rng = np.random.default_rng(0)
     palette = rng.integers(0, 256, (CLASSES, 3))
+    palette[:FREQUENT] = np.eye(3) * 255
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     for split, count in (("train2017", TRAIN), ("val2017", VAL)):
         for part in ("images", "annotations"):
@@ -70,7 +71,7 @@ def count_directly(confusion: list, logits, labels) -> None:
 
 
 def direct(root: Path, spec) -> list[dict[str, float]]:
-    """The probe as the method reads; gives macro recall, precision and accuracy of every epoch."""
+    """The probe as the method reads; gives some scores of every epoch."""
     import torch
     import torch.nn.functional as F
     from accelerate.utils import set_seed
@@ -127,7 +128,8 @@ def direct(root: Path, spec) -> list[dict[str, float]]:
         precisions = [(m[1, 1] / m[:, 1].sum()).item() if m[:, 1].sum() else 0.0 for m in occur]
         right, cells = sum(m.trace().item() for m in confusion), sum(m.sum().item() for m in confusion)
         means = {"macro_recall": np.mean(recalls), "macro_precision_or_0": np.mean(precisions)}
-        epochs.append(means | {"accuracy": right / cells})
+        pooled = sum(m[1, 1].item() for m in occur) / sum(m[1].sum().item() for m in occur)
+        epochs.append(means | {"micro_recall": pooled, "accuracy": right / cells})
     return epochs
 
 
