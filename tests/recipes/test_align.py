@@ -433,7 +433,7 @@ def test_an_aligned_run_and_its_decoder_in_a_finetune(tmp_path):
     run_align(tmp_path, "aligned", *TWO_STEPS)
     arguments = ["--data.annotations", "miniature:16", "--data.workers", "0", "--data.held_out_limit", "4",
                  "--global_batch_size", "8", "--per_device_batch_size", "8", "--max_steps", "2",
-                 "--projector", "pretrained-decoder"]  # fmt: skip
+                 "--projector", "pretrained-decoder", "--eval_tasks", "[]"]  # fmt: skip
     backbone = ["--vision_backbone", str(tmp_path / "aligned")]
     summary = finetune(parse_finetune([*arguments, *backbone, "--run_root", str(tmp_path), "--run_id", "vlm"]))
     assert summary["steps"] == 2 and np.isfinite(summary["loss_last"])

@@ -17,7 +17,8 @@ from recipes.finetune import main
 from recipes.settings import parse_finetune
 
 SMALL = ["--data.annotations", "miniature:48", "--data.workers", "0", "--global_batch_size", "16",
-         "--per_device_batch_size", "8", "--data.held_out_limit", "8"]  # fmt: skip
+         "--per_device_batch_size", "8", "--data.held_out_limit", "8",
+         "--eval_tasks", "vsr", "--eval_root", "miniature:8"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,8 @@ def test_a_finetune_leaves_a_usable_run(tmp_path, capsys):
     keys = {"held_out_accuracy_before", "held_out_accuracy_after", "prior_baseline_accuracy", "seconds"}
     assert keys | {"tokens_per_second", "loss_first", "loss_last"} <= set(stored)
     assert summary["loss_last"] < summary["loss_first"]
+    evaluated = json.loads((folder / "eval" / "results.json").read_text())
+    assert summary["vsr"] == evaluated["tasks"]["vsr"]["metrics"]["accuracy"]
 
     with jsonlines.open(folder / "metrics.jsonl") as reader:
         steps = list(reader)
@@ -51,6 +54,7 @@ def test_a_finetune_leaves_a_usable_run(tmp_path, capsys):
     again = parse_finetune(["--config_path", str(folder / "config.yaml"), "--run_id", "rerun"])
     assert draccus.dump(again).replace("rerun", "first") == (folder / "config.yaml").read_text()
     printed = capsys.readouterr().out
+    assert "questions/s" in printed
     for said in ("vision_backbone", "frozen", "expected", "prior baseline accuracy", str(folder)):
         assert said in printed
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from recipes.eval_settings import parse_evaluate
 from recipes.image_settings import parse_align, parse_classify, parse_mim
 from recipes.parsing import CONFIGS, read_presets
+from recipes.probe_settings import parse_probe
 from recipes.settings import named_models, parse_finetune
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +92,13 @@ def test_help_names_every_setting_at_once():
 
 
 IMAGES = ["--data.train", "miniature:64", "--data.validation", "miniature:64:1"]
-PARSERS = {"align": parse_align, "mim": parse_mim, "classify": parse_classify}
+PARSERS = {
+    "align": parse_align,
+    "mim": parse_mim,
+    "classify": parse_classify,
+    "probe": parse_probe,
+    "evaluate": parse_evaluate,
+}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
