@@ -26,6 +26,7 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
     from prismatic.training import loop
     from vision_backbones import import_plugins
 
+    alone = accelerator is None
     accelerator = accelerator or loop.launch("fp32", [], "runs")
 
     # What can fail early fails here, before the model is loaded.
@@ -66,7 +67,8 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
     if accelerator.is_main_process:
         print(f"\n{report.scores_table(results)}\n\n{out}: results.json, report.html, samples.jsonl of every task")
         report.write_report(out, [Path(other) for other in config.compare])
-    accelerator.end_training()
+    if alone:
+        accelerator.end_training()
     return results
 
 

@@ -118,7 +118,6 @@ def main(config: FinetuneConfig) -> dict:
     )
     with accelerator.autocast():
         after = generate_answers(model, processor, held_out, items)
-    accelerator.end_training()
     if config.eval_tasks:
         del model, optimizer, groups
         evaluation = EvaluateConfig(
@@ -126,6 +125,7 @@ def main(config: FinetuneConfig) -> dict:
             allow_partial=config.eval_root.startswith("miniature:"), plugins=config.plugins,
         )  # fmt: skip
         results = evaluate.main(evaluation, accelerator)
+    accelerator.end_training()
 
     if not accelerator.is_main_process:
         return {}
