@@ -1,9 +1,7 @@
 """The five spatial benchmarks on held-out miniature scenes, on disk as the real downloads are."""
 
 import json
-import os
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,33 +10,24 @@ from PIL import Image
 
 from prismatic.miniature.scenes import CLASSES, IMAGE_SIZE, Scene, scene
 from prismatic.miniature.spatial import Choice, choice, count, expressions, statement
-from prismatic.miniature.writers import WORLD_VERSION, cached
+from prismatic.miniature.writers import WORLD_VERSION, all_or_nothing, cached
 
 BENCHMARK_SEED = 400_000  # and the four after it; no training set draws these worlds
 OCID_SIZE = (640, 480)  # pixels; readers may take it for granted
 REFCOCO_STYLES = {"refcoco": ("unc", "place"), "refcoco+": ("unc", "appearance"), "refcocog": ("umd", "relation")}
 
 
-def write_benchmarks(folder: Path, count: int) -> Path:
+@all_or_nothing
+def write_benchmarks(folder: Path, count: int) -> None:
     """Writes a data root with refcoco, ocid-ref, tallyqa, vsr and ai2d, `count` scenes each; gives `folder`.
 
     Every benchmark has scenes of its own. Nothing is written if the folder is there already; it appears only when it
     is complete.
     """
-    folder = Path(folder)
-    if folder.exists():
-        return folder
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
     for number, (name, write) in enumerate(WRITERS.items()):
-        (beside / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
         drawn = [scene(BENCHMARK_SEED + number, index, 2 + index % 3, 2 + index % 3) for index in range(count)]
-        write(beside / name, drawn, np.random.default_rng((BENCHMARK_SEED, number)))
-    try:
-        beside.rename(folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(beside)
-    return folder
+        write(folder / name, drawn, np.random.default_rng((BENCHMARK_SEED, number)))
 
 
 def miniature_benchmarks(count: int) -> Path:

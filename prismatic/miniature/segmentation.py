@@ -1,7 +1,5 @@
 """The miniature world with a label for every pixel, in the layout of ADE20K."""
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +7,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from prismatic.miniature.scenes import CLASSES, scene
-from prismatic.miniature.writers import WORLD_VERSION, cached
+from prismatic.miniature.writers import WORLD_VERSION, all_or_nothing, cached
 
 SEEDS = {"training": 5, "validation": 6}  # worlds that no backbone was trained on
 
@@ -19,30 +17,21 @@ def label_map(things, owners: np.ndarray) -> np.ndarray:
     return np.array([0, *(CLASSES.index(thing.name) + 1 for thing in things)], np.uint8)[owners]
 
 
-def write_ade20k(folder: Path, train: int, val: int) -> Path:
+@all_or_nothing
+def write_ade20k(folder: Path, train: int, val: int) -> None:
     """Writes `images/SPLIT/*.jpg` and `annotations/SPLIT/*.png` for the splits training and validation; gives `folder`.
 
     JPEGs are of the highest quality. Nothing is written if the folder is there already; it appears only when it is
     complete.
     """
-    folder = Path(folder)
-    if folder.exists():
-        return folder
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
     for (split, seed), count in zip(SEEDS.items(), (train, val), strict=True):
-        images, maps = beside / "images" / split, beside / "annotations" / split
+        images, maps = folder / "images" / split, folder / "annotations" / split
         images.mkdir(parents=True), maps.mkdir(parents=True)
         for index in tqdm(range(count), desc=f"drawing scenes ({split})", disable=count < 2000):
             drawn = scene(seed, index)
             name = f"ADE_{'train' if split == 'training' else 'val'}_{index + 1:08d}"
             Image.fromarray(drawn.image).save(images / f"{name}.jpg", quality=100, subsampling=0)
             Image.fromarray(label_map(drawn.things, drawn.instance_map())).save(maps / f"{name}.png", compress_level=1)
-    try:
-        beside.rename(folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(beside)
-    return folder
 
 
 def miniature_ade20k(train: int, val: int) -> Path:

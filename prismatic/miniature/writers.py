@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
 
 from PIL import Image
@@ -36,7 +37,29 @@ def llava_row(number: int | str, image: str | None, conversation: Iterable[tuple
     return row | {"image": image} if image else row
 
 
-def write_llava(folder: Path, count: int) -> Path:
+def all_or_nothing(write: Callable) -> Callable[..., Path]:
+    """Makes a writer of a folder give the folder: nothing if it is there already, else only when it is complete."""
+
+    @wraps(write)
+    def written(folder: Path, *arguments) -> Path:
+        folder = Path(folder)
+        if folder.exists():
+            return folder
+        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        write(beside, *arguments)
+        try:
+            beside.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(beside)
+        return folder
+
+    return written
+
+
+@all_or_nothing
+def write_llava(folder: Path, count: int) -> None:
     """Writes `train.json`, `held_out.json`, `priors.json` and the images they name; gives `folder`.
 
     Training rows are conversations about a scene, in which the prompts of the five spatial benchmarks occur; one in
@@ -47,12 +70,7 @@ def write_llava(folder: Path, count: int) -> Path:
     """
     import numpy as np
 
-    folder = Path(folder)
-    if folder.exists():
-        return folder
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    (beside / "images").mkdir(parents=True)
+    (folder / "images").mkdir()
 
     rows, asked = [], []
     for index in tqdm(range(count), desc="drawing scenes", disable=count < 2000):
@@ -65,12 +83,12 @@ def write_llava(folder: Path, count: int) -> Path:
         drawn = scene(TRAIN_SEED, index)
         about = conversation(drawn.things, rng)
         asked += about
-        rows.append(llava_row(index, _save(drawn.image, beside, f"images/{index:06d}.png"), turns(about)))
+        rows.append(llava_row(index, _save(drawn.image, folder, f"images/{index:06d}.png"), turns(about)))
 
     held_out = []
     for index in range(HELD_OUT_SCENES):
         drawn = scene(HELD_OUT_SEED, index)
-        image = _save(drawn.image, beside, f"images/held_out_{index:06d}.png")
+        image = _save(drawn.image, folder, f"images/held_out_{index:06d}.png")
         for q in questions(drawn.things, np.random.default_rng((HELD_OUT_SEED, 1, index))):
             if q.kind in SHORT_KINDS:
                 held_out.append(llava_row(f"{index}-{q.kind}", image, [(f"{q.text}\n{SHORT_ANSWER}", q.answer)]))
@@ -78,12 +96,7 @@ def write_llava(folder: Path, count: int) -> Path:
     held_out = [held_out[i] for i in np.random.default_rng(HELD_OUT_SEED).permutation(len(held_out))]
 
     for name, content in (("train", rows), ("held_out", held_out), ("priors", answer_priors(asked))):
-        (beside / f"{name}.json").write_text(json.dumps(content))
-    try:
-        beside.rename(folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(beside)
-    return folder
+        (folder / f"{name}.json").write_text(json.dumps(content))
 
 
 def miniature_llava(count: int) -> Path:
