@@ -1,7 +1,8 @@
 """Answers to many questions about few images: what they share is computed once.
 
-An image is encoded once, the KV cache of BOS and its patches is computed once and shared by all of its questions, and
-questions about several images fill one batch. Greedy decoding drops rows as they end; choices need no decoding.
+An image is encoded once, the KV cache of BOS and its patches is computed once, held once and read once for all of its
+questions, and questions about several images fill one batch. Texts are read in parts of about equal length. Greedy
+decoding drops rows as they end; choices need no decoding.
 """
 
 import inspect
@@ -16,8 +17,10 @@ from transformers.cache_utils import DynamicLayer
 
 from eval.task import Choose, Generate
 from prismatic.data.conversations import encode_text, option_token_ids
+from prismatic.models.attention import SHARED_PREFIX, SharedPrefix
 from prismatic.models.prompts import render_prompt
 
+READ_AT_ONCE = 32  # texts, sorted by length, that are padded to a common one
 COMPACT_AT = 0.75  # finished rows are dropped once no more than this share of a batch is still being written
 
 
@@ -80,7 +83,11 @@ class SharedPrefixEngine:
                 answers[number] = Answer(error=problem)
             else:
                 rows.append((number, question.image, question.kind, ids))
-        if rows:
+        if not rows:
+            return answers
+        attention = self.model.llm.config._attn_implementation
+        self.model.llm.set_attn_implementation(SHARED_PREFIX)
+        try:
             prefix = self._prefix(pictures)
             for kind, group in _by_kind(rows):
                 group.sort(key=lambda row: len(row[3]))
@@ -89,6 +96,8 @@ class SharedPrefixEngine:
                     part = group[start : start + self.batch_size]
                     for row, answer in zip(part, solve(prefix, part, kind), strict=True):
                         answers[row[0]] = answer
+        finally:
+            self.model.llm.set_attn_implementation(attention)
         return answers
 
     def _suffix(self, prompt: str) -> list[int]:
@@ -98,7 +107,9 @@ class SharedPrefixEngine:
         return ids[1:] if bos is not None and ids[0] == bos else ids
 
     def _too_long(self, text: int, new: int) -> str | None:
-        limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        config = self.model.config.text_config
+        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
+        limit = min((limit for limit in limits if limit), default=None)
         total = 1 + self.processor.num_image_tokens + text + new
         if limit and total > limit:
             return f"prompt and answer may take {total} tokens, this model's context has {limit}"
@@ -119,31 +130,44 @@ class SharedPrefixEngine:
         return self.model.llm(**inputs, **{self.cache_argument: cache}, use_cache=True).logits.float()
 
     def _read(self, prefix, images: list[int], suffixes: list[list[int]], new: int, keep: int) -> "_Rows":
-        """Runs texts, padded on the left, after the prefixes of their images; room for `new` more tokens is kept."""
-        length = max(map(len, suffixes))
+        """Runs texts, from short to long, after the prefixes of their images; keeps room for `new` more tokens.
+
+        Texts are padded on the left to the longest of all in the cache, but computed in parts with less padding.
+        """
+        longest, start = max(map(len, suffixes)), prefix[0][0].shape[-2]
+        heads, width = prefix[0][0].shape[1], prefix[0][0].shape[-1]
+        room = prefix[0][0].new_zeros(len(prefix), 2, len(suffixes), heads, longest + new, width)
         pad = self.processor.tokenizer.pad_token_id or 0
-        ids = torch.tensor([[pad] * (length - len(row)) + row for row in suffixes], device=self.device)
-        read = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in suffixes], device=self.device)
-        start = prefix[0][0].shape[-2]
-        mask = torch.cat([read.new_ones(len(ids), start), read, read.new_ones(len(ids), new)], dim=1)
-        positions = (start + read.cumsum(1) - 1).clamp(min=start)
-        of_row = torch.tensor(images, device=self.device)
-        cache = Cache(layers=[_RoomyLayer(k, v, of_row, start + length + new) for k, v in prefix])
-        logits = self._llm(
-            input_ids=ids,
-            attention_mask=mask[:, : start + length],
-            position_ids=positions,
-            cache=cache,
-            logits_to_keep=keep,
-        )
-        return _Rows(cache, mask, positions[:, -1:], start + length, logits)
+        logits = []
+        for first in range(0, len(suffixes), READ_AT_ONCE):
+            part = suffixes[first : first + READ_AT_ONCE]
+            length = max(map(len, part))
+            ids = torch.tensor([[pad] * (length - len(row)) + row for row in part], device=self.device)
+            real = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in part], device=self.device)
+            itself = torch.eye(length, dtype=torch.bool, device=self.device)  # padding sees itself: softmax needs a key
+            mask = real.bool()[:, None, :].expand(-1, length, -1).tril() | itself
+            left = longest - length
+            layers = [_RoomyLayer(*both[:, first : first + len(part), :, left:], 0) for both in room]
+            out = self._llm(
+                input_ids=ids,
+                attention_mask=mask[:, None],
+                position_ids=(start + real.cumsum(1) - 1).clamp(min=start),
+                cache=Cache(layers=layers),
+                shared_prefix=SharedPrefix.of_rows(prefix, images[first : first + len(part)]),
+                logits_to_keep=keep,
+            )
+            logits.append(pad_left(out, keep))
+        lengths = torch.tensor([[len(row)] for row in suffixes], device=self.device)
+        mask = torch.arange(longest + new, device=self.device) >= longest - lengths
+        cache = Cache(layers=[_RoomyLayer(*both, longest) for both in room])
+        return _Rows(cache, images, mask, start + lengths - 1, longest, torch.cat(logits))
 
     def _generate(self, prefix, rows, kind: Generate) -> list[Answer]:
         state = self._read(prefix, [row[1] for row in rows], [row[3] for row in rows], kind.max_new_tokens, keep=1)
         said = torch.full((len(rows), kind.max_new_tokens), -1, device=self.device)
         writing = torch.arange(len(rows), device=self.device)  # which row each row of the batch is
         going = torch.ones(len(rows), dtype=torch.bool, device=self.device)
-        logits = state.logits
+        logits, layout = state.logits, SharedPrefix.of_rows(prefix, state.images)
         for step in range(kind.max_new_tokens):
             tokens = logits[:, -1].argmax(-1)
             said[writing[going], step] = tokens[going]
@@ -154,14 +178,16 @@ class SharedPrefixEngine:
             if alive <= COMPACT_AT * len(going):
                 kept = going.nonzero().flatten()
                 state.keep(kept)
+                layout = SharedPrefix.of_rows(prefix, state.images)
                 tokens, writing, going = tokens[kept], writing[kept], going[kept]
             state.positions = state.positions + 1
             state.length += 1
             logits = self._llm(
                 input_ids=tokens[:, None],
-                attention_mask=state.mask[:, : state.length],
+                attention_mask=state.mask[:, None, None, : state.length],
                 position_ids=state.positions,
                 cache=state.cache,
+                shared_prefix=layout,
                 logits_to_keep=1,
             )
         ids = [[token for token in row if token >= 0] for row in said.tolist()]
@@ -180,15 +206,23 @@ class SharedPrefixEngine:
 
     def _score_long_options(self, prefix, images, suffixes, options) -> torch.Tensor:
         """Log probability `[rows, options]` of options that take several tokens: a row of the batch for each."""
-        pairs = [(image, text, option) for image, text in zip(images, suffixes, strict=True) for option in options]
-        longest, scores = max(map(len, options)), []
+        pairs = [(row, text + option[:-1], place) for row, text in enumerate(suffixes)
+                 for place, option in enumerate(options)]  # fmt: skip
+        pairs.sort(key=lambda pair: len(pair[1]))
+        longest = max(map(len, options))
+        scores = torch.empty(len(suffixes), len(options), device=self.device)
         for start in range(0, len(pairs), self.batch_size):
             part = pairs[start : start + self.batch_size]
-            texts = [text + option[:-1] for _, text, option in part]
-            logits = self._read(prefix, [image for image, _, _ in part], texts, new=0, keep=longest).logits
-            for row, (_, _, option) in zip(logits.log_softmax(-1), part, strict=True):
-                scores.append(row[-len(option) :].gather(1, torch.tensor(option, device=row.device)[:, None]).sum())
-        return torch.stack(scores).view(len(images), len(options))
+            logits = self._read(prefix, [images[i] for i, _, _ in part], [t for _, t, _ in part], 0, longest).logits
+            for said, (row, _, place) in zip(logits.log_softmax(-1), part, strict=True):
+                option = torch.tensor(options[place], device=self.device)
+                scores[row, place] = said[-len(option) :].gather(1, option[:, None]).sum()
+        return scores
+
+
+def pad_left(logits: torch.Tensor, length: int) -> torch.Tensor:
+    """Logits `[rows, length, vocabulary]`, with zeros in front where there are fewer."""
+    return torch.nn.functional.pad(logits, (0, 0, length - logits.shape[1], 0))
 
 
 def chosen(kind: Choose, probabilities: list[float]) -> Answer:
@@ -204,9 +238,10 @@ def _by_kind(rows) -> list[tuple[Any, list]]:
 
 @dataclass
 class _Rows:
-    """A batch that is being written: cache, mask up to its full room, last positions and length so far."""
+    """A batch that is being written: own cache and mask up to its full room, images, last positions, length so far."""
 
     cache: Cache
+    images: list[int]
     mask: torch.Tensor
     positions: torch.Tensor
     length: int
@@ -215,19 +250,18 @@ class _Rows:
     def keep(self, rows: torch.Tensor) -> None:
         """Drops all other rows."""
         self.cache.batch_select_indices(rows)
+        self.images = [self.images[row] for row in rows.tolist()]
         self.mask, self.positions = self.mask[rows], self.positions[rows]
 
 
 class _RoomyLayer(DynamicLayer):
     """A cache layer with room for what is still to come: growing by concatenation would copy everything each token."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, room: int):
-        """Takes keys and values `[pictures, heads, tokens, width]` of prefixes, each row's picture, and the room."""
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, start: int):
+        """Takes room for keys and values `[rows, heads, room, width]`, of which `start` tokens are filled."""
         super().__init__()
-        shape, start = (len(rows), keys.shape[1], room), keys.shape[2]
-        self._keys, self._values = (x.new_empty(*shape, x.shape[-1]) for x in (keys, values))
-        self.keys, self.values = self._keys[:, :, :start], self._values[:, :, :start]
-        self.keys.copy_(keys[rows]), self.values.copy_(values[rows])
+        self._keys, self._values = keys, values
+        self.keys, self.values = keys[:, :, :start], values[:, :, :start]
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
