@@ -78,7 +78,9 @@ class PlainEngine:
 
     def _inputs(self, pictures, texts: list[str]):
         dtype = next(self.model.parameters()).dtype
-        inputs = self.processor(images=[[p] for p in pictures], text=texts, padding=True, return_tensors="pt")
+        bos = self.processor.tokenizer.bos_token
+        once = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}  # templates may write BOS
+        inputs = self.processor(images=[[p] for p in pictures], text=texts, padding=True, return_tensors="pt", **once)
         return {k: v.to(self.device, dtype) if v.is_floating_point() else v.to(self.device) for k, v in inputs.items()}
 
     def _generate(self, pictures, questions, kind) -> list[Answer]:
@@ -101,10 +103,13 @@ class PlainEngine:
         """Log probability `[rows]` of an option after the prompts."""
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         added = torch.tensor(option, device=ids.device).expand(len(ids), -1)
+        read = added[:, :-1]
         inputs = inputs | {
-            "input_ids": torch.cat([ids, added[:, :-1]], dim=1),
-            "attention_mask": torch.cat([mask, torch.ones_like(added[:, :-1])], dim=1),
+            "input_ids": torch.cat([ids, read], dim=1),
+            "attention_mask": torch.cat([mask, torch.ones_like(read)], dim=1),
         }
+        for name in inputs.keys() & {"token_type_ids", "mm_token_type_ids"}:  # 0 is text
+            inputs[name] = torch.cat([inputs[name], torch.zeros_like(read)], dim=1)
         logits = self.model(**inputs).logits[:, -len(option) :].float().log_softmax(-1)
         return logits.gather(2, added[..., None]).sum((1, 2))
 
@@ -120,15 +125,18 @@ def load_engine(name: str, *, dtype: torch.dtype, device, batch_size: int, stric
         strict: One question at a time, nothing shared.
 
     Raises:
-        ValueError: There is no such model, or it has no chat template.
+        ValueError: There is no such model, it has no chat template, or its processor needs a package that is absent.
     """
     import prismatic
 
     if _is_other(name):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        try:
+            processor = AutoProcessor.from_pretrained(name)
+        except ImportError as error:
+            raise ValueError(f"the processor of {name} needs a package: {' '.join(str(error).split())}") from error
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
-        processor = AutoProcessor.from_pretrained(name)
     else:
         model, processor = prismatic.load(name, dtype=dtype)
     model = model.to(device).eval()
