@@ -11,6 +11,7 @@ from eval.charts import colour
 from eval.data import seeded_order
 from eval.runs import Run
 from eval.task import Example, Record, get_task
+from vision_backbones.image_files import leads_out, open_image
 
 MOST = 24  # a task
 SIDE = 300  # pixels, the longest side of a picture
@@ -51,7 +52,7 @@ def picture(record: Record, boxes: Sequence[tuple[str, Sequence[float]]], path: 
     """
     from PIL import Image, ImageDraw
 
-    with Image.open(path) as file:
+    with open_image(path) as file:
         if image_of is None:
             file.draft("RGB", (SIDE, SIDE))  # JPEGs are decoded no larger than needed
         image = image_of(file, _example(record)) if image_of else file
@@ -82,6 +83,8 @@ def _card(key: str, runs: Sequence[Run], row: Sequence[Record], root: Path) -> d
     except ValueError:  # a task of a plugin that is not loaded
         image_of = None
     try:
+        if leads_out(record["image"]):
+            raise ValueError(f"{record['image']} leads out of the data root")
         shown, reason = picture(record, boxes, root / record["image"], image_of), None
     except FileNotFoundError:
         shown, reason = None, "the image is not there"

@@ -12,7 +12,6 @@ from typing import Any
 
 import jsonlines
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from eval.bootstrap import intervals
@@ -20,6 +19,7 @@ from eval.data import SEED, load_examples, majority_share
 from eval.engine import Answer, Question
 from eval.task import Choose, Example, Record, Task
 from prismatic.training.checkpoint import write_json
+from vision_backbones.image_files import open_image
 from vision_backbones.transforms import to_rgb
 
 RESULTS, SAMPLES = "results.json", "samples.jsonl"
@@ -230,7 +230,7 @@ def _batches(groups: list[list[Example]], rows: int) -> list[list[list[Example]]
 def _load(job: Job, engine, example: Example):
     """What the engine makes of an example's picture, or the error that reading it raised."""
     try:
-        with Image.open(job.root / example.image) as file:
+        with open_image(job.root / example.image) as file:
             image = to_rgb(file)
         return engine.prepare(job.task.image_of(image, example) if job.task.image_of else image)
     except Exception as error:  # damaged files raise nearly anything

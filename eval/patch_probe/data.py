@@ -5,7 +5,6 @@
 
 import argparse
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from eval.patch_probe.labels import pack, reduce_labels
 from prismatic.data.sources import BadImageError
 from prismatic.miniature.scenes import CLASSES as SCENE_CLASSES
 from vision_backbones import BackboneSpec
+from vision_backbones.image_files import open_image
 from vision_backbones.spec import closest
 from vision_backbones.transforms import to_rgb
 
@@ -183,12 +183,9 @@ def read_pair(dataset: SegmentationSet, image_path: Path, map_path: Path) -> tup
 
 def _open(path: Path) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                return image
+        with open_image(path) as image:
+            image.load()
+            return image
     except Exception as error:  # damaged files raise nearly anything
         raise BadImageError(f"{path}: unreadable ({type(error).__name__}: {error}); replace it") from error
 

@@ -4,7 +4,6 @@ import glob
 import io
 import os
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from prismatic.data.sources import BadImageError
 from prismatic.data.tar_index import expand_braces, index_of
 from prismatic.miniature.scenes import CLASSES, HALF_EXTENT, scene
+from vision_backbones.image_files import open_image
 from vision_backbones.spec import closest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in any case
@@ -66,12 +66,9 @@ class ImageSource:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} images")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # odd palettes and metadata, over and over in every worker
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(self._file(row)) as image:
-                    image.load()
-                    return image
+            with open_image(self._file(row)) as image:
+                image.load()
+                return image
         except Exception as error:  # damaged files raise nearly anything: OSError, SyntaxError, struct.error, ...
             problem = f"{self.name(row)}: unreadable ({type(error).__name__}: {error})"
             raise BadImageError(f"{problem}; replace or remove it, or skip bad images") from error

@@ -2,7 +2,6 @@
 
 import mmap
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from datasets import Dataset
 from PIL import Image, ImageOps
 
 from prismatic.data.arrow_index import index_of
+from vision_backbones.image_files import leads_out, open_image
 
 READS_PER_RELEASE = 64
 OTHER_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".JPG", ".JPEG", ".PNG", ".GIF")
@@ -112,7 +112,7 @@ class ConversationDataset:
 
 
 def _confined(root: Path, relative: str, where: str) -> Path:
-    if relative.startswith("/") or ".." in Path(relative).parts or "\0" in relative:
+    if leads_out(relative):
         raise RefusedPathError(
             f"{where}: refused; expected a path relative to the image root {root}, without '..': correct the row"
         )
@@ -129,16 +129,13 @@ def _open_rgb(path: Path, where: str, exif_rotate: bool) -> Image.Image:
     try:
         if not path.is_file():  # also keeps a named pipe from blocking for ever
             raise MissingImageError(f"{where}: missing, no file {path}; {_remedy(path)}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd palettes and metadata, over and over in every worker
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                if exif_rotate:
-                    image = ImageOps.exif_transpose(image)
-                if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
-                    image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
-                return image.convert("RGB")
+        with open_image(path) as image:
+            image.load()
+            if exif_rotate:
+                image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
+                image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+            return image.convert("RGB")
     except BadImageError:
         raise
     except Exception as error:  # damaged files raise nearly anything: OSError, SyntaxError, struct.error, ...

@@ -1,0 +1,41 @@
+"""Image files that strangers named and made: where they may lie, and how much they may unpack to."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Pillow tells formats by content, and opens some, whatever the file is called, with other programs (EPS: Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+# Remarks on odd palettes and metadata, over and over in every worker. A filter for a while would not suit threads.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path, relative to a folder, is absolute, holds `..` or a NUL; backslashes count as slashes."""
+    pure = PurePosixPath(path.replace("\\", "/"))
+    return pure.is_absolute() or ".." in pure.parts or "\0" in path
+
+
+@contextmanager
+def open_image(file: str | Path | IO[bytes]) -> "Iterator[Image.Image]":
+    """The image in a file, of which no more than the header is read yet; closed in the end.
+
+    Raises:
+        Image.DecompressionBombError: It has more than `Image.MAX_IMAGE_PIXELS` (Pillow: 89 million) pixels.
+        OSError: It is no image of one of `FORMATS`. Damaged ones raise nearly anything.
+    """
+    from PIL import Image
+
+    with Image.open(file, formats=FORMATS) as image:
+        limit, (width, height) = Image.MAX_IMAGE_PIXELS, image.size
+        if limit is not None and width * height > limit:  # up to twice as many, Pillow only warns
+            raise Image.DecompressionBombError(
+                f"{width:,} x {height:,} pixels, expected at most {limit:,}: it may be a decompression bomb"
+            )
+        yield image
