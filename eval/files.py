@@ -1,7 +1,7 @@
 """Finding and reading what users downloaded, under the names that archives or the reference's preparation give it."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,39 @@ def image_folder(root: Path, folders: Sequence[str], *names: str) -> str:
 
 
 @contextmanager
-def reading(path: Path, task: str, shape: str) -> Iterator[None]:
-    """Turns whatever goes wrong inside, while a file is taken apart, into a ValueError that names file and `shape`."""
+def reading(path: Path, task: str, shape: str) -> Iterator[Callable[[Iterable], Iterator]]:
+    """Turns whatever goes wrong inside, while a file is taken apart, into a ValueError that names file and `shape`.
+
+    Gives a function that passes rows on, and by which the error also tells the row, counted from 0.
+    """
+    reached = None
+
+    def each(rows: Iterable) -> Iterator:
+        nonlocal reached
+        for reached, row in enumerate(rows):  # noqa: B007
+            yield row
+        reached = None
+
     try:
-        yield
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        yield each
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        where = path if reached is None else f"{path}: row {reached}"
         raise ValueError(
-            f"{path} is not as expected ({reason}): expected {shape}; fetch it again with python -m eval prepare {task}"
+            f"{where} is not as expected ({reason}): expected {shape}; fetch it again with "
+            f"python -m eval prepare {task}"
         ) from error
+
+
+def texts(value: Any) -> list[str]:
+    """A list of texts, as it is.
+
+    Raises:
+        TypeError: It is anything else.
+    """
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError(f"{ascii(value)[:80]} is no list of texts")
+    return value
 
 
 def read_json(path: Path, task: str, shape: str) -> Any:
@@ -64,13 +88,11 @@ def read_rows(path: Path, task: str, shape: str) -> list[dict]:
     Raises:
         ValueError: It is neither.
     """
-    with reading(path, task, shape):
+    with reading(path, task, shape) as each:
         text = path.read_text(encoding="utf-8")
-        return (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [json.loads(s) for s in text.split("\n") if s.strip()]
-        )
+        if text.lstrip().startswith("["):
+            return json.loads(text)
+        return [json.loads(line) for line in each(line for line in text.split("\n") if line.strip())]
 
 
 def _places(root: Path, folders: Sequence[str]) -> list[Path]:

@@ -69,9 +69,16 @@ def iou(a: Box, b: Box) -> float:
 
 
 def box_fractions(corners: Sequence[float], width: float, height: float) -> Box:
-    """A box [x1, y1, x2, y2] in pixels as fractions of the image, rounded to two places as the reference does."""
+    """A box [x1, y1, x2, y2] in pixels as fractions of the image, rounded to two places as the reference does.
+
+    Raises:
+        ValueError: It is no box of four finite numbers, or the image has no size.
+    """
     x1, y1, x2, y2 = corners
-    return [round(x1 / width, 2), round(y1 / height, 2), round(x2 / width, 2), round(y2 / height, 2)]
+    box = [round(x1 / width, 2), round(y1 / height, 2), round(x2 / width, 2), round(y2 / height, 2)]
+    if not all(map(math.isfinite, box)) or not (0 < width < math.inf and 0 < height < math.inf):
+        raise ValueError(f"{corners} is no box in an image of {width} x {height} pixels")
+    return box
 
 
 def from_padded_square(box: Box, width: int, height: int) -> Box:

@@ -1,12 +1,13 @@
 """The reference's prepared `datasets/<family>/metadata*.json`, for users who have those."""
 
+import math
 import random
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
 from eval.data import SEED
-from eval.files import MissingData, read_json, reading
+from eval.files import MissingData, read_json, reading, texts
 from eval.task import Example
 
 
@@ -41,8 +42,8 @@ def read_prepared(path: Path, family: str, task: str = "") -> list[Example]:
     """
     shape = "an object of examples by id, as the reference's scripts/datasets/prepare.py writes it"
     metadata = read_json(path, task or family, shape)
-    with reading(path, task or family, shape):
-        examples = [_EXAMPLES[family](row) for row in metadata.values()]
+    with reading(path, task or family, shape) as each:
+        examples = [_EXAMPLES[family](row) for row in each(metadata.values())]
     if "slim" in path.name:
         return examples
     order = list(range(len(examples)))
@@ -50,14 +51,21 @@ def read_prepared(path: Path, family: str, task: str = "") -> list[Example]:
     return [example for _, example in sorted(zip(order, examples, strict=True), key=lambda pair: pair[0])]
 
 
+def _box(row: dict) -> list[float]:
+    x1, y1, x2, y2 = box = row["bbox"]
+    if not math.isfinite(x1 + y1 + x2 + y2):
+        raise ValueError(f"bbox {box}, expected four finite numbers")
+    return box
+
+
 def _refcoco(row: dict) -> Example:
     id = f"{row['refer_dataset']}-{row['ref_id']}-{row['sent_id']}"
-    return Example(id, row["img_path"], row["ref_expression"], row["bbox"], row["refer_dataset"])
+    return Example(id, row["img_path"], row["ref_expression"], _box(row), row["refer_dataset"])
 
 
 def _ocid_ref(row: dict) -> Example:
     clutter, size = row["clutter_split"].split()[0], {"width": 640, "height": 480}
-    return Example(str(row["example_id"]), row["img_path"], row["ref_expression"], row["bbox"], clutter, size)
+    return Example(str(row["example_id"]), row["img_path"], row["ref_expression"], _box(row), clutter, size)
 
 
 def _tallyqa(row: dict) -> Example:
@@ -72,14 +80,14 @@ def _vsr(row: dict) -> Example:
 
 
 def _ai2d(row: dict) -> Example:
-    info = {"choices": row["answer_choices"]}
+    info = {"choices": texts(row["answer_choices"])}
     letter = "ABCD"[row["answer_label"]]
     return Example(str(row["question_id"]), row["img_path"], row["question"], letter, row["split"], info)
 
 
 def _vqav2(row: dict) -> Example:
     info = {"answer_type": row["answer_type"], "question_type": row["question_type"]}
-    return Example(str(row["question_id"]), row["img_path"], row["question"], row["all_answers"], "", info)
+    return Example(str(row["question_id"]), row["img_path"], row["question"], texts(row["all_answers"]), "", info)
 
 
 def _gqa(row: dict) -> Example:
@@ -89,12 +97,12 @@ def _gqa(row: dict) -> Example:
 def _vizwiz(row: dict) -> Example:
     answers = row["answers"][0] if isinstance(row["answers"][0], list) else row["answers"]
     info = {"answerable": row["answerable"]}
-    said = [answer["answer"] for answer in answers]
+    said = texts([answer["answer"] for answer in answers])
     return Example(str(row["question_id"]), row["img_path"], row["question"], said, "", info)
 
 
 def _textvqa(row: dict) -> Example:
-    return Example(str(row["question_id"]), row["img_path"], row["question"], row["answers"])
+    return Example(str(row["question_id"]), row["img_path"], row["question"], texts(row["answers"]))
 
 
 def _pope(row: dict) -> Example:

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from vision_backbones.image_files import leads_out
+
 Record = dict[str, Any]
 
 
@@ -35,6 +37,9 @@ class Example:
         answer: The truth, JSON-able, as the scorer takes it.
         subset: Sub-split that scores are also reported for, such as RefCOCO+; empty without any.
         info: What prompt, scorer and report need besides, JSON-able (`width`, `height`, `choices`, ...).
+
+    Raises:
+        ValueError: A text is none, or the image's path leads out of the data root.
     """
 
     id: str
@@ -43,6 +48,15 @@ class Example:
     answer: Any
     subset: str = ""
     info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        """Refuses what rows of strangers may hold and no prompt or path can."""
+        for name in ("id", "image", "question", "subset"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+                raise ValueError(f"{name} {ascii(value)[:80]}, expected a text")
+        if leads_out(self.image):
+            raise ValueError(f"image {self.image[:80]!r}, expected a path that does not lead out of the data root")
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,27 @@ import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import IO, NoReturn
+from typing import IO, NamedTuple, NoReturn
 
 from tqdm import tqdm
 
-Member = tuple[PurePosixPath, Callable[[], IO[bytes]]]  # place in the archive, and how to open it
+from vision_backbones.image_files import leads_out
+
+MOST_TIMES = 100  # its own size that an archive may unpack to; genuine ones stay below 30, a zip bomb reaches 1,000
+SMALL = 64 << 20  # bytes that any archive may unpack to
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, OSError, RuntimeError)
+
+
+class Member(NamedTuple):
+    """A file in an archive."""
+
+    path: PurePosixPath
+    size: int  # bytes, unpacked
+    read: Callable[[], IO[bytes]]
 
 
 def unpack(archive: Path, to: Path, member: str | None = None) -> None:
@@ -20,7 +34,8 @@ def unpack(archive: Path, to: Path, member: str | None = None) -> None:
     A single folder around everything is left out. `to` appears only when it is complete.
 
     Raises:
-        ValueError: The file is no archive, lacks `member`, or has a member or link that leads out of its folder.
+        ValueError: The file is no archive, is damaged, lacks `member`, has a member or link that leads out of its
+            folder, or would unpack to more than `MOST_TIMES` its size or than the disk holds.
     """
     beside = to.with_name(f".{to.name}.{os.getpid()}")
     if beside.is_dir():
@@ -28,14 +43,21 @@ def unpack(archive: Path, to: Path, member: str | None = None) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _opened(archive) as opened:
-            files = list(_zip_members(opened) if isinstance(opened, zipfile.ZipFile) else _tar_members(opened))
-            for inside, read in tqdm(_below(files, member, archive), desc=f"unpacking {archive.name}", unit="file"):
-                path = beside / inside
+            members = _zip_members(opened) if isinstance(opened, zipfile.ZipFile) else _tar_members(opened)
+            files = _below(list(_within_size(members, archive)), member, archive)
+            total, free = sum(file.size for file in files), shutil.disk_usage(to.parent).free
+            if total > free:
+                raise ValueError(f"{archive} unpacks to {total:,} bytes, {to.parent} has room for {free:,}: make room")
+            written = 0  # what links lead to is copied, and no header says its size
+            for file in tqdm(files, desc=f"unpacking {archive.name}", unit="file"):
+                path = beside / file.path
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with read() as source, path.open("xb") as target:
+                with file.read() as source, path.open("xb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
+                    written += target.tell()
+                _check_size(written, archive)
         beside.replace(to)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{archive} cannot be unpacked ({error}): delete it and fetch it again") from error
     finally:
         if beside.is_dir():
@@ -52,17 +74,35 @@ def _opened(archive: Path) -> zipfile.ZipFile | tarfile.TarFile:
     raise ValueError(f"{archive} is neither a zip nor a tar file: delete it and fetch it again")
 
 
+def _within_size(members: Iterator[Member], archive: Path) -> Iterator[Member]:
+    """The members; stops at the one with which an archive would grow beyond measure, before it is unpacked."""
+    total = 0
+    for member in members:
+        total += member.size
+        _check_size(total, archive)
+        yield member
+
+
+def _check_size(unpacked: int, archive: Path) -> None:
+    packed = archive.stat().st_size
+    if unpacked > max(SMALL, MOST_TIMES * packed):
+        raise ValueError(
+            f"{archive} is refused: its {packed:,} bytes unpack to {unpacked:,} or more, expected at most {MOST_TIMES} "
+            "times as many; it may be a bomb: nothing was kept of it"
+        )
+
+
 def _zip_members(opened: zipfile.ZipFile) -> Iterator[Member]:
     for info in opened.infolist():
         path = _safe(info.filename, opened.filename)
         if stat.S_ISLNK(info.external_attr >> 16):
             _refuse(info.filename, "a link", opened.filename)
         if not info.is_dir():
-            yield path, lambda info=info: opened.open(info)
+            yield Member(path, info.file_size, lambda info=info: opened.open(info))
 
 
 def _tar_members(opened: tarfile.TarFile) -> Iterator[Member]:
-    for info in opened.getmembers():
+    for info in opened:
         path = _safe(info.name, opened.name)
         if info.issym() or info.islnk():
             start = path.parent if info.issym() else PurePosixPath()
@@ -70,7 +110,7 @@ def _tar_members(opened: tarfile.TarFile) -> Iterator[Member]:
         elif not (info.isfile() or info.isdir()):
             _refuse(info.name, "a device", opened.name)
         if not info.isdir():
-            yield path, lambda info=info: _tar_file(opened, info)
+            yield Member(path, info.size, lambda info=info: _tar_file(opened, info))
 
 
 def _tar_file(opened: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
@@ -85,10 +125,9 @@ def _tar_file(opened: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _safe(name: str, archive: str) -> PurePosixPath:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts:
+    if leads_out(name):
         _refuse(name, "a path that leads out of its folder", archive)
-    return path
+    return PurePosixPath(name.replace("\\", "/"))
 
 
 def _refuse(name: str, why: str, archive: object) -> NoReturn:
@@ -97,14 +136,15 @@ def _refuse(name: str, why: str, archive: object) -> NoReturn:
 
 def _below(files: list[Member], member: str | None, archive: Path) -> list[Member]:
     """The files to write, with their places relative to the target."""
-    files = [(p, read) for p, read in files if p.parts[0] != "__MACOSX" and p.name != ".DS_Store"]
+    files = [f for f in files if f.path.parts and f.path.parts[0] != "__MACOSX" and f.path.name != ".DS_Store"]
+    parts = [file.path.parts for file in files]
     if member is None:
-        wrapped = len({path.parts[0] for path, _ in files}) == 1 and all(len(path.parts) > 1 for path, _ in files)
-        depth = int(wrapped)
-        return [(PurePosixPath(*path.parts[depth:]), read) for path, read in files]
-    found = sorted({p.parts[: p.parts.index(member) + 1] for p, _ in files if member in p.parts}, key=len)
-    if not found:
-        listed = ", ".join(sorted({path.parts[0] for path, _ in files})[:10])
-        raise ValueError(f"{archive} holds no '{member}', expected it somewhere below: {listed}")
-    top = found[0]
-    return [(PurePosixPath(*p.parts[len(top) :]), read) for p, read in files if p.parts[: len(top)] == top]
+        top = parts[0][:1] if len({p[0] for p in parts}) == 1 and all(len(p) > 1 for p in parts) else ()
+    else:
+        found = sorted({p[: p.index(member) + 1] for p in parts if member in p}, key=len)
+        if not found:
+            listed = ", ".join(sorted({p[0] for p in parts})[:10])
+            raise ValueError(f"{archive} holds no '{member}', expected it somewhere below: {listed}")
+        top = found[0]
+    inside = [f for f in files if f.path.parts[: len(top)] == top]
+    return [f._replace(path=PurePosixPath(*f.path.parts[len(top) :])) for f in inside]

@@ -5,7 +5,7 @@ All are asked of the plain pictures, as the reference does; questions about lett
 
 from pathlib import Path
 
-from eval.files import find, image_folder, read_json, reading
+from eval.files import find, image_folder, read_json, reading, texts
 from eval.prepared import or_prepared
 from eval.scorers import choice
 from eval.task import Choose, Example, Task, register
@@ -30,9 +30,9 @@ def read(root: Path, split: str) -> list[Example]:
     examples = []
     for number, path in sorted(paths.items()):
         content = read_json(path, "ai2d", SHAPE)
-        with reading(path, "ai2d", SHAPE):
-            for text, row in content["questions"].items():
-                choices, letter = row["answerTexts"], OPTIONS[row["correctAnswer"]]
+        with reading(path, "ai2d", SHAPE) as each:
+            for text, row in each(content["questions"].items()):
+                choices, letter = texts(row["answerTexts"]), dict(enumerate(OPTIONS))[row["correctAnswer"]]
                 info = {"choices": choices, "abc_label": row["abcLabel"]}
                 subset = "test" if number in test_ids else "val"
                 examples.append(Example(row["questionId"], f"{images}/{number}.png", text, letter, subset, info))

@@ -20,10 +20,10 @@ def read(root: Path, split: str) -> list[Example]:
     path = find(root, "gqa", FOLDERS, name, f"questions1.2/{name}", f"questions/{name}")
     images = image_folder(root, FOLDERS, "images")
     questions = read_json(path, "gqa", SHAPE)
-    with reading(path, "gqa", SHAPE):
+    with reading(path, "gqa", SHAPE) as each:
         return [
             Example(id, f"{images}/{row['imageId']}.jpg", row["question"], row["answer"])
-            for id, row in questions.items()
+            for id, row in each(questions.items())
         ]
 
 

@@ -22,8 +22,8 @@ def read(root: Path, split: str) -> list[Example]:
     images = image_folder(root, FOLDERS, "OCID-dataset/OCID-dataset", "OCID-dataset")
     examples = []
     expressions = read_json(path, "ocid-ref", SHAPE)
-    with reading(path, "ocid-ref", SHAPE):
-        for id, row in expressions.items():
+    with reading(path, "ocid-ref", SHAPE) as each:
+        for id, row in each(expressions.items()):
             take = row["take_id"]
             clutter = "Minimum" if take <= 9 else "Medium" if take <= 16 else "Maximum"
             corners = json.loads(row["bbox"])  # x1, y1, x2, y2, though its documentation says x, y, w, h

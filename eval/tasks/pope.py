@@ -21,8 +21,8 @@ def read(root: Path, split: str) -> list[Example]:
     for subset in ("adversarial", "popular", "random"):
         path = find(root, "pope", FOLDERS, f"coco_pope_{subset}.json")
         rows = read_rows(path, "pope", SHAPE)
-        with reading(path, "pope", SHAPE):
-            for row in rows:
+        with reading(path, "pope", SHAPE) as each:
+            for row in each(rows):
                 id, image = f"{subset}-{row['question_id']}", f"{images}/{row['image']}"
                 examples.append(Example(id, image, row["text"], LABELS[row["label"]], subset))
     return examples

@@ -41,8 +41,10 @@ def read_dataset(root: Path, subset: str, split: str, images: str) -> list[Examp
         sizes = {image["id"]: (image["width"], image["height"]) for image in instances["images"]}
         boxes = {annotation["id"]: annotation["bbox"] for annotation in instances["annotations"]}
     examples = []
-    with reading(refs_path, "refcoco", "a pickled list of refs with ref_id, ann_id, image_id, split and sentences"):
-        for ref in load_plain(refs_path):
+    with reading(
+        refs_path, "refcoco", "a pickled list of refs with ref_id, ann_id, image_id, split and sentences"
+    ) as each:
+        for ref in each(load_plain(refs_path)):
             if ref["split"] != split:
                 continue
             (width, height), (x, y, w, h) = sizes[ref["image_id"]], boxes[ref["ann_id"]]

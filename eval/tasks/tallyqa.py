@@ -21,8 +21,8 @@ def read(root: Path, split: str) -> list[Example]:
     images = image_folder(root, FOLDERS, "VG_100K").removesuffix("/VG_100K")
     examples = []
     rows = read_rows(path, "tallyqa", SHAPE)
-    with reading(path, "tallyqa", SHAPE):
-        for row in rows:
+    with reading(path, "tallyqa", SHAPE) as each:
+        for row in each(rows):
             letter, subset = LETTERS[CHOICES.index(str(row["answer"]))], "simple" if row["issimple"] else "complex"
             id, image = str(row["question_id"]), f"{images}/{row['image']}"
             examples.append(Example(id, image, row["question"], letter, subset, {"choices": CHOICES}))

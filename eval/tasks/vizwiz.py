@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from eval.files import find, image_folder, read_rows, reading
+from eval.files import find, image_folder, read_rows, reading, texts
 from eval.normalise import vizwiz_prediction
 from eval.prepared import or_prepared
 from eval.scorers import vqa_accuracy
@@ -19,16 +19,16 @@ def read(root: Path, split: str) -> list[Example]:
     path = find(root, "vizwiz", FOLDERS, f"{split}.json", f"Annotations/{split}.json", f"annotations/{split}.json")
     images = image_folder(root, FOLDERS, split, f"{split}_images/{split}", f"{split}_images")
     rows = read_rows(path, "vizwiz", SHAPE)
-    with reading(path, "vizwiz", SHAPE):
+    with reading(path, "vizwiz", SHAPE) as each:
         return [
             Example(
                 id=str(place),
                 image=f"{images}/{row['image']}",
                 question=row["question"],
-                answer=[said["answer"] for said in row["answers"]],
+                answer=texts([said["answer"] for said in row["answers"]]),
                 info={"answerable": row["answerable"]},
             )
-            for place, row in enumerate(rows)
+            for place, row in enumerate(each(rows))
         ]
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from eval.files import find, image_folder, read_json, reading
+from eval.files import find, image_folder, read_json, reading, texts
 from eval.normalise import strip_punctuation, vqav2_prediction
 from eval.prepared import or_prepared
 from eval.scorers import vqa_accuracy
@@ -21,16 +21,16 @@ def read(root: Path, split: str) -> list[Example]:
     images = image_folder(root, FOLDERS, "val2014", "images_val2014/val2014", "images_val2014")
     shape = "an object with annotations: question_id, answers of ten people, question_type, answer_type"
     content = read_json(annotations_path, "vqav2", shape)
-    with reading(annotations_path, "vqav2", shape):
-        annotations = {a["question_id"]: a for a in content["annotations"]}
-        answers = {id: [said["answer"] for said in a["answers"]] for id, a in annotations.items()}
+    with reading(annotations_path, "vqav2", shape) as each:
+        annotations = {a["question_id"]: a for a in each(content["annotations"])}
+        answers = {id: texts([said["answer"] for said in a["answers"]]) for id, a in each(annotations.items())}
         info = {
             id: {"answer_type": a.get("answer_type"), "question_type": a.get("question_type")}
             for id, a in annotations.items()
         }
     shape = "an object with questions: question_id, image_id and question, each with an annotation"
     content = read_json(questions_path, "vqav2", shape)
-    with reading(questions_path, "vqav2", shape):
+    with reading(questions_path, "vqav2", shape) as each:
         return [
             Example(
                 id=str(row["question_id"]),
@@ -39,7 +39,7 @@ def read(root: Path, split: str) -> list[Example]:
                 answer=answers[row["question_id"]],
                 info=info[row["question_id"]],
             )
-            for row in content["questions"]
+            for row in each(content["questions"])
         ]
 
 

@@ -19,16 +19,16 @@ def read(root: Path, split: str) -> list[Example]:
     path = find(root, "vsr", FOLDERS, f"{split}.jsonl")
     images = image_folder(root, FOLDERS, "vsr_images", "images")
     rows = read_rows(path, "vsr", SHAPE)
-    with reading(path, "vsr", SHAPE):
+    with reading(path, "vsr", SHAPE) as each:
         return [
             Example(
                 id=str(line),
                 image=f"{images}/{row['image']}",
                 question=row["caption"],
-                answer=OPTIONS[1 - int(row["label"])],
+                answer={1: "True", 0: "False"}[int(row["label"])],
                 info={"relation": row["relation"]},
             )
-            for line, row in enumerate(rows)
+            for line, row in enumerate(each(rows))
         ]
 
 
