@@ -75,7 +75,7 @@ def _state_dict(path: Path) -> tuple[str, dict]:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
     if not path.name.endswith(SUFFIXES):
         raise ValueError(f"{path} is no weights file: expected a name that ends with {', '.join(SUFFIXES)}")
-    content = _unpickle(path)
+    content = unpickle(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a state dict or a dict with 'state_dict'")
     for name in STATE_DICTS:
@@ -89,7 +89,7 @@ def _state_dict(path: Path) -> tuple[str, dict]:
     return "", content
 
 
-def _unpickle(path: Path):
+def unpickle(path: Path):
     """Gives what `torch.save` wrote, tensors and harmless values only."""
     try:
         with torch.serialization.safe_globals(HARMLESS):
@@ -102,11 +102,12 @@ def _unpickle(path: Path):
                 "plain values can run any code. Nothing was run. Get the weights as safetensors, or have whoever made "
                 "the file save the state dict alone: torch.save(model.state_dict(), path)"
             ) from error
-        raise ValueError(f"{path} is not a checkpoint of torch.save: {str(error)[:300]}") from error
+        raise ValueError(f"{path} is not a checkpoint of torch.save: {' '.join(str(error).split())[:300]}") from error
     except FileNotFoundError:
         raise ValueError(f"no file {path}") from None
     except Exception as error:  # a cut-off or foreign file fails in as many ways as there are formats
-        raise ValueError(f"{path} cannot be read as a checkpoint of torch.save: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} cannot be read as a checkpoint of torch.save: {reason}") from error
 
 
 def convert(checkpoint: Path, out: Path, backbone: str) -> str:

@@ -9,7 +9,7 @@ import itertools
 from typing import Any
 
 import torch
-from timm.layers import Mlp
+from timm.layers import Mlp, get_act_layer
 from timm.models.vision_transformer import Block
 from torch import nn
 
@@ -149,7 +149,7 @@ def build_projector(
         num_heads: attention heads of the backbone (transformer kinds).
         act_layer: activation of the backbone's blocks (pretrained-decoder).
         tail: the backbone's last blocks and its final norm (truncated).
-        options: the decoder's own shape, for `TransformerProjector` (pretrained-decoder).
+        options: the decoder's own shape, for `TransformerProjector` (pretrained-decoder); activations by timm's names.
     """
     if name == "linear":
         return zero_linear(vision_dim, llm_dim)
@@ -161,6 +161,7 @@ def build_projector(
         return TransformerProjector(vision_dim, llm_dim, num_tokens=num_tokens, num_heads=num_heads)
     if name == "pretrained-decoder":
         own = {"num_heads": num_heads, "zero_prefix": num_prefix_tokens, "act_layer": act_layer} | (options or {})
+        own["act_layer"] = get_act_layer(own["act_layer"])
         return TransformerProjector(vision_dim, llm_dim, num_tokens=num_tokens, **own)
     if name == "truncated":
         blocks, norm = tail
