@@ -71,11 +71,13 @@ def _parse(config_class, argv: list[str], default: str, named: str | None):
     path = given.get("config_path")
     if path is None and "model" not in given:
         path = CONFIGS / default
-    settings = yaml.safe_load(Path(path).read_text()) or {} if path else {}
+    settings = _read_settings(Path(path)) if path else {}
     for key in _flatten(settings):
         if key not in fields:
             raise unknown(f"setting in {path}", key, fields)
     name = given.get("model", settings.get("model"))
+    if not isinstance(name, str | None):
+        raise ValueError(f"model is {name!r}: expected a name")
     if name is not None:
         models = read_presets(named) if named else {name: {}}
         if name not in models:
@@ -89,6 +91,24 @@ def _parse(config_class, argv: list[str], default: str, named: str | None):
             return draccus.parse(config_class, config_path=merged.name, args=rest)
         except draccus.ParsingError as error:
             raise ValueError(" ".join(str(error).split())) from None
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Settings in a YAML file: plain values by name. Tags that make Python objects are refused, and run nothing."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is refused: {reason}; expected YAML of plain values, settings by name") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise ValueError(f"{path} holds {ascii(settings)[:80]}; expected settings by name, such as seed: 7")
+    try:
+        _flatten(settings)
+    except RecursionError:
+        raise ValueError(f"{path} is refused: a setting refers to itself; expected plain values") from None
+    return settings
 
 
 def _listed(config_class, argv: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prismatic.models.no_code import refuse_code
 from prismatic.models.prompts import IMAGE_TOKEN, chat_template, render_prompt
 from prismatic.models.tokenizers import from_sentencepiece, from_tokenizer_json
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 PAD_TOKEN = "<PAD>"
+_NO_CODE = {"trust_remote_code": False}  # left out, transformers asks on the terminal and runs what the folder holds
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,11 @@ def get_llm_spec(id_or_path: str) -> LLMSpec:
     """Specification of a language model by id, Hugging Face id (`owner/name`) or local folder.
 
     Raises:
-        ValueError: if it is none of them; names the closest ids.
+        ValueError: if it is none of them; names the closest ids. Or if the folder names Python code to run.
     """
     if id_or_path in _SPECS:
         return _SPECS[id_or_path]
+    refuse_code(Path(id_or_path))
     is_hub_id = id_or_path.count("/") == 1 and id_or_path[0] not in "./~"
     if id_or_path and (Path(id_or_path).is_dir() or is_hub_id):
         return LLMSpec(id_or_path, id_or_path)
@@ -122,7 +125,7 @@ def llm_config(id_or_path: str) -> "PreTrainedConfig":
 
     spec = get_llm_spec(id_or_path)
     if spec.architecture is None:
-        return _reading(spec, lambda: AutoConfig.from_pretrained(spec.hub))
+        return _reading(spec, lambda: _own(AutoConfig.from_pretrained(spec.hub, **_NO_CODE)))
     return AutoConfig.for_model(**spec.architecture)
 
 
@@ -139,6 +142,7 @@ def load_tokenizer(id_or_path: str) -> "PreTrainedTokenizerFast":
     spec = get_llm_spec(id_or_path)
     source = _source(spec)
     tokenizer = _reading(spec, lambda: _read_tokenizer(source))
+    tokenizer.init_kwargs.pop("auto_map", None)  # code that its hub folder names besides
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer of LLM {spec.id!r} knows no offsets: save it as a tokenizer.json")
     if tokenizer.eos_token is None:
@@ -178,7 +182,8 @@ def load_llm(
     if not pretrained:
         return AutoModelForCausalLM.from_config(llm_config(id_or_path), dtype=dtype).eval()
     source, options = _source(spec), {"dtype": dtype or "auto", "output_loading_info": True}
-    llm, found = _reading(spec, lambda: AutoModelForCausalLM.from_pretrained(source, **options))
+    llm, found = _reading(spec, lambda: AutoModelForCausalLM.from_pretrained(source, **options, **_NO_CODE))
+    _own(llm.config)
     if found["missing_keys"]:  # transformers would draw them at random and only warn
         raise ValueError(
             f"the weights of LLM {spec.id!r} in {spec.hub} lack {', '.join(sorted(found['missing_keys']))}"
@@ -196,7 +201,13 @@ def _read_tokenizer(source: str) -> "PreTrainedTokenizerFast":
     if find("tokenizer.json"):
         return from_tokenizer_json(source)
     model_file = find("tokenizer.model")
-    return from_sentencepiece(model_file) if model_file else AutoTokenizer.from_pretrained(source)
+    return from_sentencepiece(model_file) if model_file else AutoTokenizer.from_pretrained(source, **_NO_CODE)
+
+
+def _own(config: "PreTrainedConfig") -> "PreTrainedConfig":
+    """A configuration of transformers' own, without the code that its hub folder names besides."""
+    config.__dict__.pop("auto_map", None)
+    return config
 
 
 def _source(spec: LLMSpec) -> str:
@@ -265,13 +276,13 @@ def _convert_smollm2(file: Path, folder: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **_NO_CODE)
     # A model read from GGUF refuses to be saved; one built from a clean configuration does not.
     model = AutoModelForCausalLM.from_config(llm_config("smollm2-135m"))
     model.load_state_dict(quantized.state_dict())
     model.save_pretrained(folder)
 
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **_NO_CODE)
     # transformers overlooks the field that says digits are split before words.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), tokenizer.backend_tokenizer.pre_tokenizer]
