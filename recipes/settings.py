@@ -8,9 +8,17 @@ from recipes.parsing import check_choices, parse, read_presets
 CHOICES = {
     "stage": ("align", "finetune", "full-finetune", "lora"),
     "precision": ("bf16", "fp32"),
+    "sharding": ("full", "grad-op", "hybrid", "none"),
+    "reduce_dtype": ("float32", "bfloat16"),
+    "decay": ("matrices", "as-reference"),
     "data.sampler": ("split-modality", "shuffle"),
     "data.on_bad_image": ("error", "skip"),
 }
+
+MAY_CHANGE = (  # settings in which a run may differ from the unfinished one that it continues
+    "data.workers", "per_device_batch_size", "gradient_checkpointing", "processes", "sharding", "timeout_minutes",
+    "save_every_steps", "keep_last", "keep_every", "resume", "run_root", "trackers", "eval_tasks", "eval_root",
+)  # fmt: skip
 
 
 @dataclass
@@ -71,12 +79,22 @@ class FinetuneConfig:
     learning_rate: float = 2e-5  # peak
     min_learning_rate: float = 0.0  # where the cosine ends
     warmup_ratio: float = 0.03  # share of the steps with linear warm-up
-    weight_decay: float = 0.1  # AdamW, on matrices only
+    weight_decay: float = 0.1  # AdamW
+    decay: str = "matrices"  # what decays; "as-reference": nothing, as when the reference trains on several GPUs
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW
     max_grad_norm: float = 1.0  # global norm that gradients are clipped to
     precision: str = "bf16"  # "bf16" computes in bfloat16 with float32 weights, "fp32" does not
     gradient_checkpointing: bool = True  # recompute activations in the backward pass: less memory, 30 % slower
     seed: int = 7  # of new weights and of the order of the data
+
+    processes: int | None = None  # how many must have joined one group, else it is an error; null takes any number
+    sharding: str = "full"  # of several processes: full, grad-op (less traffic), hybrid (within a node), or none (DDP)
+    reduce_dtype: str = "float32"  # in which sharded gradients are summed over processes, or bfloat16
+    timeout_minutes: float = 30  # a process that waits longer for the others ends the run with an error
+    save_every_steps: int | None = 500  # steps between the checkpoints that an interrupted run continues from
+    keep_last: int = 2  # how many of the newest stay
+    keep_every: int | None = None  # those of every so many steps stay as well
+    resume: str = "auto"  # auto continues the unfinished run of this run_id; never; or a step checkpoint or other run
 
     eval_tasks: list[str] = field(default_factory=list)  # benchmarks to evaluate at the end; see python -m eval list
     eval_root: str = ""  # folder that holds their data sets; "miniature:400" draws that many scenes as five benchmarks
@@ -98,7 +116,11 @@ def named_models() -> dict[str, dict[str, Any]]:
 
 
 def _check(config: FinetuneConfig) -> None:
-    check_choices(config, CHOICES, ("epochs", "max_length", "learning_rate", "data.held_out_limit"))
+    positive = ("epochs", "max_length", "learning_rate", "data.held_out_limit", "timeout_minutes", "keep_last")
+    check_choices(config, CHOICES, positive)
+    for name in ("processes", "save_every_steps", "keep_every"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise ValueError(f"--{name} is {getattr(config, name)}: expected at least 1, or null")
     if not config.data.annotations:
         raise ValueError("no data: give --data.annotations a LLaVA json file, or miniature:6000 for drawn scenes")
     scenes = config.data.annotations.partition("miniature:")[2]

@@ -15,6 +15,7 @@ from prismatic.data.sources import BadImageError, ConversationDataset
 REFERENCE_PATCHES = 576  # the reference adds as many to a multimodal length when it looks for the longest batch
 
 Example = dict[str, Tensor | None]
+_NOTHING: Example = {"input_ids": torch.tensor([0]), "labels": torch.tensor([IGNORE_INDEX]), "pixel_values": None}
 
 
 class TrainingExamples(Dataset):
@@ -74,12 +75,9 @@ def collate_padded(items: Sequence[Example | None], pad_token_id: int) -> dict[s
     Returns:
         `input_ids`, `labels` (-100 on padding) and `attention_mask` (1 on tokens), int64 [B, T]; `pixel_values`
         [M, C, H, W] of the examples with an image, in order, or None; `skipped`, the number of items that were None.
-        A batch of which nothing is left has B = T = 0.
+        A batch of which nothing is left is one token of padding: processes must go through as many batches.
     """
-    kept = [item for item in items if item is not None]
-    if not kept:
-        empty = torch.zeros(0, 0, dtype=torch.long)
-        return {"input_ids": empty, "labels": empty, "attention_mask": empty, **_pixels_and_skipped(items)}
+    kept = [item for item in items if item is not None] or [_NOTHING | {"input_ids": torch.tensor([pad_token_id])}]
     return {
         "input_ids": pad_sequence([item["input_ids"] for item in kept], True, pad_token_id),
         "labels": pad_sequence([item["labels"] for item in kept], True, IGNORE_INDEX),
@@ -95,13 +93,13 @@ def collate_packed(items: Sequence[Example | None]) -> dict[str, Any]:
 
     Returns:
         `input_ids`, `labels` and `position_ids`, int64 [1, T]; `pixel_values` and `skipped` as in `collate_padded`.
+        A batch of which nothing is left is one token without a label.
     """
-    kept = [item for item in items if item is not None]
-    nothing = torch.zeros(0, dtype=torch.long)
-    positions = torch.cat([nothing, *(torch.arange(len(item["input_ids"])) for item in kept)])
-    labels = torch.cat([nothing, *(item["labels"] for item in kept)])
+    kept = [item for item in items if item is not None] or [_NOTHING]
+    positions = torch.cat([torch.arange(len(item["input_ids"])) for item in kept])
+    labels = torch.cat([item["labels"] for item in kept])
     return {
-        "input_ids": torch.cat([nothing, *(item["input_ids"] for item in kept)])[None],
+        "input_ids": torch.cat([item["input_ids"] for item in kept])[None],
         "labels": labels.masked_fill(positions == 0, IGNORE_INDEX)[None],
         "position_ids": positions[None],
         **_pixels_and_skipped(items),

@@ -11,10 +11,13 @@ from safetensors.torch import load_file
 from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.llm import get_llm_spec, llm_config, load_llm, load_tokenizer
 from prismatic.models.modeling import PrismaticForConditionalGeneration
+from prismatic.models.no_code import check_parts_named, read_object, refuse_code
 from prismatic.models.processing import PrismaticImageProcessor, PrismaticProcessor
 from prismatic.models.projectors import TAIL_BLOCKS, check_projector, decoder_options
 from prismatic.models.prompts import IMAGE_TOKEN
 from prismatic.training.checkpoint import latest_checkpoint, write_json
+from prismatic.training.optim import set_trainable
+from prismatic.training.state import STATE_JSON, load_tensors, problem_with, read_state
 from vision_backbones import BackboneSpec, check_spec, create_backbone, get_spec
 from vision_backbones.transforms import image_transform
 from vision_backbones.weights import decoder_path, find_weights, read_header
@@ -197,11 +200,11 @@ def save_parts(folder: Path, parts: dict) -> None:
 
 
 def find_model(path_or_name: str | Path) -> Path | None:
-    """The folder that a model's path or name means, here: a path, a run, or an embedded model; None for none."""
+    """The folder that a path, a run or an embedded model means; None for none. One that names code is refused."""
     places = [Path(path_or_name), Path("runs") / path_or_name]
     if path_or_name in EMBEDDED:
         places.append(EMBEDDED[path_or_name])
-    return next((place for place in places if place.exists()), None)
+    return next((refuse_code(place) for place in places if place.exists()), None)
 
 
 def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge: bool = True):
@@ -214,7 +217,7 @@ def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge:
         merge: fold LoRA adapters into the weights; otherwise the peft model is given.
 
     Raises:
-        ValueError: nothing is found there, naming similar folders.
+        ValueError: nothing is found there, naming similar folders; or its configuration names Python code to run.
     """
     path = find_model(path_or_name)
     if path is None:
@@ -222,24 +225,28 @@ def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge:
     if (path / "checkpoints").is_dir():
         newest = latest_checkpoint(path)
         if newest is None:
-            raise ValueError(f"the run {path} holds no checkpoint yet: it is written at the end of the first epoch")
-        path = newest
+            raise ValueError(f"the run {path} holds no checkpoint yet")
+        path = refuse_code(newest)
+    if (path / STATE_JSON).is_file():
+        return _load_step(path, dtype, merge)
     if (path / "adapter_config.json").is_file():
         return _load_adapters(path, dtype, merge)
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} holds neither config.json nor checkpoints/: give a run folder or a saved model")
-    return PrismaticForConditionalGeneration.from_pretrained(path, dtype=dtype), PrismaticProcessor.from_pretrained(
-        path
-    )
+    return _from_pretrained(path, dtype)
+
+
+def _from_pretrained(source: str | Path, dtype: torch.dtype):
+    options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    model = PrismaticForConditionalGeneration.from_pretrained(source, **options)
+    return model, PrismaticProcessor.from_pretrained(source, trust_remote_code=False)
 
 
 def _load_from_hub(name: str, dtype: torch.dtype):
     beside = [str(p) for folder in (Path(name).parent, Path("runs")) for p in folder.glob("*") if p.is_dir()]
     near = difflib.get_close_matches(name, beside, n=3)
     try:
-        return PrismaticForConditionalGeneration.from_pretrained(name, dtype=dtype), PrismaticProcessor.from_pretrained(
-            name
-        )
+        return _from_pretrained(name, dtype)
     except OSError as error:
         hint = f"did you mean {' or '.join(near)}?" if near else "give a run, its id under runs/, or a Hugging Face id"
         raise ValueError(f"no model called {name!r}, neither here nor on the hub: {hint}") from error
@@ -248,14 +255,42 @@ def _load_from_hub(name: str, dtype: torch.dtype):
 def _load_adapters(path: Path, dtype: torch.dtype, merge: bool):
     """Adapters hold what was trained; the rest is put together again from the parts that `save_parts` wrote."""
     from peft import PeftModel
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
     parts = path / PARTS_FILE
-    if not parts.is_file():
-        raise ValueError(f"{path} holds adapters, but not {PARTS_FILE}, which says what they adapt")
-    model, _ = start(**json.loads(parts.read_text()))
+    if not parts.is_file() or not (path / SAFETENSORS_WEIGHTS_NAME).is_file():
+        raise ValueError(f"{path} holds no {PARTS_FILE}, which says what its adapters adapt, or no safetensors of them")
+    try:
+        model, _ = start(**check_parts_named(read_object(parts), parts))
+    except RecursionError:
+        raise ValueError(f"{parts} is refused: init_from leads back to the same adapters") from None
     model = PeftModel.from_pretrained(model, path)
-    processor = PrismaticProcessor.from_pretrained(path)
+    processor = PrismaticProcessor.from_pretrained(path, trust_remote_code=False)
     return (model.merge_and_unload() if merge else model).to(dtype).eval(), processor
+
+
+def _load_step(path: Path, dtype: torch.dtype, merge: bool):
+    """A checkpoint that training continues from holds what is trained; the rest is put together again."""
+    if problem := problem_with(path):
+        raise ValueError(f"{path} is damaged: {problem}; give an older checkpoint")
+    about = read_state(path)
+    model, processor = start_stage(check_parts_named(about["parts"], path), about["stage"], about["lora"])
+    load_tensors(path, model)
+    model = model.merge_and_unload() if merge and about["stage"] == "lora" else model
+    return model.to(dtype).eval(), processor
+
+
+def start_stage(parts: dict, stage: str, lora: dict):
+    """The model that a stage trains, adapters included, and its processor; what is not trained is frozen.
+
+    Args:
+        parts: arguments of `start`.
+        stage: of the finetune.
+        lora: arguments of `add_lora`, used by stage "lora".
+    """
+    model, processor = start(**parts)
+    set_trainable(model, stage)
+    return (add_lora(model, **lora) if stage == "lora" else model), processor
 
 
 def start(init_from: str | None = None, **parts):

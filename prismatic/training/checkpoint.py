@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from prismatic.training.state import step_folders
 from vision_backbones.weights import sync, write_tensors
 
 OPTIMIZER = "optimizer"
@@ -21,21 +22,29 @@ SUMMARY = "summary.json"  # its presence marks a finished run
 STATE = Path("checkpoints/last/training.safetensors")  # its presence lets an unfinished run continue
 
 
-def save_model(model, processor, folder: Path) -> Path:
+def save_model(model, processor, folder: Path, weights: dict | None = None, replace: bool = False) -> Path:
     """Writes model (or peft adapters) and processor to a new `folder` as `save_pretrained` does, all or nothing.
+
+    Args:
+        model: with its own weights, or sharded.
+        processor: beside it.
+        folder: to write.
+        weights: state dict of a sharded model.
+        replace: put it in the place of an existing folder.
 
     Raises:
         ValueError: the folder exists.
     """
-    if folder.exists():
+    if folder.exists() and not replace:
         raise ValueError(f"{folder} exists already: choose another folder")
     beside = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    model.save_pretrained(beside)
+    model.save_pretrained(beside, **({} if weights is None else {"state_dict": weights}))
     processor.save_pretrained(beside)
     for path in beside.rglob("*"):
         sync(path)
+    shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
     sync(folder.parent)
     return folder
@@ -112,7 +121,7 @@ def open_run(config, accelerator, name: str, may_change: Sequence[str] | None = 
         raise ValueError(
             f"{folder} holds a finished run: choose another --run_id, or delete the folder to run it again"
         )
-    continues = may_change is not None and (folder / STATE).is_file()
+    continues = may_change is not None and ((folder / STATE).is_file() or bool(step_folders(folder)))
     if continues:
         _check_unchanged(folder, config, may_change)
     accelerator.wait_for_everyone()  # every process has looked before the first one writes
@@ -142,5 +151,5 @@ def _flat(settings: dict, prefix: str = "") -> dict:
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
     """The newest checkpoint of a run folder; None when there is none."""
-    found = sorted((run_dir / "checkpoints").glob("epoch-*"))
-    return found[-1] if found else None
+    found = [*(run_dir / "checkpoints").glob("epoch-*"), *step_folders(run_dir)]
+    return max(found, key=lambda folder: folder.stat().st_mtime_ns, default=None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
@@ -82,6 +83,13 @@ class Images:
         for batch in bar:
             if len(batch["pixel_values"]):
                 yield loop.to_device(batch, self.accelerator.device)
+
+    def stand_in(self) -> Batch:
+        """A batch of one black image for a process that could read none: the others wait for it."""
+        masks = self.masks(np.random.default_rng(0)) if self.masks else torch.zeros(0, 0, dtype=torch.bool)
+        pixels = torch.zeros(1, 3, self.spec.image_size, self.spec.image_size)
+        batch = {"pixel_values": pixels, "labels": torch.zeros(1, dtype=torch.long), "masks": masks}
+        return loop.to_device(batch, self.accelerator.device)
 
     def _examples(self, source: ImageSource, transform: Callable, epoch: int) -> TrainingImages:
         config = self.config
@@ -214,7 +222,7 @@ def train(
             save_state(run_dir / STATE, parts, optimizer, progress)
         accelerator.wait_for_everyone()
 
-    def after_step(steps_done: int) -> None:
+    def after_step(steps_done: int, stop: bool) -> None:
         if ema:
             ema.update(model)
         ends_epoch = steps_done % images.steps_per_epoch == 0 or steps_done == steps  # which saves once it is validated
@@ -238,12 +246,16 @@ def train(
                 write("best")
         save(steps_done)
 
+    def loss_sum(model: nn.Module, batch: Batch) -> torch.Tensor:
+        count = len(batch["pixel_values"])
+        return loss(model, batch if count else images.stand_in()) * count
+
     loop.fit(
         accelerator,
         accelerator.prepare_model(model) if accelerator.num_processes > 1 else model,
         optimizer,
         Objective(
-            lambda m, batch: loss(m, batch) * len(batch["pixel_values"]),
+            loss_sum,
             lambda batch: len(batch["pixel_values"]),
             image_counts,
             "images",

@@ -8,14 +8,22 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.tracking import get_available_trackers
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from prismatic.training.objective import Batch, Objective
+from prismatic.training.sharding import (
+    check_processes,
+    clip_gradients,
+    computes_in,
+    local_processes,
+    synchronise_gradients,
+)
 
 
 def accumulate(
@@ -28,8 +36,8 @@ def accumulate(
     """Adds up the gradients of `weight * loss_sum` over the micro-batches; gives the unweighted sums."""
     sums = []
     for number, (batch, weight) in enumerate(zip(micro_batches, weights, strict=True)):
-        last = number == len(micro_batches) - 1
-        with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
+        synchronise_gradients(model, number == len(micro_batches) - 1)
+        with computes_in(model, accelerator):
             total = loss_sum(model, batch)
         (total * weight).backward()
         sums.append(total.detach())
@@ -49,7 +57,9 @@ def fit(
     max_grad_norm: float,
     log: Callable[[dict], None],
     end_of_epoch: Callable[[int, int], None],
-    after_step: Callable[[int], None] = lambda step: None,
+    after_step: Callable[[int, bool], None] = lambda step, stop: None,
+    before_update: Callable[[], None] = lambda: None,
+    should_stop: Callable[[], bool] = lambda: False,
     done_steps: int = 0,
     seed: int = 0,
     matmul_peak: float | None = None,
@@ -71,7 +81,9 @@ def fit(
         max_grad_norm: global norm that gradients are clipped to.
         log: takes the metrics of a step.
         end_of_epoch: called with the epoch and the steps done when it ends.
-        after_step: called with the number of steps done after each.
+        after_step: called after each step with the number of steps done, and whether any process should stop.
+        before_update: called before parameters and optimizer states change.
+        should_stop: whether this process was asked to stop.
         done_steps: steps done before, in a run that continues.
         seed: dropout draws from it, the step and the process alone, so that a continued run draws the same.
         matmul_peak: FLOP/s of a large matrix product, to report MFU.
@@ -89,10 +101,12 @@ def fit(
         started = time.perf_counter()  # a step's seconds include waiting for its data
         for group in batched(micro_batches, accumulation):
             bad = sum(b.get("skipped", 0) for b in group)
-            group = [to_device(b, accelerator.device) for b in group if objective.work(b)[1]]
-            work = [sum(column) for column in zip(*map(objective.work, group), strict=True)] or [0, 0]
-            counts = torch.tensor([sum(map(objective.terms, group)), *work, bad], device=accelerator.device)
-            terms, units, places, bad = accelerator.reduce(counts, "sum").tolist()
+            # Every process runs every micro-batch, even one of which nothing is left: the others wait for it.
+            group = [to_device(b, accelerator.device) for b in group]
+            work = [sum(column) for column in zip(*map(objective.work, group), strict=True)]
+            counts = [sum(map(objective.terms, group)), *work, bad, int(should_stop())]
+            counts = torch.tensor(counts, device=accelerator.device)
+            terms, units, places, bad, stop = accelerator.reduce(counts, "sum").tolist()
             if not terms:
                 raise ValueError(
                     f"step {step + 1} has nothing to learn from: its images could not be read, or its texts are cut "
@@ -105,22 +119,22 @@ def fit(
             with counter:
                 weights = [accelerator.num_processes / terms] * len(group)
                 sums = accumulate(model, group, weights, objective.loss_sum, accelerator)
-            start = torch.zeros((), device=accelerator.device)
             if flops_per_unit is None:
                 flops_per_unit = counter.get_total_flops() / max(1, int(counts[1]))
-            loss = accelerator.reduce(sum(sums, start), "sum").item() / terms
+            loss = accelerator.reduce(sum(sums), "sum").item() / terms
             if not math.isfinite(loss):
                 raise FloatingPointError(
                     f"loss is {loss} at step {step + 1}: the step was not taken; the last checkpoint is good. "
                     "Lower the learning rate or look at the data of this step."
                 )
             trained = [p for g in optimizer.param_groups for p in g["params"]]
-            norm = torch.nn.utils.clip_grad_norm_(trained, max_grad_norm).item()
+            norm = clip_gradients(trained, max_grad_norm)
             if not math.isfinite(norm):
                 raise FloatingPointError(
                     f"gradient norm is {norm} at step {step + 1}: the step was not taken; the last checkpoint is good. "
                     "Lower the learning rate or look at the data of this step."
                 )
+            before_update()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -134,7 +148,7 @@ def fit(
                 f"{unit}_per_second": units / seconds,
                 "loss_terms": terms,
                 "padding_share": 1 - units / places,
-                "mfu": flops_per_unit * units / seconds / matmul_peak if matmul_peak else None,
+                "mfu": flops_per_unit * units / seconds / matmul_peak / accelerator.num_processes if matmul_peak else None,
                 "memory_gb": memory_gb(accelerator.device),
                 "skipped_images": bad,
                 "seconds": seconds,
@@ -143,7 +157,7 @@ def fit(
             bar.set_postfix(loss=f"{loss:.3f}", **{f"{unit}_s": f"{units / seconds:.0f}"}, refresh=False)
             bar.update()
             step += 1
-            after_step(step)
+            after_step(step, bool(stop))
             started = time.perf_counter()
             if step == total_steps:
                 break
@@ -165,11 +179,21 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
-def launch(precision: str, trackers: list[str], run_root: str) -> Accelerator:
+def launch(
+    precision: str, trackers: list[str], run_root: str, processes: int | None = None, timeout_minutes: float = 30
+) -> Accelerator:
     """The accelerator of this process, which gets its share of the cores: launchers set one thread even for one.
 
+    Args:
+        precision: "bf16" or "fp32".
+        trackers: names that accelerate knows.
+        run_root: where trackers write.
+        processes: how many processes are expected to join; None takes any number.
+        timeout_minutes: how long processes wait for one another before they give up.
+
     Raises:
-        ValueError: a tracker is not installed; accelerate itself would leave it out without a word.
+        ValueError: a tracker is not installed (accelerate itself would leave it out without a word), or other
+            processes than expected form a group.
     """
     available = [tracker.value for tracker in get_available_trackers()]
     if absent := [name for name in trackers if name not in available]:
@@ -177,17 +201,21 @@ def launch(precision: str, trackers: list[str], run_root: str) -> Accelerator:
             f"tracker {', '.join(absent)} is not installed: pip install it, or leave it out "
             f"(metrics.jsonl is always written); here: {', '.join(available) or 'none'}"
         )
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # absent on macOS
-    torch.set_num_threads(max(1, cores // local_processes))
+    torch.set_num_threads(max(1, cores // local_processes()))
     keep_freed_memory()
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else several processes on CPU form no group
         mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=trackers or None,
         project_dir=run_root,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
+        ],
     )
+    check_processes(accelerator.num_processes, processes)
+    return accelerator
 
 
 def keep_freed_memory() -> None:

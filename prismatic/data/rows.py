@@ -1,0 +1,55 @@
+"""The batches of a finetune: which rows every optimizer step sees, and how they become tensors."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from prismatic.data import batching
+from prismatic.data.sources import ConversationDataset
+from prismatic.models.processing import encode_row
+
+
+@dataclass(frozen=True)
+class RowBatches:
+    """This process's micro-batches of a finetune with the settings `config`."""
+
+    config: object
+    source: ConversationDataset
+    processor: object
+    rank: int
+    world: int
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of this process that make an optimizer step."""
+        config = self.config
+        return batching.accumulation_steps(config.global_batch_size, self.world, config.per_device_batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        every = self.config.epochs * (len(self.plan(0)) // self.accumulation)
+        return min(every, self.config.max_steps or every)
+
+    def plan(self, epoch: int) -> list:
+        """The rows of every micro-batch of an epoch."""
+        config, size = self.config, self.config.global_batch_size
+        if config.data.sampler == "shuffle":
+            rows = batching.shuffle_indices(len(self.source), size, config.seed, epoch)
+        else:
+            kinds, lengths = self.source.is_multimodal, self.source.word_counts
+            rows = batching.split_modality_indices(kinds, lengths, size, self.world, config.seed, epoch)
+        return batching.micro_batches(rows, self.rank, self.world, size, config.per_device_batch_size)
+
+    def epochs(self, done_steps: int = 0) -> Iterator:
+        """Number and loader of each epoch, without the first `done_steps` optimizer steps."""
+        config, processor = self.config, self.processor
+        encode = partial(encode_row, processor=processor, max_length=config.max_length, stage=config.stage)
+        transform = processor.image_processor.transform
+        examples = batching.TrainingExamples(self.source, encode, transform, config.data.on_bad_image)
+        padded = partial(batching.collate_padded, pad_token_id=processor.tokenizer.pad_token_id)
+        collate = batching.collate_packed if config.data.packing else padded
+        return batching.epoch_loaders(
+            lambda epoch: examples, collate, self.plan, config.epochs, config.data.workers, config.seed,
+            done=done_steps * self.accumulation,
+        )  # fmt: skip

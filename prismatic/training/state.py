@@ -1,0 +1,157 @@
+"""What a finetune needs to continue bit for bit: its tensors by name, random numbers, and whether files are whole.
+
+A step's checkpoint is a folder: one safetensors file a process (its shards, written by torch.distributed.checkpoint),
+`rank-*.json` (random numbers), `state.json` (progress, versions, parts) and `manifest.json` (size and SHA-256 of every
+file), which torch does not check. Nothing in it is a pickle.
+"""
+
+import hashlib
+import json
+import random
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed.checkpoint as dcp
+from accelerate.utils import gather_object
+from torch import nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+from vision_backbones.weights import read_header
+
+PREFIX = "step-"
+MANIFEST, STATE_JSON, LATEST = "manifest.json", "state.json", "latest"
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "timm")
+_WRAPPER = "_checkpoint_wrapped_module."
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters by the names they have without activation checkpointing."""
+    return {n.replace(_WRAPPER, ""): p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """`model.NAME` and `optimizer.NAME.KEY` of everything that training changes; sharded as the model is."""
+    tensors = {}
+    for name, parameter in trained_parameters(model).items():
+        tensors[f"model.{name}"] = parameter.detach()
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
+    return tensors
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide what a step computes."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def random_state() -> dict:
+    """This process's random numbers of Python, numpy, torch and the accelerator, as JSON."""
+    kind, keys, *rest = np.random.get_state()
+    accelerator = torch.accelerator.is_available() and torch.get_device_module().get_rng_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, keys.tolist(), *rest],
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+        "accelerator": accelerator.numpy().tobytes().hex() if isinstance(accelerator, torch.Tensor) else None,
+    }
+
+
+def set_random_state(state: dict) -> None:
+    """Puts back what `random_state` gave."""
+    number, keys, gauss = state["python"]
+    random.setstate((number, tuple(keys), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(_bytes(state["torch"]))
+    if state["accelerator"] and torch.accelerator.is_available():
+        torch.get_device_module().set_rng_state(_bytes(state["accelerator"]))
+
+
+def _bytes(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+
+
+def describe(path: Path) -> dict:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def step_folders(run_dir: Path) -> list[Path]:
+    """The step checkpoints of a run, newest first."""
+    return sorted((run_dir / "checkpoints").glob(f"{PREFIX}*"), reverse=True)
+
+
+def problem_with(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with a checkpoint's files; None if all are as they were written.
+
+    Args:
+        folder: of the checkpoint.
+        part: which part of the files is read in full; sizes of all are compared.
+        parts: of how many.
+    """
+    try:
+        expected = json.loads((folder / MANIFEST).read_text())["files"]
+        for number, (name, about) in enumerate(sorted(expected.items())):
+            path = folder / name
+            if Path(name).name != name or not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != about["bytes"]:
+                return f"{name} has {path.stat().st_size:,} bytes of {about['bytes']:,}"
+            if number % parts == part and describe(path) != about:
+                return f"{name} is not what was written (SHA-256 differs)"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error!r})"
+    return None
+
+
+def newest_whole(folders: list[Path], accelerator) -> Path | None:
+    """The first of `folders` whose files are as they were written; says which ones are passed over and why."""
+    for folder in folders:
+        mine = problem_with(folder, accelerator.process_index, accelerator.num_processes)
+        problems = [problem for problem in gather_object([mine]) if problem]
+        if not problems:
+            return folder
+        accelerator.print(f"checkpoint {folder} is damaged and passed over: {problems[0]}")
+    return None
+
+
+def read_state(folder: Path) -> dict:
+    """The content of `state.json`."""
+    return json.loads((folder / STATE_JSON).read_text())
+
+
+def load_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Puts the tensors of a checkpoint into a model and its optimizer, however either is sharded.
+
+    Raises:
+        ValueError: the checkpoint is of another model.
+    """
+    shapes: dict[str, None] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        shapes |= dict.fromkeys(read_header(file)[0])
+    parameters = trained_parameters(model)
+    target = {f"model.{name}": parameter.data for name, parameter in parameters.items()}
+    stored = {name for name in shapes if name.startswith("model.")}
+    if stored != target.keys():
+        differing = sorted(stored ^ target.keys())
+        raise ValueError(
+            f"{folder} is of another model: {', '.join(differing[:3])} ({len(differing)}) is only on one side"
+        )
+    states = {}
+    for name in shapes if optimizer else ():
+        if name.startswith("optimizer."):
+            owner, _, key = name.removeprefix("optimizer.").rpartition(".")
+            parameter = parameters[owner]
+            value = torch.zeros((), dtype=torch.float32) if key == "step" else torch.zeros_like(parameter.data)
+            states.setdefault(parameter, {})[key] = target[name] = value
+    try:
+        alone = not torch.distributed.is_initialized()
+        dcp.load(target, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
+    except (dcp.api.CheckpointException, ValueError) as error:
+        raise ValueError(f"{folder} is of another model: {str(error).splitlines()[-1]}") from error
+    for parameter, state in states.items():
+        if optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"):
+            state["step"] = state["step"].to(parameter.device)
+        optimizer.state[parameter] = state

@@ -1,0 +1,113 @@
+"""Several processes are one: sharded in every mode, with uneven data, and from checkpoints of other numbers of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sharded_worker import CASES, model_of
+
+from prismatic.training import optim, sharding
+
+WORKER = Path(__file__).with_name("sharded_worker.py")
+ALONE, TWO = [case for case in CASES if case != "hybrid"], [case for case in CASES if case != "hybrid"]
+FOUR = ["full", "hybrid", "text-on-one-side", "empty-last"]
+
+
+def launch(processes: int, out: Path, cases: list[str], **environment) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run([*command, str(WORKER), str(out), *cases], capture_output=True, text=True, timeout=300,
+                          env=os.environ | environment | {"PYTHONPATH": ":".join(sys.path)})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """What one, two and four processes made of every case; resumed by other numbers of processes than saved."""
+    out = tmp_path_factory.mktemp("sharded")
+    launch(1, out, [*ALONE, "resume-a-3"])
+    launch(2, out, [*TWO, "resume-a-6", "resume-b-3", "resume-c-3", "resume-c-6"])
+    launch(4, out, [*FOUR, "resume-b-6"], NODES_OF="2")
+    return out
+
+
+def read(results: Path, processes: int, case: str):
+    file = results / str(processes) / case
+    return json.loads(file.with_suffix(".json").read_text()), load_file(file.with_suffix(".safetensors"))
+
+
+@pytest.mark.parametrize(("processes", "case"), [*((2, c) for c in TWO if c != "bf16"), *((4, c) for c in FOUR)])
+def test_several_processes_are_one(results, processes, case):
+    losses, weights = read(results, processes, case)
+    expected, expected_weights = read(results, 1, "full" if case == "hybrid" else case)
+    assert len(losses) == 6 and losses == pytest.approx(expected, rel=1e-5)
+    assert weights.keys() == expected_weights.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, expected_weights[name], atol=1e-4, rtol=0)
+
+
+def test_every_case_trains_something_else(results):
+    """Equal results would prove little if cases were equal: every one must differ from the plain one if it should."""
+    plain = read(results, 1, "full")[0]
+    for case in ("text-steps", "empty-last", "lora", "align", "full-finetune"):
+        assert read(results, 1, case)[0] != pytest.approx(plain, rel=1e-5), case
+    for case in ("none", "grad-op", "micro-batches-of-2", "text-on-one-side", "checkpointed"):
+        assert read(results, 1, case)[0] == pytest.approx(plain, rel=1e-5), case
+
+
+def test_bfloat16_units_compute_what_autocast_does(results):
+    assert read(results, 2, "bf16")[0] == pytest.approx(read(results, 1, "bf16")[0], rel=2e-3)
+
+
+@pytest.mark.parametrize(("case", "saved_by", "resumed_by"), [("a", 1, 2), ("b", 2, 4), ("c", 2, 2)])
+def test_a_resumed_run_equals_one_that_was_not_interrupted(results, case, saved_by, resumed_by):
+    expected, expected_weights = read(results, resumed_by, "full")
+    first, _ = read(results, saved_by, f"resume-{case}-3")
+    rest, weights = read(results, resumed_by, f"resume-{case}-6")
+    if saved_by == resumed_by:
+        assert first + rest == expected
+        assert all(torch.equal(weights[name], value) for name, value in expected_weights.items())
+    assert first + rest == pytest.approx(expected, rel=1e-4)
+    for name, value in expected_weights.items():
+        torch.testing.assert_close(weights[name], value, atol=1e-4, rtol=0)
+
+
+def test_decay_groups_are_those_of_whole_shapes():
+    model = model_of("full-finetune")
+    decayed, spared = (group["params"] for group in optim.parameter_groups(model.named_parameters(), 0.1))
+    assert {p.ndim for p in decayed} <= {2, 3, 4} and model.llm.lm_head.weight in set(decayed)
+    assert model.llm.model.norm.weight in set(spared)
+
+
+def test_what_is_a_unit():
+    model = model_of("finetune")
+    assert [type(block).__name__ for block in sharding.blocks(model)] == ["LlamaDecoderLayer"] * 2
+    assert sharding.frozen_tower(model) == set(model.vision_backbone.parameters())
+    model = model_of("full-finetune")
+    assert [type(block).__name__ for block in sharding.blocks(model)] == ["LlamaDecoderLayer"] * 2 + ["Block"]
+    assert not sharding.frozen_tower(model)
+    assert len(sharding.blocks(model_of("lora"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("fulll", 2), "unknown sharding 'fulll'"), (("hybrid", 6, 4), "6 processes are not a multiple of the 4")],
+)
+def test_a_mode_that_does_not_fit_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.check_sharding(*arguments)
+
+
+def test_fewer_processes_than_expected_are_refused(monkeypatch):
+    sharding.check_processes(2, 2)
+    sharding.check_processes(1, None)
+    with pytest.raises(ValueError, match="--processes is 8, but 1 joined one group: on CPU use"):
+        sharding.check_processes(1, 8)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ValueError, match="the launcher was asked for several processes, but this one is alone"):
+        sharding.check_processes(1, None)
