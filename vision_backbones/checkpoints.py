@@ -102,7 +102,10 @@ def unpickle(path: Path):
                 "plain values can run any code. Nothing was run. Get the weights as safetensors, or have whoever made "
                 "the file save the state dict alone: torch.save(model.state_dict(), path)"
             ) from error
-        raise ValueError(f"{path} is not a checkpoint of torch.save: {' '.join(str(error).split())[:300]}") from error
+        # torch recommends to run the code, and its documentation; what it found stands in between.
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("Check the documentation")[0]
+        reason = " ".join(reason.split())[:300]
+        raise ValueError(f"{path} is not a checkpoint of torch.save: {reason}") from error
     except FileNotFoundError:
         raise ValueError(f"no file {path}") from None
     except Exception as error:  # a cut-off or foreign file fails in as many ways as there are formats
