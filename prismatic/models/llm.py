@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import pickle
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -219,6 +220,8 @@ def _reading(spec: LLMSpec, read):
     """What `read` gives, its failure to find or understand files told in one line with the remedy."""
     try:
         return read()
+    except pickle.UnpicklingError as error:
+        reason, cause = "its weights are a pickle that calls more than tensors, and is refused; nothing was run", error
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".:")
         cause = error

@@ -231,8 +231,8 @@ def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge:
         return _load_step(path, dtype, merge)
     if (path / "adapter_config.json").is_file():
         return _load_adapters(path, dtype, merge)
-    if not (path / "config.json").is_file():
-        raise ValueError(f"{path} holds neither config.json nor checkpoints/: give a run folder or a saved model")
+    if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
+        raise ValueError(f"{path} holds neither config.json nor checkpoints/, or no *.safetensors: give a saved model")
     return _from_pretrained(path, dtype)
 
 
