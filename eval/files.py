@@ -66,9 +66,11 @@ def texts(value: Any) -> list[str]:
 
     Raises:
         TypeError: It is anything else.
+        UnicodeEncodeError: A text holds half a surrogate pair.
     """
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise TypeError(f"{ascii(value)[:80]} is no list of texts")
+    "".join(value).encode()
     return value
 
 

@@ -76,7 +76,8 @@ def _tallyqa(row: dict) -> Example:
 
 def _vsr(row: dict) -> Example:
     info = {"relation": row["relation"]}
-    return Example(str(row["example_id"]), row["img_path"], row["caption"], str(row["true_false"]), "", info)
+    answer = {"True": "True", "False": "False"}[str(row["true_false"])]
+    return Example(str(row["example_id"]), row["img_path"], row["caption"], answer, "", info)
 
 
 def _ai2d(row: dict) -> Example:
@@ -107,7 +108,8 @@ def _textvqa(row: dict) -> Example:
 
 def _pope(row: dict) -> Example:
     id = f"{row['split']}-{row['split_question_id']}"
-    return Example(id, row["img_path"], row["question"], row["answer"].capitalize(), row["split"])
+    answer = {"yes": "Yes", "no": "No"}[row["answer"].lower()]
+    return Example(id, row["img_path"], row["question"], answer, row["split"])
 
 
 _EXAMPLES = {

@@ -13,6 +13,7 @@ from pyarrow import feather
 from tqdm import tqdm
 
 INDEX_FORMAT = 1  # raise it whenever the content of an index changes
+LONGEST_LABEL = 100  # bytes
 SCHEMA = pa.schema({"name": pa.large_binary(), "offset": pa.int64(), "size": pa.int64(), "label": pa.int64()})
 
 
@@ -77,11 +78,12 @@ def _scan(shard: Path, suffixes: Sequence[str]) -> pa.Table:
                 tar.members.clear()  # it would keep every header
                 folder, _, file = member.name.rpartition("/")
                 stem, dot, suffix = file.partition(".")
-                if not stem or not member.isreg():  # hidden files: macOS writes ._key.jpg beside key.jpg
+                # Without a stem: hidden files, which macOS writes (._key.jpg) beside key.jpg.
+                if not stem or not member.isreg() or member.issparse():
                     continue
                 key, suffix = f"{folder}/{stem}", (dot + suffix).lower()
                 if suffix == ".cls":
-                    label_of[key] = _label(tar.extractfile(member).read(), f"{shard}: {member.name}")
+                    label_of[key] = _label(tar.extractfile(member).read(LONGEST_LABEL), f"{shard}: {member.name}")
                 elif suffix in suffixes:
                     keys.append(key)
                     names.append(member.name.encode(errors="surrogateescape"))

@@ -1,0 +1,223 @@
+"""Benchmarks' files with anything in them: good examples or one ValueError that names the file; bombs are recorded."""
+
+import copy
+import json
+import pickle
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from golden_cases import requires_samples, samples_dir
+from image_bombs import bomb
+
+from eval.data import check_images
+from eval.files import read_rows
+from eval.prepared import read_prepared
+from eval.runner import Job, run_job
+from eval.task import Choose, Example, get_task
+from prismatic.miniature.benchmarks import write_benchmarks
+
+MUTATIONS = 120  # of each file
+DEEP = json.loads("[" * 200 + "]" * 200)
+ODD = [
+    None, True, -1, 10**30, 1e308, float("nan"), float("inf"), "", "\ud800", "a\0b", "../../etc/passwd", "/etc/passwd",
+    "..\\..\\x", "[1, 2, 3]", "x" * 5000, [], {}, [None], {"a": [1]}, DEEP, [1, 2, 3, float("nan")], 0, 16, "0", [[]],
+]  # fmt: skip
+FILES = {  # of a task, those that are mutated
+    "refcoco": ("refs(unc).p", "refs(umd).p", "instances.json"),
+    "ocid-ref": ("val_expressions.json",),
+    "tallyqa": ("test.json",),
+    "ai2d": (".png.json",),
+    "vqav2": ("questions.json", "annotations.json"),
+    "gqa": ("testdev_balanced_questions.json",),
+    "vizwiz": ("val.json",),
+    "textvqa": ("TextVQA_0.5.1_val.json", "textvqa_val_v051_ocr.jsonl"),
+    "pope": ("coco_pope_popular.json",),
+    "vsr": ("test.jsonl",),
+}
+
+
+def mutated(value, rng):
+    """The value with something odd in one random place of it: another value, a key or a member gone, or twice."""
+    value = copy.deepcopy(value)
+    at = value
+    while True:
+        below = list(at.values()) if isinstance(at, dict) else at
+        if not below or not any(isinstance(v, (dict, list)) and v for v in below) or rng.random() < 0.15:
+            break
+        at = rng.choice([v for v in below if isinstance(v, (dict, list)) and v])
+    keys = list(at) if isinstance(at, dict) else list(range(len(at)))
+    if not keys or rng.random() < 0.03:
+        return rng.choice(ODD)
+    key = rng.choice(keys)
+    if rng.random() < 0.2:
+        del at[key]
+    else:
+        at[key] = copy.deepcopy(rng.choice(ODD))
+    return value
+
+
+def judged(task, examples):
+    """All that an evaluation makes of examples without a model: whatever it raises is a defect of the reader."""
+    records = []
+    for example in examples:
+        assert isinstance(example.image, str) and task.prompt(example).encode()
+        kind = task.answer(example)
+        record = {**vars(example), "output": "0.1", **({"options": kind.options} if isinstance(kind, Choose) else {})}
+        records.append(record | task.scorer.judge(record))
+        json.dumps(record)
+    task.scorer.summarise(records)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A writable copy of the annotations, without pictures."""
+    root = tmp_path_factory.mktemp("samples") / "data"
+    ignored = shutil.ignore_patterns("*.jpg", "*.png", "llava", "imagenet", "coco", "ade20k", "images")
+    shutil.copytree(samples_dir(), root, ignore=ignored)
+    for path in root.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return root
+
+
+def content_of(path: Path):
+    if path.suffix == ".p":
+        return pickle.loads(path.read_bytes())
+    text = path.read_text()
+    return json.loads(text) if text[0] == "[" or text.count("\n{") == 0 else [json.loads(t) for t in text.splitlines()]
+
+
+def write(path: Path, content, rng) -> None:
+    if path.suffix == ".p":
+        return path.write_bytes(pickle.dumps(content, protocol=2))
+    lines = path.suffix == ".jsonl" or path.name.startswith("coco_pope")
+    text = "\n".join(map(json.dumps, content)) if lines and isinstance(content, list) else json.dumps(content)
+    path.write_text(text[: rng.randrange(len(text) + 1)] if rng.random() < 0.05 else text)
+
+
+@requires_samples
+@pytest.mark.parametrize("name", FILES)
+def test_mutated_raw_files(name, root):
+    task, rng, refused, good = get_task(name), random.Random(name), 0, 0
+    paths = [p for p in sorted(root.rglob("*")) if p.is_file() and p.name.endswith(FILES[name])]
+    assert len(task.read(root, task.split)) > 0
+    paths = [p for p in paths if changes(task, root, p)]
+    assert paths
+    for path in paths if len(paths) < 4 else rng.sample(paths, 3):
+        whole, content = path.read_bytes(), content_of(path)
+        for _ in range(MUTATIONS // min(len(paths), 3)):
+            write(path, mutated(content, rng), rng)
+            try:
+                examples = task.read(root, task.split)
+            except ValueError as error:
+                assert path.parent.name in str(error) and "\n" not in str(error)
+                refused += 1
+            else:
+                judged(task, examples)
+                good += 1
+        path.write_bytes(whole)
+    assert refused > 10 and refused + good >= MUTATIONS - 3
+    print(f"{name}: {refused} refused, {good} read")
+
+
+def changes(task, root: Path, path: Path) -> bool:
+    """Whether a task reads a file: broken, it is refused."""
+    whole = path.read_bytes()
+    path.write_bytes(b"{")
+    try:
+        task.read(root, task.split)
+    except ValueError:
+        return True
+    finally:
+        path.write_bytes(whole)
+    return False
+
+
+PREPARED = {
+    "refcoco": {"refer_dataset": "RefCOCO", "ref_id": 1, "sent_id": 2, "ref_expression": "a", "bbox": [0, 0, 1, 1]},
+    "ocid-ref": {"example_id": 1, "ref_expression": "a", "bbox": [0, 0, 1, 1], "clutter_split": "Minimum Clutter"},
+    "tally-qa": {"question_id": 1, "question": "a", "answer": 3, "split": "simple"},
+    "vsr": {"example_id": 1, "caption": "a", "true_false": True, "relation": "on"},
+    "ai2d": {"question_id": 1, "question": "a", "answer_choices": ["a"] * 4, "answer_label": 1, "split": "test"},
+    "vqa-v2": {"question_id": 1, "question": "a", "all_answers": ["b"] * 10, "answer_type": "c", "question_type": "d"},
+    "gqa": {"question_id": 1, "question": "a", "answer": "b"},
+    "vizwiz": {"question_id": 1, "question": "a", "answers": [{"answer": "b"}] * 10, "answerable": 1},
+    "text-vqa": {"question_id": 1, "question": "a", "answers": ["b"] * 10},
+    "pope": {"split": "popular", "split_question_id": 1, "question": "a", "answer": "yes"},
+}
+TASK_OF = {"tally-qa": "tallyqa", "vqa-v2": "vqav2", "text-vqa": "textvqa"}
+
+
+@pytest.mark.parametrize("family", PREPARED)
+def test_mutated_prepared_files(family, tmp_path):
+    task, rng, refused = get_task(TASK_OF.get(family, family)), random.Random(family), 0
+    path = tmp_path / "metadata-full.json"
+    rows = {str(number): PREPARED[family] | {"img_path": f"{number}.jpg"} for number in range(3)}
+    path.write_text(json.dumps(rows))
+    judged(task, read_prepared(path, family))
+    for _ in range(MUTATIONS):
+        write(path, mutated(rows, rng), rng)
+        try:
+            examples = read_prepared(path, family)
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+        else:
+            judged(task, examples)
+    assert refused > 20
+    print(f"{family}: {refused} of {MUTATIONS} refused")
+
+
+def test_errors_name_the_row(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n\n{"a": \n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl: row 1 is not as expected"):
+        read_rows(tmp_path / "rows.jsonl", "vsr", "rows")
+    folder = tmp_path / "vsr"
+    folder.mkdir()
+    row = {"image": "a.jpg", "caption": "b", "label": 1, "relation": "on"}
+    for change, reason in (
+        ({"label": 2}, "no 2"),
+        ({"caption": None}, "question None"),
+        ({"image": "../a"}, "lead out"),
+    ):
+        (folder / "test.jsonl").write_text("\n".join(json.dumps(r) for r in (row, row, row | change)))
+        with pytest.raises(ValueError, match=rf"test\.jsonl: row 2 is not as expected \(.*{reason}"):
+            get_task("vsr").read(tmp_path, "test")
+
+
+@pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd", "..\\x", "a\0b", "a/../../b"])
+def test_no_example_leads_out_of_the_data_root(path):
+    with pytest.raises(ValueError, match="does not lead out of the data root"):
+        Example("1", path, "?", "Yes")
+
+
+class Blind:
+    """An engine that answers yes to whatever it can look at."""
+
+    batch_size = 4
+    option_ids = staticmethod(lambda options: [[1] for _ in options])
+    prepare = staticmethod(lambda image: image.size)
+
+    def answer(self, pictures, questions):
+        from eval.engine import Answer
+
+        return [Answer(text="True", probabilities=[0.9, 0.1]) for _ in questions]
+
+
+def test_a_bomb_is_a_bad_sample_and_the_run_goes_on(tmp_path):
+    from accelerate import PartialState
+
+    write_benchmarks(tmp_path / "data", 6)
+    task = get_task("vsr")
+    examples = task.read(tmp_path / "data", task.split)
+    armed = examples[0].image
+    (tmp_path / "data" / armed).write_bytes(bomb())
+    check_images(task, examples, tmp_path / "data")
+    job = Job("vsr", task, examples, tmp_path / "data")
+    entry = run_job(job, Blind(), PartialState(), tmp_path / "out", "f", box_frame="image")
+    records = [json.loads(line) for line in (tmp_path / "out/vsr/samples.jsonl").read_text().splitlines()]
+    bad = [record for record in records if record["image"] == armed]
+    assert bad and all("decompression bomb" in record["error"] and record["score"] == 0 for record in bad)
+    assert entry["errors"] == len(bad) < len(records) == len(examples)
+    assert all(record["output"] == "True" for record in records if record["image"] != armed)
