@@ -17,6 +17,8 @@ from PIL import Image
 
 from prismatic.data import arrow_index
 from prismatic.data.sources import BadImageError, ConversationDataset, MissingImageError, RefusedPathError
+from prismatic.data.verify import check_rows
+from prismatic.models.prompts import to_messages
 
 TURNS = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
 
@@ -226,7 +228,12 @@ def test_absent_files_name_near_ones(tmp_path):
 
 NUMBERS = count()
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(10**4000)
+    | st.floats()
+    | st.text(st.characters(codec=None), max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=6,
 )
@@ -238,7 +245,7 @@ NEARLY_ROWS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(NEARLY_ROWS, min_size=1, max_size=3) | ANYTHING, cut=st.integers(0, 40))
 def test_any_rows_give_a_data_set_or_a_value_error(tmp_path, rows, cut):
     path = tmp_path / f"rows{next(NUMBERS)}.json"
@@ -254,6 +261,20 @@ def test_any_rows_give_a_data_set_or_a_value_error(tmp_path, rows, cut):
         if dataset.is_multimodal[index]:
             with pytest.raises(ValueError):
                 dataset.load_image(index)
+        try:
+            to_messages(dataset[index]["conversations"])
+        except ValueError as error:
+            assert "\n" not in str(error)
+    assert check_rows(dataset, 0).counts["rows"] == len(dataset)
+
+
+@pytest.mark.parametrize("place", ["%s", '{"id": %s}', '{"id": 1, "image": %s}', '{"id": 1, "conversations": [%s]}'])
+def test_nesting_about_as_deep_as_python_goes(tmp_path, place):
+    for depth in [*range(880, 1010), 10_000]:
+        path = tmp_path / f"{depth}.json"
+        path.write_text("[" + place % ("[" * depth + "]" * depth) + "]")
+        with pytest.raises(ValueError, match="row 0"):
+            ConversationDataset(path, tmp_path)
 
 
 def test_every_mode_becomes_rgb(tmp_path):
