@@ -1,6 +1,7 @@
 """Pickles that could run code are refused."""
 
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def test_other_bad_pickles_are_refused(content, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no pickle of plain data"):
         load_plain(tmp_path / "refs.p")
     assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02Nr\xff\xff\xff\xff.", b"Np4294967295\n."])
+def test_memory_is_not_taken_on_a_claim(content, tmp_path):
+    (tmp_path / "refs.p").write_bytes(content)  # its one object is number four billion
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert load_plain(tmp_path / "refs.p") is None
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
 
 def test_python_2_text_is_decoded(tmp_path):
