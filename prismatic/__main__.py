@@ -1,11 +1,15 @@
 """`python -m prismatic export RUN OUT`: a run as a plain Hugging Face folder, LoRA adapters merged.
 
 `python -m prismatic import-reference CHECKPOINT OUT`: a checkpoint of the reference implementation as such a folder.
+
+`python -m prismatic plan --model NAME --gpus N`: what a finetune needs, before it is started.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
+from prismatic import plan_command
 from prismatic.models.load import load
 from prismatic.training.checkpoint import save_model
 
@@ -46,6 +50,9 @@ def main() -> None:
     imported.add_argument("--llm", help="id, Hugging Face id or folder, e.g. llama2-7b-pure")
     imported.add_argument("--projector", help="e.g. gelu-mlp")
     imported.add_argument("--image_resize_strategy", help="resize-naive, resize-crop or letterbox")
+    commands.add_parser("plan", help="memory, arithmetic and hours of a finetune; needs no GPU and no weights")
+    if sys.argv[1:2] == ["plan"]:  # which takes all the settings of a finetune
+        return plan_command.main(sys.argv[2:])
     arguments = parser.parse_args()
     try:
         if arguments.command == "import-reference":

@@ -1,0 +1,96 @@
+"""`python -m prismatic plan`: what a finetune needs, on the screen and as json."""
+
+import dataclasses
+import json
+import sys
+import warnings
+from pathlib import Path
+
+PARTS = ("vision_backbone", "llm", "projector", "image_resize_strategy", "image_size")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command line; errors are one line on stderr and exit status 2."""
+    from recipes.plan_settings import parse_plan  # here, so that prismatic can be imported where recipes are not
+
+    config = parse_plan(argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # transformers, of its own arguments
+            plan = make_plan(config)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    if config.json:
+        Path(config.json).write_text(json.dumps(as_dict(plan), indent=1) + "\n")
+    print(describe(config, plan))
+
+
+def make_plan(config):
+    """The `prismatic.training.plan.Plan` of a `recipes.plan_settings.PlanConfig`."""
+    from prismatic.models.load import meta_config
+    from prismatic.training.plan import plan_finetune
+    from recipes.plan_settings import data_of
+    from vision_backbones import import_plugins
+
+    import_plugins(config.plugins)
+    same = ("stage", "precision", "gradient_checkpointing", "reduce_dtype", "gpus", "global_batch_size",
+            "per_device_batch_size", "max_length", "supervised", "epochs", "max_steps")  # fmt: skip
+    return plan_finetune(
+        meta_config(**{name: getattr(config, name) for name in PARTS}),
+        **{name: getattr(config, name) for name in same},
+        **data_of(config),
+        lora=vars(config.lora),
+        sharding_mode=config.sharding,
+        available=int(config.gpu_memory * 1e9 * (1 - config.reserve)),
+        flops_per_second=config.mfu * config.tflops * 1e12,
+    )
+
+
+def as_dict(plan) -> dict:
+    """The plan as json holds it: its fields in bytes, FLOPs and hours, its peak and whether it fits."""
+    return dataclasses.asdict(plan) | {"peak": plan.peak, "fits": plan.fits}
+
+
+def describe(config, plan) -> str:
+    """The tables of a plan; the last line says whether it fits."""
+    from prismatic.training.plan import shards
+    from prismatic.training.report import table
+
+    sums = [sum(row[i] for row in plan.parameters) for i in (1, 2)]
+    sharding = f"sharding {config.sharding}" if shards(config.sharding, config.gpus) else "nothing sharded"
+    title = (
+        f"{config.vision_backbone} -> {config.projector} -> {config.llm}, stage {config.stage}, {config.precision}, "
+        f"{config.gpus} GPU{'s' if config.gpus > 1 else ''}, {sharding}"
+    )
+    memory = [(part, f"{size / 1e9:9.2f}") for part, size in plan.memory.items()]
+    memory.append(("peak", f"{plan.peak / 1e9:9.2f}"))
+    seconds = plan.hours * 3600 / plan.steps
+    run = [
+        ("micro-batch", f"{plan.per_device_batch_size} examples a GPU, {plan.accumulation} a step"),
+        ("tokens of a mean example", f"{plan.tokens:,} with its image"),
+        ("arithmetic of a step", f"{plan.flops / 1e15:.3g} PFLOP, all GPUs together"),
+        ("a step", f"{seconds:.3g} s at {config.mfu:.0%} of {config.tflops:g} TFLOP/s a GPU"),
+        ("the run", f"{plan.steps:,} steps, {plan.hours:.3g} hours, {plan.hours * config.gpus:.3g} GPU hours"),
+    ]
+    return "\n\n".join(
+        [
+            title,
+            table([*plan.parameters, ("all", *sums)], ("part", "trained", "frozen")),
+            table(memory, ("at the peak, on each GPU", "       GB")),
+            table(run, ("the run", "estimate")),
+            verdict(config, plan),
+        ]
+    )
+
+
+def verdict(config, plan) -> str:
+    """One line: whether it fits, and the largest batch that does."""
+    share = config.global_batch_size // config.gpus
+    numbers = f"{plan.peak / 1e9:.1f} of {plan.available / 1e9:.1f} GB"
+    head = f"fits: {numbers}" if plan.fits else f"does not fit: {numbers}"
+    if not plan.largest_batch:
+        remedy = "not even 1 example a GPU does: more GPUs, --sharding full, --stage lora or a smaller model"
+        return f"{head}; {remedy}"
+    whole = ", all of a GPU's share of a step" if plan.largest_batch == share else ""
+    return f"{head}; the largest --per_device_batch_size that fits is {plan.largest_batch}{whole}"
