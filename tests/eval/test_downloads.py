@@ -4,19 +4,15 @@ import functools
 import http.server
 import io
 import json
-import random
-import shutil
 import tarfile
 import threading
 import zipfile
-from pathlib import Path
 
 import pytest
 
 from eval import downloads
 from eval.downloads import ARCHIVES, needs, prepare, sha256, verify
 from eval.task import list_tasks
-from eval.unpack import unpack
 from prismatic.miniature.benchmarks import write_benchmarks
 
 
@@ -166,149 +162,6 @@ def test_a_changed_file_is_refused(server, tmp_path):
     server.files["/rows.jsonl"] = b"other"
     with pytest.raises(ValueError, match="expected a7937b64b8caa58f03721bb6bacf5c78cb235febe0e70b1b84cd99541461a08e"):
         prepare("vsr", tmp_path, [entry])
-
-
-def hostile(kind: str, path: Path) -> None:
-    if kind.startswith("zip"):
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("good/a.txt", "a")
-            if kind == "zip-link":
-                info = zipfile.ZipInfo("good/link")
-                info.external_attr = 0o120777 << 16
-                archive.writestr(info, "../../outside")
-            else:
-                archive.writestr(
-                    {"zip-up": "good/../../outside", "zip-root": "/outside", "zip-back": "..\\outside"}[kind], "x"
-                )
-        return
-    with tarfile.open(path, "w") as archive:
-        archive.addfile(tarfile.TarInfo("good/a.txt"))
-        info = tarfile.TarInfo({"tar-up": "../outside"}.get(kind, "good/link"))
-        if kind in ("tar-symlink", "tar-hardlink"):
-            info.type = tarfile.SYMTYPE if kind == "tar-symlink" else tarfile.LNKTYPE
-            info.linkname = "../../outside" if kind == "tar-symlink" else "../outside"
-        elif kind == "tar-absolute-link":
-            info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        elif kind == "tar-device":
-            info.type = tarfile.FIFOTYPE
-        archive.addfile(info)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "zip-up",
-        "zip-root",
-        "zip-back",
-        "zip-link",
-        "tar-up",
-        "tar-symlink",
-        "tar-hardlink",
-        "tar-absolute-link",
-        "tar-device",
-    ],
-)
-def test_hostile_archives_write_nothing(kind, tmp_path):
-    inner = tmp_path / "root"
-    inner.mkdir()
-    hostile(kind, inner / "archive")
-    with pytest.raises(ValueError, match="is refused: its member"):
-        unpack(inner / "archive", inner / "data" / "images")
-    assert {p.name for p in tmp_path.rglob("*")} == {"root", "archive", "data"}
-
-
-def bomb(kind: str, path: Path) -> None:
-    """Archives of less than 1 MB that unpack to 200 MB and more."""
-    zeros = bytes(20 << 20)
-    if kind == "zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-            for number in range(10):
-                archive.writestr(f"a/{number}", zeros)
-        return
-    with tarfile.open(path, "w:gz") as archive:
-        info = tarfile.TarInfo("a/0")
-        info.size = len(zeros)
-        archive.addfile(info, io.BytesIO(zeros))
-        for number in range(1, 10):
-            info = tarfile.TarInfo(f"a/{number}")
-            info.size = len(zeros) if kind == "tar.gz" else 0
-            if kind == "tar.gz links":
-                info.type, info.linkname = tarfile.SYMTYPE, "0"
-            archive.addfile(info, io.BytesIO(zeros) if info.isreg() else None)
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.gz links"])
-def test_bombs_are_refused(kind, tmp_path):
-    bomb(kind, tmp_path / "archive")
-    packed = (tmp_path / "archive").stat().st_size
-    assert packed < 1 << 20
-    with pytest.raises(ValueError, match=f"is refused: its {packed:,} bytes unpack to .*may be a bomb"):
-        unpack(tmp_path / "archive", tmp_path / "data" / "images")
-    assert {p.name for p in tmp_path.rglob("*")} == {"archive", "data"}
-
-
-def test_a_zip_that_lies_about_its_size(tmp_path):
-    content = bytearray(zipped({"a/b": bytes(1000), "a/c": b"x"}))
-    at = content.rindex(b"PK\x01\x02", 0, content.rindex(b"PK\x01\x02"))
-    content[at + 24 : at + 28] = (10).to_bytes(4, "little")  # of 1,000
-    (tmp_path / "archive").write_bytes(content)
-    with pytest.raises(ValueError, match="cannot be unpacked"):
-        unpack(tmp_path / "archive", tmp_path / "to")
-    assert [p.name for p in tmp_path.iterdir()] == ["archive"]
-
-
-def test_archives_that_the_disk_has_no_room_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("eval.unpack.shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(10, 0, 10))
-    (tmp_path / "archive").write_bytes(zipped({"a/b": bytes(1000)}))
-    with pytest.raises(ValueError, match="unpacks to 1,000 bytes, .* has room for 10"):
-        unpack(tmp_path / "archive", tmp_path / "to")
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.xz"])
-def test_damaged_archives_give_a_value_error_or_their_files(kind, tmp_path):
-    files = {f"top/{name}": name.encode() * 300 for name in ("a", "b/c", "d")}
-    if kind == "zip":
-        with zipfile.ZipFile(tmp_path / "good", "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in files.items():
-                archive.writestr(name, content)
-    else:
-        with tarfile.open(tmp_path / "good", f"w:{kind[4:]}") as archive:
-            for name, content in files.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-    good, rng, refused = (tmp_path / "good").read_bytes(), random.Random(kind), 0
-    headers = range(0, len(good), 512) if kind == "tar" else [0]
-    for _ in range(150):
-        damaged = bytearray(good)
-        for _ in range(rng.randint(1, 4)):
-            damaged[min(rng.choice(headers) + rng.randrange(512), len(good) - 1)] = rng.randrange(256)
-        cut = rng.randrange(len(good)) if rng.random() < 0.2 else len(good)
-        (tmp_path / "archive").write_bytes(damaged[:cut])
-        try:
-            unpack(tmp_path / "archive", tmp_path / "out" / "to")
-            shutil.rmtree(tmp_path / "out")
-        except ValueError as error:
-            assert str(tmp_path / "archive") in str(error)
-            refused += 1
-    assert refused > 20
-    print(f"{kind}: {refused} of 150 refused")
-    assert {p.name for p in tmp_path.iterdir()} <= {"good", "archive", "out"}
-
-
-def test_other_archives_are_told_apart(tmp_path):
-    (tmp_path / "text").write_text("not an archive")
-    with pytest.raises(ValueError, match="neither a zip nor a tar"):
-        unpack(tmp_path / "text", tmp_path / "to")
-    (tmp_path / "short").write_bytes(zipped({"a/b": b"x" * 1000, "a/c": b"y" * 1000}))
-    with pytest.raises(ValueError, match="holds no 'test.json', expected it somewhere below: a"):
-        unpack(tmp_path / "short", tmp_path / "to", "test.json")
-    damaged = bytearray((tmp_path / "short").read_bytes())
-    damaged[100] ^= 255
-    (tmp_path / "short").write_bytes(damaged)
-    with pytest.raises(ValueError, match="cannot be unpacked"):
-        unpack(tmp_path / "short", tmp_path / "to")
-    assert {p.name for p in tmp_path.iterdir()} == {"text", "short"}
 
 
 def test_every_shipped_task_says_where_its_data_is():
