@@ -18,11 +18,11 @@ def main(argv: list[str]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # transformers, of its own arguments
             plan = make_plan(config)
-    except ValueError as error:
+        if config.json:
+            Path(config.json).write_text(json.dumps(as_dict(plan), indent=1) + "\n")
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    if config.json:
-        Path(config.json).write_text(json.dumps(as_dict(plan), indent=1) + "\n")
     print(describe(config, plan))
 
 
@@ -67,7 +67,7 @@ def describe(config, plan) -> str:
     memory.append(("peak", f"{plan.peak / 1e9:9.2f}"))
     seconds = plan.hours * 3600 / plan.steps
     run = [
-        ("micro-batch", f"{plan.per_device_batch_size} examples a GPU, {plan.accumulation} a step"),
+        ("micro-batch", f"{plan.per_device_batch_size} examples on each GPU, accumulated {plan.accumulation}x a step"),
         ("tokens of a mean example", f"{plan.tokens:,} with its image"),
         ("arithmetic of a step", f"{plan.flops / 1e15:.3g} PFLOP, all GPUs together"),
         ("a step", f"{seconds:.3g} s at {config.mfu:.0%} of {config.tflops:g} TFLOP/s a GPU"),

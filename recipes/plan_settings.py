@@ -26,10 +26,7 @@ class PlanConfig(FinetuneConfig):
     tflops: float = 312.0  # dense peak TFLOP/s of a GPU in the run's precision; bf16: A100 312, H100 989
     mfu: float = 0.4  # share of that peak that is reached; metrics.jsonl of a run says what yours was
     supervised: float = 1.0  # share of the longest examples' text that is answers; 1 is the worst case
-    text_length: int | None = (
-        None  # mean text tokens of an example; null is our estimate for LLaVA-1.5's data: 300, and
-    )
-    # for the captions of stage align 30
+    text_length: int | None = None  # mean text tokens of an example; null estimates LLaVA-1.5's at 300, align 30
     text_only: float | None = None  # share of examples without an image; null is LLaVA-1.5's: 0.061, align 0
     examples: int | None = None  # examples of the data set; null is LLaVA-1.5's: 665298, align 558128
     json: str | None = None  # file that the plan is also written to

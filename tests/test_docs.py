@@ -12,6 +12,7 @@ from golden_cases import ROOT, requires_samples, samples_dir
 from recipes.eval_settings import EvaluateConfig
 from recipes.image_settings import AlignConfig, ClassifyConfig, MimConfig
 from recipes.parsing import _flags
+from recipes.plan_settings import PlanConfig
 from recipes.probe_settings import ProbeConfig
 from recipes.settings import FinetuneConfig
 
@@ -66,7 +67,7 @@ def test_command(command, checkout):
 
 
 def test_settings_and_files_named_in_the_docs_exist():
-    configs = (FinetuneConfig, AlignConfig, MimConfig, ClassifyConfig, ProbeConfig, EvaluateConfig)
+    configs = (FinetuneConfig, PlanConfig, AlignConfig, MimConfig, ClassifyConfig, ProbeConfig, EvaluateConfig)
     flags = {flag for config in configs for flag in _flags(config)}
     flags |= {"config_path", "help", "config_file", "backbone"}
     for page in PAGES:
