@@ -133,10 +133,10 @@ def load_engine(name: str, *, dtype: torch.dtype, device, batch_size: int, stric
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         try:
-            processor = AutoProcessor.from_pretrained(name)
+            processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         except ImportError as error:
             raise ValueError(f"the processor of {name} needs a package: {' '.join(str(error).split())}") from error
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, trust_remote_code=False)
     else:
         model, processor = prismatic.load(name, dtype=dtype)
     model = model.to(device).eval()
@@ -152,6 +152,6 @@ def _is_other(name: str) -> bool:
     if here and not (here / "config.json").is_file():
         return False
     try:
-        return AutoConfig.from_pretrained(here or name).model_type != "prismatic"
+        return AutoConfig.from_pretrained(here or name, trust_remote_code=False).model_type != "prismatic"
     except (OSError, ValueError):
         return False  # `prismatic.load` says what is wrong

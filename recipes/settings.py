@@ -84,7 +84,7 @@ class FinetuneConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW
     max_grad_norm: float = 1.0  # global norm that gradients are clipped to
     precision: str = "bf16"  # "bf16" computes in bfloat16 with float32 weights, "fp32" does not
-    gradient_checkpointing: bool = True  # recompute activations in the backward pass: less memory, 30 % slower
+    gradient_checkpointing: bool = True  # recompute activations in the backward pass: less memory, a third slower
     seed: int = 7  # of new weights and of the order of the data
 
     processes: int | None = None  # how many must have joined one group, else it is an error; null takes any number

@@ -16,11 +16,6 @@ REVIEWED = {
     ("vision_backbones/registry.py", "importlib.import_module"): "--plugins, named by the user on the command line",
     ("vision_backbones/registry.py", "point.load"): "entry points of packages that the user installed",
     ("vision_backbones/image_files.py", "Image.open"): "the one place that opens images, within bounds",
-    **{
-        ("eval/adapters.py", f"Auto{kind}.from_pretrained without trust_remote_code=False"): "folders that name code "
-        "were refused by find_model before; of hub models transformers asks the user"
-        for kind in ("Config", "ModelForImageTextToText", "Processor")
-    },
     ("eval/task.py", "importlib.import_module"): "this package's own tasks",
 }
 MODULES = {"joblib", "dill", "cloudpickle", "marshal", "shelve", "jsonpickle", "imp", "runpy", "code"}

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from datetime import timedelta
 
 import torch
@@ -114,13 +113,11 @@ def fit(
                 )
             for parameters in optimizer.param_groups:
                 parameters["lr"] = rate_at(step) * parameters.get("lr_scale", 1.0)
-            torch.manual_seed((seed * 1_000_003 + step) * 65_536 + accelerator.process_index)
-            counter = FlopCounterMode(display=False) if flops_per_unit is None else nullcontext()
-            with counter:
-                weights = [accelerator.num_processes / terms] * len(group)
-                sums = accumulate(model, group, weights, objective.loss_sum, accelerator)
             if flops_per_unit is None:
-                flops_per_unit = counter.get_total_flops() / max(1, int(counts[1]))
+                flops_per_unit = count_flops(model, optimizer, group[0], objective, accelerator)
+            torch.manual_seed((seed * 1_000_003 + step) * 65_536 + accelerator.process_index)
+            weights = [accelerator.num_processes / terms] * len(group)
+            sums = accumulate(model, group, weights, objective.loss_sum, accelerator)
             loss = accelerator.reduce(sum(sums), "sum").item() / terms
             if not math.isfinite(loss):
                 raise FloatingPointError(
@@ -139,22 +136,25 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
 
             seconds = time.perf_counter() - started
+            rate = units / seconds
             metrics = {
                 "step": step + 1,
                 "epoch": epoch,
                 "loss": loss,
                 "learning_rate": rate_at(step),
                 "grad_norm": norm,
-                f"{unit}_per_second": units / seconds,
+                f"{unit}_per_second": rate,
                 "loss_terms": terms,
                 "padding_share": 1 - units / places,
-                "mfu": flops_per_unit * units / seconds / matmul_peak / accelerator.num_processes if matmul_peak else None,
+                "mfu": flops_per_unit * units / seconds / matmul_peak / accelerator.num_processes
+                if matmul_peak
+                else None,
                 "memory_gb": memory_gb(accelerator.device),
                 "skipped_images": bad,
                 "seconds": seconds,
             }
             log(metrics)
-            bar.set_postfix(loss=f"{loss:.3f}", **{f"{unit}_s": f"{units / seconds:.0f}"}, refresh=False)
+            bar.set_postfix(loss=f"{loss:.3f}", **{f"{unit}_s": f"{rate:.0f}"}, refresh=False)
             bar.update()
             step += 1
             after_step(step, bool(stop))
@@ -165,6 +165,17 @@ def fit(
         if step == total_steps:
             break
     bar.close()
+
+
+def count_flops(model, optimizer, batch: Batch, objective: Objective, accelerator: Accelerator) -> float:
+    """FLOPs of forward and backward pass a unit of work, counted on a micro-batch of which nothing is kept.
+
+    Not on a real step: the counter takes operations apart, which changes the last bits of what they give.
+    """
+    with FlopCounterMode(display=False) as counter:
+        accumulate(model, [batch], [0.0], objective.loss_sum, accelerator)
+    optimizer.zero_grad(set_to_none=True)
+    return counter.get_total_flops() / max(1, objective.work(batch)[0])
 
 
 def batched(items: Iterable, size: int) -> Iterator[list]:

@@ -112,9 +112,8 @@ class Process:
         if shards(self.sharding, self.gpus):
             ranks = min(self.gpus, PER_NODE) if self.sharding == "hybrid" else self.gpus
             gradients = of_blocks * 4 // self.compute_bytes // ranks
-            # Gradients of micro-batches before the last are not summed over processes, hence whole.
             if accumulates:
-                gradients, of_root = zero + s.trained * self.reduce_bytes, zero
+                gradients = zero + 4 * s.trained // ranks
             # One block computes while the next arrives; grad-op frees nothing until the backward pass has used it.
             gathered = (
                 s.trained + s.frozen // self.compute_bytes if self.sharding == "grad-op" else s.root + 2 * s.block

@@ -171,7 +171,7 @@ class Checkpoints:
             write_json(beside / f"rank-{rank:05d}.json", random_state)
             mine = [*beside.glob(f"shard-{rank + 1:05d}-*"), beside / f"rank-{rank:05d}.json"]
             files = {path.name: state.describe(path) for path in mine}
-        except Exception as error:  # whatever it is, the other processes must hear of it
+        except BaseException as error:  # torch's is no Exception; whatever it is, the others must hear of it
             problem = _root_cause(error)
         parts = [(files, problem)]
         if self.group:

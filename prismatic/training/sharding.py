@@ -126,10 +126,11 @@ def frozen_tower(model: nn.Module) -> set[nn.Parameter]:
 
 
 def synchronise_gradients(model: nn.Module, on: bool) -> None:
-    """Whether the next backward pass sums gradients over processes; off while micro-batches accumulate."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(on)
-    elif isinstance(model, DistributedDataParallel):
+    """Whether the next backward pass sums gradients over processes; off while micro-batches accumulate.
+
+    A sharded model sums them after every micro-batch: gradients that wait would be whole, 27 GB for 7B parameters.
+    """
+    if isinstance(model, DistributedDataParallel):
         model.require_backward_grad_sync = on
 
 
@@ -150,7 +151,9 @@ def full_state(model: nn.Module, adapters: bool = False) -> dict[str, torch.Tens
     if not isinstance(model, FSDPModule):
         return None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapters)
-    return get_model_state_dict(model, options=options)
+    state = get_model_state_dict(model, options=options)
+    again = {n for n, _ in model.named_parameters(remove_duplicate=False)} - {n for n, _ in model.named_parameters()}
+    return {name: value for name, value in state.items() if name not in again}  # tied weights are stored once
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> float:
