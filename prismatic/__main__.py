@@ -1,4 +1,4 @@
-"""`python -m prismatic export RUN OUT`: a run as a plain Hugging Face folder, LoRA adapters merged.
+"""`python -m prismatic export RUN OUT`: a run or checkpoint as a plain Hugging Face folder.
 
 `python -m prismatic import-reference CHECKPOINT OUT`: a checkpoint of the reference implementation as such a folder.
 
@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 from prismatic import plan_command
-from prismatic.models.load import load
-from prismatic.training.checkpoint import save_model
+from prismatic.export_command import add_export, export
 
 IMPORT = """\
 Write a checkpoint of the reference implementation as a save_pretrained folder, which prismatic.load and --model read:
@@ -32,11 +31,7 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m prismatic", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    export = commands.add_parser(
-        "export", help="write a run's model as a plain save_pretrained folder, adapters merged"
-    )
-    export.add_argument("run", help="run folder or checkpoint")
-    export.add_argument("out", type=Path, help="folder to write; must not exist")
+    add_export(commands)
     imported = commands.add_parser(
         "import-reference",
         help="write a checkpoint of the reference implementation as a save_pretrained folder",
@@ -53,17 +48,15 @@ def main() -> None:
     commands.add_parser("plan", help="memory, arithmetic and hours of a finetune; needs no GPU and no weights")
     if sys.argv[1:2] == ["plan"]:  # which takes all the settings of a finetune
         return plan_command.main(sys.argv[2:])
-    arguments = parser.parse_args()
+    arguments = vars(parser.parse_args())
+    command = {"import-reference": _import, "export": export}[arguments.pop("command")]
     try:
-        if arguments.command == "import-reference":
-            print(f"wrote {_import(**vars(arguments))}")
-            return
-        print(f"wrote {save_model(*load(arguments.run), arguments.out)}")
-    except ValueError as error:
+        print(f"wrote {command(**arguments)}")
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
-def _import(command: str, checkpoint: Path, out: Path, model: str | None, **parts: str | None) -> str:
+def _import(checkpoint: Path, out: Path, model: str | None, **parts: str | None) -> str:
     from prismatic.models.reference import import_reference
     from recipes.parsing import read_presets, unknown
 

@@ -8,6 +8,7 @@ file), which torch does not check. Nothing in it is a pickle.
 import hashlib
 import json
 import random
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.tensor import DTensor
 
 from vision_backbones.weights import read_header
 
@@ -24,6 +26,8 @@ PREFIX = "step-"
 MANIFEST, STATE_JSON, LATEST = "manifest.json", "state.json", "latest"
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "timm")
 _WRAPPER = "_checkpoint_wrapped_module."
+
+warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -147,7 +151,7 @@ def load_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
             value = torch.zeros((), dtype=torch.float32) if key == "step" else torch.zeros_like(parameter.data)
             states.setdefault(parameter, {})[key] = target[name] = value
     try:
-        alone = not torch.distributed.is_initialized()
+        alone = not any(isinstance(parameter, DTensor) for parameter in parameters.values())  # who reads it whole may
         dcp.load(target, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
     except (dcp.api.CheckpointException, ValueError) as error:
         raise ValueError(f"{folder} is of another model: {str(error).splitlines()[-1]}") from error

@@ -1,0 +1,84 @@
+"""`python -m prismatic export`: what training left behind as a plain folder, in one precision."""
+
+import argparse
+from pathlib import Path
+
+HELP = """\
+Write a trained model as a plain save_pretrained folder, which prismatic.load reads:
+
+  python -m prismatic export runs/mine exported/mine --dtype bfloat16
+  python -m prismatic export runs/mine/checkpoints/step-00001500 exported/step-1500
+  python -m prismatic export runs/mine-lora exported/adapters --keep_adapters
+
+RUN is a run (its newest checkpoint is taken), the folder of an epoch, a step checkpoint of any number of processes,
+LoRA adapters, or any other model that prismatic.load reads. LoRA adapters are merged in float32 and then converted,
+unless they are to be kept: then they are written as peft does, with prismatic_parts.json, which says what they adapt.
+"""
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_export(commands) -> None:
+    """Adds the command to a parser's subparsers."""
+    parser = commands.add_parser(
+        "export",
+        help="write a run or a checkpoint as a plain save_pretrained folder",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder or checkpoint")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of all weights (default: float32, which training keeps)"
+    )
+    parser.add_argument("--keep_adapters", action="store_true", help="write LoRA adapters as such instead of merging")
+
+
+def export(run: str, out: Path, dtype: str = "float32", keep_adapters: bool = False) -> Path:
+    """Writes the model to the new folder `out`.
+
+    Args:
+        run: whatever `prismatic.load` reads.
+        out: must not exist.
+        dtype: name of the precision of every tensor.
+        keep_adapters: write peft adapters and what they adapt, instead of merging.
+
+    Raises:
+        ValueError: nothing is at `run`, `out` exists, there are no adapters to keep, or the checkpoint is damaged.
+    """
+    import torch
+
+    from prismatic.models.load import load, save_parts
+    from prismatic.training.checkpoint import save_model
+
+    if out.exists():
+        raise ValueError(f"{out} exists already: choose another folder")
+    parts = adapted(run) if keep_adapters else None
+    model, processor = load(run, dtype=getattr(torch, dtype), merge=not keep_adapters)
+    if parts is None:
+        return save_model(model, processor, out)
+    folder = save_model(model, processor, out.with_name(f".{out.name}.adapters"), replace=True)
+    save_parts(folder, parts)  # before the folder is in its place: adapters alone cannot be loaded
+    return folder.rename(out)
+
+
+def adapted(run: str) -> dict:
+    """What the adapters of a run or checkpoint adapt: the arguments of `prismatic.models.load.start`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    from prismatic.models.load import PARTS_FILE, find_model
+    from prismatic.models.no_code import read_object
+    from prismatic.training.checkpoint import latest_checkpoint
+    from prismatic.training.state import STATE_JSON
+
+    place = find_model(run)
+    if place is None:
+        raise ValueError(f"no folder {run}, whose adapters could be kept")
+    folder = (latest_checkpoint(place) if (place / "checkpoints").is_dir() else place) or place
+    if (folder / PARTS_FILE).is_file():
+        return read_object(folder / PARTS_FILE)
+    about = read_object(folder / STATE_JSON) if (folder / STATE_JSON).is_file() else {}
+    if about.get("stage") != "lora":
+        raise ValueError(f"{folder} holds no adapters to keep: leave out --keep_adapters")
+    return about["parts"]
