@@ -16,7 +16,7 @@ setup(
         "prismatic": ["miniature/assets/*/*"],
         "vision_backbones": ["assets/*"],
         "eval": ["*.html", "*.json"],
-        "recipes": ["configs/*.yaml", "configs/accelerate/*.yaml"],
+        "recipes": ["configs/*.yaml", "configs/accelerate/*.yaml", "slurm/*.sbatch"],
     },
     install_requires=[
         "torch>=2.9",
