@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from accelerate.utils import broadcast_object_list
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
@@ -109,9 +108,9 @@ class Checkpoints:
 
     def save(self, step: int) -> None:
         """Starts to write the checkpoint of a step, once the one before is written."""
-        started = time.perf_counter()
         if self.saving:
             self._finish()
+        started = time.perf_counter()
         tensors = state.state_tensors(self.model, self.optimizer)
         if self._has_room(step, tensors):
             self.waited = time.perf_counter() - started
@@ -166,11 +165,11 @@ class Checkpoints:
                 self.staged.set()
             if rank == 0:
                 shutil.rmtree(beside, ignore_errors=True)
-            writer = HuggingFaceStorageWriter(str(beside), save_distributed=True)
+            writer = state.ShardWriter(beside)
             dcp.save(staged, storage_writer=writer, process_group=self.group, no_dist=world == 1)
-            write_json(beside / f"rank-{rank:05d}.json", random_state)
-            mine = [*beside.glob(f"shard-{rank + 1:05d}-*"), beside / f"rank-{rank:05d}.json"]
-            files = {path.name: state.describe(path) for path in mine}
+            mine = beside / f"rank-{rank:05d}.json"
+            write_json(mine, random_state)
+            files = writer.files | {mine.name: state.describe(mine)}
         except BaseException as error:  # torch's is no Exception; whatever it is, the others must hear of it
             problem = _root_cause(error)
         parts = [(files, problem)]
