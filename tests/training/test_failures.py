@@ -1,0 +1,149 @@
+"""A process that raises, is killed or hangs ends all of them, with its message; the same command then goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from golden_cases import ROOT
+from safetensors.torch import load_file
+
+from prismatic.data import batching
+from prismatic.training.tracking import read_metrics
+
+ROWS, SIZE, MICRO, SEED, STEPS = 48, 8, 4, 7, 10  # six steps an epoch, one micro-batch a step on each of two processes
+BAD_STEP = 5  # its image of process 1 is taken away
+
+
+class Run:
+    """A run of the real recipe on two processes, under torchrun."""
+
+    def __init__(self, data: Path, run_dir: Path):
+        self.data, self.run_dir = data, run_dir
+        self.command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "recipes/finetune.py",
+            "--processes", "2", "--data.annotations", str(data / "train.json"), "--data.sampler", "shuffle",
+            "--data.workers", "1", "--eval_tasks", "[]", "--global_batch_size", str(SIZE), "--seed", str(SEED),
+            "--per_device_batch_size", str(MICRO), "--epochs", "2", "--max_steps", str(STEPS),
+            "--save_every_steps", "2", "--run_root", str(run_dir.parent), "--run_id", run_dir.name,
+        ]  # fmt: skip
+
+    def start(self, *more: str) -> subprocess.Popen:
+        return subprocess.Popen([*self.command, *more], cwd=ROOT, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
+                                text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+    def wait_for_step(self, step: int, launcher: subprocess.Popen) -> None:
+        file = self.run_dir / "metrics.jsonl"
+        while not file.exists() or max((m["step"] for m in read_metrics(file) if "loss" in m), default=0) < step:
+            assert launcher.poll() is None, launcher.communicate()[0][-3000:]
+            time.sleep(0.01)
+
+    def results(self) -> tuple[list[float], dict]:
+        losses = [m["loss"] for m in read_metrics(self.run_dir / "metrics.jsonl") if "loss" in m]
+        return losses, load_file(self.run_dir / "checkpoints" / "epoch-02" / "model.safetensors")
+
+
+def processes_of(launcher: subprocess.Popen) -> tuple[list[psutil.Process], dict[int, psutil.Process]]:
+    """All that the launcher started, and of these the processes that train, by rank."""
+    every = psutil.Process(launcher.pid).children(recursive=True)
+    ranks = [p for p in every if p.ppid() == launcher.pid and "finetune.py" in " ".join(p.cmdline())]
+    return every, {int(p.environ()["RANK"]): p for p in ranks}
+
+
+def ends(launcher: subprocess.Popen, every: list[psutil.Process], within: float) -> tuple[float, str]:
+    """Seconds until nothing is left of a run, and what it printed."""
+    started = time.perf_counter()
+    out = launcher.communicate(timeout=within)[0]
+    left = psutil.wait_procs(every, timeout=max(0.1, within - (time.perf_counter() - started)))[1]
+    assert not left, [p.cmdline() for p in left]
+    assert launcher.returncode not in (0, None), out[-3000:]
+    return time.perf_counter() - started, out
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    from prismatic.miniature.writers import write_llava
+
+    return write_llava(tmp_path_factory.mktemp("data") / "scenes", ROWS)
+
+
+@pytest.fixture(scope="module")
+def expected(data, tmp_path_factory) -> tuple[list[float], dict]:
+    """What the run ends with that nothing happens to."""
+    run = Run(data, tmp_path_factory.mktemp("runs") / "whole")
+    launcher = run.start()
+    out = launcher.communicate(timeout=200)[0]
+    assert launcher.returncode == 0, out[-3000:]
+    return run.results()
+
+
+def image_of(data: Path, rank: int, step: int) -> Path:
+    plan = batching.micro_batches(batching.shuffle_indices(ROWS, SIZE, SEED, 0), rank, 2, SIZE, MICRO)
+    return data / json.loads((data / "train.json").read_text())[plan[step - 1][0]]["image"]
+
+
+def raises(run: Run) -> str:
+    image = image_of(run.data, 1, BAD_STEP)
+    aside = image.rename(image.with_suffix(".aside"))
+    try:
+        launcher = run.start()
+        run.wait_for_step(BAD_STEP - 1, launcher)
+        seconds, out = ends(launcher, processes_of(launcher)[0], 60)
+    finally:
+        aside.rename(image)
+    assert "error: " in out and image.name in out, out[-5000:]
+    return f"one raises: {seconds:.1f} s"
+
+
+def is_killed(run: Run, rank: int, step: int) -> str:
+    launcher = run.start()
+    run.wait_for_step(step, launcher)
+    every, ranks = processes_of(launcher)
+    ranks[rank].send_signal(signal.SIGKILL)
+    seconds, out = ends(launcher, every, 60)
+    assert "SIGKILL" in out or "-9" in out, out[-3000:]
+    return f"process {rank} killed: {seconds:.1f} s"
+
+
+def hangs(run: Run, rank: int, step: int) -> str:
+    launcher = run.start("--timeout_minutes", "0.2")
+    run.wait_for_step(step, launcher)
+    every, ranks = processes_of(launcher)
+    ranks[rank].send_signal(signal.SIGSTOP)
+    other = ranks[1 - rank]
+    started = time.perf_counter()
+    psutil.wait_procs([other], timeout=60)
+    until_other = time.perf_counter() - started
+    rest, out = ends(launcher, every, 60)
+    assert 11 < until_other < 25, out[-3000:]
+    return f"process {rank} hangs: {until_other:.1f} s until the other ends, {until_other + rest:.1f} s until all have"
+
+
+def goes_on(run: Run, expected: tuple[list[float], dict]) -> None:
+    launcher = run.start()
+    out = launcher.communicate(timeout=200)[0]
+    assert launcher.returncode == 0 and "continues from" in out, out[-3000:]
+    losses, weights = run.results()
+    assert losses == expected[0] and len(losses) == STEPS
+    assert all(torch.equal(weights[name], value) for name, value in expected[1].items())
+
+
+def test_a_run_survives_one_fault_after_another(data, expected, tmp_path):
+    run = Run(data, tmp_path / "faults")
+    seconds = [raises(run), is_killed(run, 1, 7)]
+    goes_on(run, expected)
+    print(*seconds, sep="\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "rank"), [(is_killed, 0), (hangs, 0), (hangs, 1)])
+def test_it_does_not_matter_which_process(fault, rank, data, expected, tmp_path):
+    run = Run(data, tmp_path / "faults")
+    print(fault(run, rank, 3))
+    goes_on(run, expected)
