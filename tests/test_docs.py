@@ -29,6 +29,8 @@ def marked(page, command):
         marks.append(pytest.mark.slow)
     if command.endswith("# network"):
         marks.append(pytest.mark.network)
+    if command.endswith("# GPUs"):
+        marks.append(pytest.mark.gpu)
     if "$LLAVA" in command:
         marks.append(requires_samples)
     return pytest.param(command, marks=marks, id=f"{page.name}:{command[:60]}")
@@ -69,7 +71,8 @@ def test_command(command, checkout):
 def test_settings_and_files_named_in_the_docs_exist():
     configs = (FinetuneConfig, PlanConfig, AlignConfig, MimConfig, ClassifyConfig, ProbeConfig, EvaluateConfig)
     flags = {flag for config in configs for flag in _flags(config)}
-    flags |= {"config_path", "help", "config_file", "backbone"}
+    flags |= {"config_path", "help", "config_file", "backbone", "keep_adapters", "dtype"}
+    flags |= {"num_processes", "machine_rank", "main_process_ip", "cpu", "standalone", "nproc_per_node"}  # launchers'
     for page in PAGES:
         text = page.read_text()
         for flag in re.findall(r"--([a-z_.]+)", text):
