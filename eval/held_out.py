@@ -31,20 +31,21 @@ def read_items(source: ConversationDataset, limit: int) -> list[Item]:
     return [Item(i, r["id"], r["conversations"][0]["value"], r["conversations"][1]["value"]) for i, r in rows]
 
 
-@torch.inference_mode()
 def generate_answers(
     model,
     processor,
     source: ConversationDataset,
     items: Sequence[Item],
     *,
+    accelerator,
     batch_size: int = 50,
     max_new_tokens: int = 24,
 ) -> list[str]:
-    """Greedy answers to the items, in their order, generated in left-padded batches."""
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
+    """Greedy answers to the items, in their order, generated in left-padded batches on the accelerator's device."""
+    if not items:
+        return []
+    training, device = model.training, accelerator.device
+    model.to(device).eval()
     said = []
     for start in tqdm(range(0, len(items), batch_size), desc="answering", leave=False, delay=5):
         batch = items[start : start + batch_size]
@@ -54,7 +55,8 @@ def generate_answers(
             images=[source.load_image(item.row) for item, has in zip(batch, pictured, strict=True) if has],
             text=[("<image>" if has else "") + p for p, has in zip(prompts, pictured, strict=True)],
         ).to(device)
-        tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        with torch.inference_mode(), accelerator.autocast():
+            tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         said += processor.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     model.train(training)
     return [text.strip() for text in said]

@@ -54,7 +54,7 @@ def as_dict(plan) -> dict:
 
 def describe(config, plan) -> str:
     """The tables of a plan; the last line says whether it fits."""
-    from prismatic.training.plan import shards
+    from prismatic.training.sharding import shards
     from prismatic.training.report import table
 
     sums = [sum(row[i] for row in plan.parameters) for i in (1, 2)]

@@ -15,8 +15,6 @@ PARTS = ("vision_backbone", "llm", "projector", "image_resize_strategy", "image_
 
 def main(config: FinetuneConfig) -> dict:
     """Runs the finetune and gives the content of `summary.json` (on the main process)."""
-    from functools import partial
-
     import torch
     from accelerate.utils import set_seed
 
@@ -27,6 +25,7 @@ def main(config: FinetuneConfig) -> dict:
     from prismatic.data.sources import open_data
     from prismatic.models.attention import SEGMENTED
     from prismatic.models.load import check_parts, load, save_parts, start_stage
+    from prismatic.models.placeholders import fill, place, weight_files
     from prismatic.training import loop, objective, optim, report, sharding
     from prismatic.training.checkpoint import open_run, save_model, write_json
     from prismatic.training.saving import Checkpoints, resume
@@ -34,9 +33,8 @@ def main(config: FinetuneConfig) -> dict:
     from vision_backbones import import_plugins
 
     started = time.perf_counter()
-    accelerator = loop.launch(
-        config.precision, config.trackers, config.run_root, config.processes, config.timeout_minutes
-    )
+    waits = config.timeout_minutes
+    accelerator = loop.launch(config.precision, config.trackers, config.run_root, config.processes, waits)
     world, data = accelerator.num_processes, config.data
 
     # What can fail early fails here, before any weights are read.
@@ -53,22 +51,25 @@ def main(config: FinetuneConfig) -> dict:
     may_change = None if config.resume == "never" else MAY_CHANGE
     run_dir = open_run(config, accelerator, f"{config.model or config.vision_backbone}+{config.stage}", may_change)
 
-    # The model, what of it is trained, and the optimizer.
+    # The model, what of it is trained, and the optimizer. Sharded, a process reads its own part of the LLM alone.
     set_seed(config.seed)
-    model, processor = start_stage(parts, config.stage, vars(config.lora))
+    later = sharding.shards(config.sharding, world) and not held_out and not config.init_from
+    later = later and weight_files(config.llm) is not None
+    model, processor = start_stage(parts, config.stage, vars(config.lora), llm_later=later)
     if config.precision == "bf16":
         optim.halve_frozen(model)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if data.packing:
         model.set_attn_implementation({"text_config": SEGMENTED})
-    model.to(accelerator.device)
+    place(model, accelerator.device)
     title = f"{config.vision_backbone} -> {config.projector} -> {config.llm}, stage {config.stage}"
     report.print_parts(accelerator, title, optim.trained_and_frozen(model))
     items = read_items(held_out, data.held_out_limit) if held_out and accelerator.is_main_process else []
-    with accelerator.autocast():
-        before = generate_answers(model, processor, held_out, items)
+    before = generate_answers(model, processor, held_out, items, accelerator=accelerator)
     trained = sharding.shard(model, config.sharding, accelerator, getattr(torch, config.reduce_dtype))
+    if later:
+        fill(sharding.base_model(model).llm, config.llm, accelerator.device)
     decay = config.weight_decay if config.decay == "matrices" else 0.0
     groups = optim.parameter_groups(model.named_parameters(), decay)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
@@ -79,7 +80,7 @@ def main(config: FinetuneConfig) -> dict:
     log = metrics_log(accelerator, config, run_dir, done)
     checkpoints = Checkpoints(
         run_dir, accelerator, model, optimizer, every=config.save_every_steps, keep_last=config.keep_last,
-        keep_every=config.keep_every, log=log, timeout_minutes=config.timeout_minutes,
+        keep_every=config.keep_every, log=log, timeout_minutes=waits,
         about={"parts": parts, "stage": config.stage, "lora": vars(config.lora), "rows": len(source)},
     )  # fmt: skip
 
@@ -100,13 +101,7 @@ def main(config: FinetuneConfig) -> dict:
         epochs=batches.epochs(done),
         total_steps=batches.steps,
         accumulation=batches.accumulation,
-        rate_at=partial(
-            optim.learning_rate,
-            peak=config.learning_rate,
-            total_steps=batches.steps,
-            warmup_steps=int(batches.steps * config.warmup_ratio),
-            minimum=config.min_learning_rate,
-        ),
+        rate_at=optim.schedule(config, batches.steps),
         max_grad_norm=config.max_grad_norm,
         log=log,
         end_of_epoch=end_of_epoch,
@@ -118,12 +113,8 @@ def main(config: FinetuneConfig) -> dict:
         matmul_peak=loop.matmul_peak(accelerator),
     )
     checkpoints.close()
-    del model, trained, optimizer, groups, checkpoints
-    if items:
-        model, processor = load(run_dir)
-        with accelerator.autocast():
-            after = generate_answers(model.to(accelerator.device), processor, held_out, items)
-        del model
+    model = trained = optimizer = groups = checkpoints = None  # frees what the evaluations need
+    after = generate_answers(*load(run_dir), held_out, items, accelerator=accelerator) if items else []
     if config.eval_tasks:
         evaluation = EvaluateConfig(
             model=str(run_dir), tasks=config.eval_tasks, data_root=config.eval_root, precision=config.precision,

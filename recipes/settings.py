@@ -90,7 +90,7 @@ class FinetuneConfig:
     processes: int | None = None  # how many must have joined one group, else it is an error; null takes any number
     sharding: str = "full"  # of several processes: full, grad-op (less traffic), hybrid (within a node), or none (DDP)
     reduce_dtype: str = "float32"  # in which sharded gradients are summed over processes, or bfloat16
-    timeout_minutes: float = 30  # a process that waits longer for the others ends the run with an error
+    timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run with an error
     save_every_steps: int | None = 500  # steps between the checkpoints that an interrupted run continues from
     keep_last: int = 2  # how many of the newest stay
     keep_every: int | None = None  # those of every so many steps stay as well

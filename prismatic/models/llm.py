@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 PAD_TOKEN = "<PAD>"
-_NO_CODE = {"trust_remote_code": False}  # left out, transformers asks on the terminal and runs what the folder holds
+VOCAB_MULTIPLE = 64  # rows of the embedding are padded to a multiple of this
+NO_CODE = {"trust_remote_code": False}  # left out, transformers asks on the terminal and runs what the folder holds
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def llm_config(id_or_path: str) -> "PreTrainedConfig":
 
     spec = get_llm_spec(id_or_path)
     if spec.architecture is None:
-        return _reading(spec, lambda: _own(AutoConfig.from_pretrained(spec.hub, **_NO_CODE)))
+        return _reading(spec, lambda: _own(AutoConfig.from_pretrained(spec.hub, **NO_CODE)))
     return AutoConfig.for_model(**spec.architecture)
 
 
@@ -141,7 +142,7 @@ def load_tokenizer(id_or_path: str) -> "PreTrainedTokenizerFast":
         ValueError: if the id is unknown, or no tokenizer can be read there.
     """
     spec = get_llm_spec(id_or_path)
-    source = _source(spec)
+    source = source_of(spec)
     tokenizer = _reading(spec, lambda: _read_tokenizer(source))
     tokenizer.init_kwargs.pop("auto_map", None)  # code that its hub folder names besides
     if not tokenizer.is_fast:
@@ -182,8 +183,8 @@ def load_llm(
     spec = get_llm_spec(id_or_path)
     if not pretrained:
         return AutoModelForCausalLM.from_config(llm_config(id_or_path), dtype=dtype).eval()
-    source, options = _source(spec), {"dtype": dtype or "auto", "output_loading_info": True}
-    llm, found = _reading(spec, lambda: AutoModelForCausalLM.from_pretrained(source, **options, **_NO_CODE))
+    source, options = source_of(spec), {"dtype": dtype or "auto", "output_loading_info": True}
+    llm, found = _reading(spec, lambda: AutoModelForCausalLM.from_pretrained(source, **options, **NO_CODE))
     _own(llm.config)
     if found["missing_keys"]:  # transformers would draw them at random and only warn
         raise ValueError(
@@ -202,7 +203,7 @@ def _read_tokenizer(source: str) -> "PreTrainedTokenizerFast":
     if find("tokenizer.json"):
         return from_tokenizer_json(source)
     model_file = find("tokenizer.model")
-    return from_sentencepiece(model_file) if model_file else AutoTokenizer.from_pretrained(source, **_NO_CODE)
+    return from_sentencepiece(model_file) if model_file else AutoTokenizer.from_pretrained(source, **NO_CODE)
 
 
 def _own(config: "PreTrainedConfig") -> "PreTrainedConfig":
@@ -211,7 +212,7 @@ def _own(config: "PreTrainedConfig") -> "PreTrainedConfig":
     return config
 
 
-def _source(spec: LLMSpec) -> str:
+def source_of(spec: LLMSpec) -> str:
     """Folder or Hugging Face id to read weights and tokenizer from."""
     return str(_smollm2_folder()) if spec.id == "smollm2-135m" else spec.hub
 
@@ -279,13 +280,13 @@ def _convert_smollm2(file: Path, folder: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **_NO_CODE)
+    quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **NO_CODE)
     # A model read from GGUF refuses to be saved; one built from a clean configuration does not.
     model = AutoModelForCausalLM.from_config(llm_config("smollm2-135m"))
     model.load_state_dict(quantized.state_dict())
     model.save_pretrained(folder)
 
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **_NO_CODE)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **NO_CODE)
     # transformers overlooks the field that says digits are split before words.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), tokenizer.backend_tokenizer.pre_tokenizer]

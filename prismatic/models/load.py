@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from prismatic.models.configuration import PrismaticConfig
-from prismatic.models.llm import get_llm_spec, llm_config, load_llm, load_tokenizer
+from prismatic.models.llm import VOCAB_MULTIPLE, get_llm_spec, llm_config, load_llm, load_tokenizer
 from prismatic.models.modeling import PrismaticForConditionalGeneration
 from prismatic.models.no_code import check_parts_named, read_object, refuse_code
+from prismatic.models.placeholders import placeholder_llm
 from prismatic.models.processing import PrismaticImageProcessor, PrismaticProcessor
 from prismatic.models.projectors import TAIL_BLOCKS, check_projector, decoder_options
 from prismatic.models.prompts import IMAGE_TOKEN
@@ -24,7 +25,6 @@ from vision_backbones.weights import decoder_path, find_weights, read_header
 
 PARTS_FILE = "prismatic_parts.json"  # beside LoRA adapters: the arguments of `start`
 EMBEDDED = {"miniature": Path(__file__).parent.parent / "miniature" / "assets" / "vlm"}  # models shipped with this
-VOCAB_MULTIPLE = 64  # rows of the embedding are padded to a multiple of this
 
 
 def check_parts(
@@ -91,6 +91,7 @@ def build(
     image_size: int | None = None,
     pretrained: bool = True,
     dtype: torch.dtype = torch.float32,
+    llm_later: bool = False,
 ) -> tuple[PrismaticForConditionalGeneration, PrismaticProcessor]:
     """A new VLM and its processor: pretrained backbone and LLM, new projector.
 
@@ -102,14 +103,19 @@ def build(
         image_size: side of the input image in pixels; the backbone's own if None.
         pretrained: False gives new weights everywhere.
         dtype: of all weights.
+        llm_later: give the LLM placeholders for weights, to shard it first (see `prismatic.models.placeholders`).
 
     Raises:
         ValueError: the parts do not fit, or weights cannot be found.
     """
     spec = check_parts(vision_backbone, llm, projector, image_resize_strategy, image_size, pretrained)
     tokenizer = load_tokenizer(llm)
-    language_model = load_llm(llm, pretrained=pretrained, dtype=dtype)
-    grow_vocabulary(language_model, len(tokenizer))
+    with torch.random.fork_rng(enabled=pretrained):  # however it is read, a new projector is drawn the same
+        if llm_later:
+            language_model = placeholder_llm(llm, len(tokenizer), dtype)
+        else:
+            language_model = load_llm(llm, pretrained=pretrained, dtype=dtype)
+            grow_vocabulary(language_model, len(tokenizer))
     backbone = create_backbone(
         vision_backbone,
         pretrained=pretrained,
@@ -182,16 +188,9 @@ def add_lora(model: PrismaticForConditionalGeneration, *, rank: int, alpha: int,
     """The model wrapped by peft: adapters on the LLM's layers called `targets`, the projector trained in full."""
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            lora_dropout=dropout,
-            target_modules=rf"llm\..*\.({'|'.join(targets)})",
-            modules_to_save=["projector"],
-        ),
-    )
+    targeted, whole = rf"llm\..*\.({'|'.join(targets)})", ["projector"]
+    options = {"target_modules": targeted, "modules_to_save": whole}
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, **options))
 
 
 def save_parts(folder: Path, parts: dict) -> None:
@@ -280,15 +279,16 @@ def _load_step(path: Path, dtype: torch.dtype, merge: bool):
     return model.to(dtype).eval(), processor
 
 
-def start_stage(parts: dict, stage: str, lora: dict):
+def start_stage(parts: dict, stage: str, lora: dict, llm_later: bool = False):
     """The model that a stage trains, adapters included, and its processor; what is not trained is frozen.
 
     Args:
         parts: arguments of `start`.
         stage: of the finetune.
         lora: arguments of `add_lora`, used by stage "lora".
+        llm_later: give the LLM placeholders, to be filled when it is sharded; for parts of `build`.
     """
-    model, processor = start(**parts)
+    model, processor = build(**parts, llm_later=True) if llm_later else start(**parts)
     set_trainable(model, stage)
     return (add_lora(model, **lora) if stage == "lora" else model), processor
 

@@ -1,10 +1,13 @@
 """What is trained, how it decays, and the learning rate of every step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import nn
+
+from prismatic.models.placeholders import is_placeholder, placeholder
 
 STAGES = ("align", "finetune", "full-finetune", "lora")
 
@@ -56,6 +59,17 @@ def learning_rate(step: int, *, peak: float, total_steps: int, warmup_steps: int
     return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def schedule(config, total_steps: int) -> Callable[[int], float]:
+    """`learning_rate` of a finetune with the settings `config`."""
+    return partial(
+        learning_rate,
+        peak=config.learning_rate,
+        total_steps=total_steps,
+        warmup_steps=int(total_steps * config.warmup_ratio),
+        minimum=config.min_learning_rate,
+    )
+
+
 def cosine_rate(
     step: int, *, peak: float, minimum: float, total_steps: int, warmup_steps: int = 0, warmup_from: float = 0.0
 ) -> float:
@@ -83,4 +97,5 @@ def halve_frozen(model: nn.Module) -> None:
     """Casts frozen parameters to bfloat16: nothing is added to them, so float32 would only cost memory."""
     for parameter in model.parameters():
         if not parameter.requires_grad:
-            parameter.data = parameter.data.bfloat16()
+            later = is_placeholder(parameter)
+            parameter.data = placeholder(parameter.shape, torch.bfloat16) if later else parameter.data.bfloat16()

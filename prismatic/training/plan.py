@@ -109,7 +109,7 @@ class Process:
         two, three = self.events
         activations, logits, of_blocks, of_root = (two + (per_device - 2) * (three - two)).unbind(1)
         s, zero = self.sizes, torch.zeros_like(activations)
-        if shards(self.sharding, self.gpus):
+        if sharding.shards(self.sharding, self.gpus):
             ranks = min(self.gpus, PER_NODE) if self.sharding == "hybrid" else self.gpus
             gradients = of_blocks * 4 // self.compute_bytes // ranks
             if accumulates:
@@ -141,11 +141,6 @@ class Process:
         share = self.global_batch_size // self.gpus
         sizes = (size for size in range(share, 0, -1) if share % size == 0)
         return next((size for size in sizes if sum(self.memory(size).values()) <= available), 0)
-
-
-def shards(mode: str, gpus: int) -> bool:
-    """Whether anything is sharded: one process alone is not."""
-    return gpus > 1 and mode != "none"
 
 
 def plan_finetune(
@@ -205,7 +200,7 @@ def plan_finetune(
         config, stage, lora=lora, precision=precision, gradient_checkpointing=gradient_checkpointing
     )  # fmt: skip
     sizes, parameters = measure(model), optim.trained_and_frozen(model)
-    step = Step(model, precision, sharded=shards(sharding_mode, gpus), supervised=supervised)
+    step = Step(model, precision, sharded=sharding.shards(sharding_mode, gpus), supervised=supervised)
     process = Process(
         sizes,
         (step.memory(2, max_length), step.memory(3, max_length)),

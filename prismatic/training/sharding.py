@@ -14,6 +14,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from prismatic.models.placeholders import to_meta
+
 MODES = ("none", "full", "grad-op", "hybrid")
 
 
@@ -58,7 +60,7 @@ def shard(model: nn.Module, mode: str, accelerator, reduce_dtype: torch.dtype = 
     """What a step trains: the model sharded in place, or DDP around it for mode "none"; itself in one process.
 
     Args:
-        model: a VLM, or peft around one, on its device; parts on the meta device get their weights afterwards.
+        model: a VLM, or peft around one, on its device; an LLM of placeholders gets its weights afterwards.
         mode: `full` shards parameters, gradients and optimizer states; `grad-op` keeps parameters gathered from the
             forward to the backward pass; `hybrid` is `full` within a node and replicates across nodes; `none`.
         accelerator: its group and precision. With bf16, units are gathered and computed in bfloat16.
@@ -81,6 +83,7 @@ def shard(model: nn.Module, mode: str, accelerator, reduce_dtype: torch.dtype = 
         "mp_policy": policy,
         "reshard_after_forward": mode != "grad-op",
     }
+    to_meta(model)
     for block in blocks(model):
         fully_shard(block, **options)
     fully_shard(model, **options, ignored_params=frozen_tower(model))
@@ -89,6 +92,11 @@ def shard(model: nn.Module, mode: str, accelerator, reduce_dtype: torch.dtype = 
     if whole:
         raise RuntimeError(f"trained parameters that no unit shards: {', '.join(whole[:5])} ({len(whole)})")
     return model
+
+
+def shards(mode: str, num_processes: int) -> bool:
+    """Whether anything is sharded: one process alone is not."""
+    return num_processes > 1 and mode != "none"
 
 
 def make_mesh(mode: str, device_type: str, world: int) -> DeviceMesh:
