@@ -93,6 +93,8 @@ def main(config: FinetuneConfig) -> dict:
                 save_parts(folder, parts)
         accelerator.wait_for_everyone()
 
+    if done and (done == batches.steps or done % batches.steps_per_epoch == 0):  # it may not have come to this
+        end_of_epoch((done - 1) // batches.steps_per_epoch, done)
     loop.fit(
         accelerator,
         trained,

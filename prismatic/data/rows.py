@@ -26,9 +26,14 @@ class RowBatches:
         return batching.accumulation_steps(config.global_batch_size, self.world, config.per_device_batch_size)
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the data."""
+        return len(self.plan(0)) // self.accumulation
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        every = self.config.epochs * (len(self.plan(0)) // self.accumulation)
+        every = self.config.epochs * self.steps_per_epoch
         return min(every, self.config.max_steps or every)
 
     def plan(self, epoch: int) -> list:

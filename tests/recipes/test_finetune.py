@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import draccus
 import jsonlines
@@ -77,6 +78,21 @@ def test_packed_and_padded_runs_are_the_same_run(tmp_path):
     padded = run(tmp_path, "--run_id", "padded", "--data.packing", "false")
     assert padded["loss_last"] == pytest.approx(packed["loss_last"], rel=1e-3)
     assert packed["padding_share"] == 0 < padded["padding_share"]
+
+
+def test_a_run_that_was_killed_after_its_last_step_is_finished(tmp_path):
+    arguments = ["--run_id", "late", "--save_every_steps", "3", "--eval_tasks", "[]"]  # 3 steps an epoch, 2 epochs
+    summary = run(tmp_path, *arguments)
+    expected = load_file(tmp_path / "late" / "checkpoints" / "epoch-02" / "model.safetensors")
+    for epoch in ("epoch-01", "epoch-02"):
+        shutil.rmtree(tmp_path / "late" / "checkpoints" / epoch)
+    (tmp_path / "late" / "summary.json").unlink()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    again = run(tmp_path, *arguments, "--data.workers", "1")
+    for key in ("steps", "loss_last", "held_out_accuracy_before", "held_out_accuracy_after"):
+        assert again[key] == summary[key]
+    found = load_file(tmp_path / "late" / "checkpoints" / "epoch-02" / "model.safetensors")
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 @pytest.mark.parametrize("stage", ["align", "full-finetune", "lora"])
