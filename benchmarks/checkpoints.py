@@ -205,7 +205,7 @@ def print_memory() -> None:
     rows = []
     for name in ("full", "full-checkpointing", "grad-op", "ddp"):
         plan, peak = planned(CASES[name]).peak, measured(name)
-        rows.append((name, plan / 1e6, peak / 1e6, plan / peak))
+        rows.append((name, round(plan / 1e6), round(peak / 1e6), plan / peak))
     print(table(rows, ("2 processes", "planned MB", "measured MB", "ratio")), "\ntarget: within 0.15")
 
 
