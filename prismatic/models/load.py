@@ -110,7 +110,7 @@ def build(
     """
     spec = check_parts(vision_backbone, llm, projector, image_resize_strategy, image_size, pretrained)
     tokenizer = load_tokenizer(llm)
-    with torch.random.fork_rng(enabled=pretrained):  # however it is read, a new projector is drawn the same
+    with torch.random.fork_rng(devices=[], enabled=pretrained):  # however it is read, a new projector is drawn the same
         if llm_later:
             language_model = placeholder_llm(llm, len(tokenizer), dtype)
         else:

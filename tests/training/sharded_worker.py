@@ -107,7 +107,8 @@ def main() -> None:
             accelerator = loop.launch(precision, [], str(out), timeout_minutes=1)
             torch.set_num_threads(1)
             if case.startswith("resume"):
-                losses, weights = train(accelerator, folder=out / case[:-2], save_at=3, until=int(case[-1]))
+                mode = "none" if "ddp" in case else "full"
+                losses, weights = train(accelerator, mode=mode, folder=out / case[:-2], save_at=3, until=int(case[-1]))
             else:
                 losses, weights = train(accelerator, **CASES[case])
             if accelerator.is_main_process:

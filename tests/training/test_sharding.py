@@ -30,7 +30,7 @@ def results(tmp_path_factory) -> Path:
     """What one, two and four processes made of every case; resumed by other numbers of processes than saved."""
     out = tmp_path_factory.mktemp("sharded")
     launch(1, out, [*ALONE, "resume-a-3"])
-    launch(2, out, [*TWO, "resume-a-6", "resume-b-3", "resume-c-3", "resume-c-6"])
+    launch(2, out, [*TWO, "resume-a-6", "resume-b-3", "resume-c-3", "resume-c-6", "resume-ddp-3", "resume-ddp-6"])
     launch(4, out, [*FOUR, "resume-b-6"], NODES_OF="2")
     return out
 
@@ -63,9 +63,9 @@ def test_bfloat16_units_compute_what_autocast_does(results):
     assert read(results, 2, "bf16")[0] == pytest.approx(read(results, 1, "bf16")[0], rel=2e-3)
 
 
-@pytest.mark.parametrize(("case", "saved_by", "resumed_by"), [("a", 1, 2), ("b", 2, 4), ("c", 2, 2)])
+@pytest.mark.parametrize(("case", "saved_by", "resumed_by"), [("a", 1, 2), ("b", 2, 4), ("c", 2, 2), ("ddp", 2, 2)])
 def test_a_resumed_run_equals_one_that_was_not_interrupted(results, case, saved_by, resumed_by):
-    expected, expected_weights = read(results, resumed_by, "full")
+    expected, expected_weights = read(results, resumed_by, "none" if case == "ddp" else "full")
     first, _ = read(results, saved_by, f"resume-{case}-3")
     rest, weights = read(results, resumed_by, f"resume-{case}-6")
     if saved_by == resumed_by:
