@@ -282,7 +282,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
 
     def poisoned(*args, **kwargs):
         calls.append(1)
-        return real(*args, **kwargs) * (float("nan") if len(calls) == 6 else 1)  # validation, 3 steps, validation, ...
+        return real(*args, **kwargs) * (float("nan") if len(calls) == 7 else 1)  # validation, FLOPs, 3 steps, ...
 
     with monkeypatch.context() as patch:
         patch.setattr(losses, "reconstruction_loss", poisoned)
