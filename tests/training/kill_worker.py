@@ -23,7 +23,7 @@ from prismatic.data import batching
 from prismatic.training import loop, objective, optim, sharding
 from prismatic.training.saving import Checkpoints, resume
 
-STEPS, SIZE, EPOCHS = 90, 8, 6
+STEPS, SIZE, EPOCHS = {1: 180, 2: 60}, 8, 6  # a step of two processes, and their start, take longer
 
 
 def train(folder: Path, rank: int, world: int, port: int) -> None:
@@ -38,7 +38,8 @@ def train(folder: Path, rank: int, world: int, port: int) -> None:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     done = resume("auto", folder, accelerator, model, optimizer)
     checkpoints = Checkpoints(folder, accelerator, model, optimizer, every=1, keep_last=3)
-    rows = examples(SIZE * STEPS // EPOCHS - 3)
+    steps = STEPS[world]
+    rows = examples(SIZE * steps // EPOCHS - 3)
 
     def plan(epoch: int) -> list:
         return batching.micro_batches(batching.shuffle_indices(len(rows), SIZE, 0, epoch), rank, world, SIZE, 4)
@@ -58,9 +59,9 @@ def train(folder: Path, rank: int, world: int, port: int) -> None:
 
     accumulation = SIZE // world // 4
     loop.fit(
-        accelerator, trained, optimizer, objective.TEXT, total_steps=STEPS, accumulation=accumulation,
+        accelerator, trained, optimizer, objective.TEXT, total_steps=steps, accumulation=accumulation,
         epochs=batching.epoch_loaders(lambda epoch: rows, collate, plan, EPOCHS, 0, 0, done=done * accumulation),
-        rate_at=lambda step: 1e-2 * (1 - step / STEPS), max_grad_norm=1.0, log=log,
+        rate_at=lambda step: 1e-2 * (1 - step / steps), max_grad_norm=1.0, log=log,
         end_of_epoch=lambda epoch, step: None, after_step=checkpoints.after_step,
         before_update=checkpoints.before_update, should_stop=checkpoints.should_stop, done_steps=done,
     )  # fmt: skip
@@ -109,8 +110,9 @@ def wait(children: list[int], seconds: float) -> list[int]:
 
 
 def log_length(folder: Path) -> int:
+    """Steps that were logged, those that were taken again included."""
     file = folder / "log.jsonl"
-    return file.stat().st_size if file.exists() else 0
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def main() -> None:
@@ -123,10 +125,10 @@ def main() -> None:
         if rng.random() < 0.2:  # while it starts, or any time in its first few steps
             alive = wait(alive, rng.uniform(0, 1))
         else:
-            length = log_length(out / "killed")
-            while (alive := wait(alive, 0.01)) and log_length(out / "killed") == length:
+            until = log_length(out / "killed") + rng.randint(1, 3)
+            while (alive := wait(alive, 0.01)) and log_length(out / "killed") < until:
                 pass
-            alive = wait(alive, rng.uniform(0, 0.15 if world == 1 else 2.0))
+            alive = wait(alive, rng.uniform(0, 0.05))
         if alive:
             os.kill(rng.choice(alive), signal.SIGKILL)
             kills += 1
