@@ -23,7 +23,7 @@ from prismatic.data import batching
 from prismatic.training import loop, objective, optim, sharding
 from prismatic.training.saving import Checkpoints, resume
 
-STEPS, SIZE, EPOCHS = {1: 180, 2: 60}, 8, 6  # a step of two processes, and their start, take longer
+STEPS, SIZE, EPOCHS = {1: 180, 2: 90}, 8, 6  # a step of two processes, and their start, take longer
 
 
 def train(folder: Path, rank: int, world: int, port: int) -> None:

@@ -32,7 +32,7 @@ def test_kills_at_random_moments_change_nothing(processes, tmp_path):
     for run in ("whole", "killed"):
         with jsonlines.open(tmp_path / run / "log.jsonl") as reader:
             logs[run] = list(reader.iter(type=dict, skip_invalid=True))
-    steps = {1: 180, 2: 60}[processes]
+    steps = {1: 180, 2: 90}[processes]
     assert [row["step"] for row in logs["whole"]] == list(range(1, steps + 1))
     expected = {row["step"]: row for row in logs["whole"]}
     assert len(logs["killed"]) > steps, "no step was ever taken again"
