@@ -46,7 +46,8 @@ def reading(path: Path, task: str, shape: str) -> Iterator[Callable[[Iterable], 
 
     def each(rows: Iterable) -> Iterator:
         nonlocal reached
-        for reached, row in enumerate(rows):  # noqa: B007
+        for number, row in enumerate(rows):
+            reached = number
             yield row
         reached = None
 

@@ -6,8 +6,6 @@ import sys
 import warnings
 from pathlib import Path
 
-PARTS = ("vision_backbone", "llm", "projector", "image_resize_strategy", "image_size")
-
 
 def main(argv: list[str]) -> None:
     """Runs the command line; errors are one line on stderr and exit status 2."""
@@ -31,6 +29,7 @@ def make_plan(config):
     from prismatic.models.load import meta_config
     from prismatic.training.plan import plan_finetune
     from recipes.plan_settings import data_of
+    from recipes.settings import PARTS
     from vision_backbones import import_plugins
 
     import_plugins(config.plugins)

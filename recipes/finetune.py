@@ -8,9 +8,7 @@ import time
 
 from recipes import evaluate
 from recipes.eval_settings import EvaluateConfig
-from recipes.settings import MAY_CHANGE, FinetuneConfig, parse_finetune
-
-PARTS = ("vision_backbone", "llm", "projector", "image_resize_strategy", "image_size")
+from recipes.settings import MAY_CHANGE, PARTS, FinetuneConfig, parse_finetune
 
 
 def main(config: FinetuneConfig) -> dict:
@@ -76,7 +74,7 @@ def main(config: FinetuneConfig) -> dict:
 
     # The data, and where an interrupted run goes on.
     batches = RowBatches(config, source, processor, accelerator.process_index, world)
-    done = resume(config.resume, run_dir, accelerator, model, optimizer)
+    done = resume(config.resume, run_dir, accelerator, model, optimizer, rows=len(source))
     log = metrics_log(accelerator, config, run_dir, done)
     checkpoints = Checkpoints(
         run_dir, accelerator, model, optimizer, every=config.save_every_steps, keep_last=config.keep_last,

@@ -1,7 +1,9 @@
 """Evaluation folders for tests: real examples of real tasks, scored by their scorers."""
 
+import io
 import json
 import random
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -65,3 +67,11 @@ def write_evaluation(out: Path, root: Path, keys: Sequence[str], answers: Answer
     results = about | {"data_root": str(root), "settings": {"precision": "fp32"}, "tasks": tasks}
     (out / "results.json").write_text(json.dumps(results))
     return out
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()

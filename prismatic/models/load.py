@@ -280,17 +280,18 @@ def _load_step(path: Path, dtype: torch.dtype, merge: bool):
 
 
 def start_stage(parts: dict, stage: str, lora: dict, llm_later: bool = False):
-    """The model that a stage trains, adapters included, and its processor; what is not trained is frozen.
+    """The model that a stage trains (`as_stage`) of the parts that `start` takes, and its processor.
 
-    Args:
-        parts: arguments of `start`.
-        stage: of the finetune.
-        lora: arguments of `add_lora`, used by stage "lora".
-        llm_later: give the LLM placeholders, to be filled when it is sharded; for parts of `build`.
+    `llm_later` gives the LLM placeholders, to be filled when it is sharded; for parts of `build`.
     """
     model, processor = build(**parts, llm_later=True) if llm_later else start(**parts)
+    return as_stage(model, stage, lora), processor
+
+
+def as_stage(model: PrismaticForConditionalGeneration, stage: str, lora: dict):
+    """The model with what a stage does not train frozen, adapters of `add_lora` included."""
     set_trainable(model, stage)
-    return (add_lora(model, **lora) if stage == "lora" else model), processor
+    return add_lora(model, **lora) if stage == "lora" else model
 
 
 def start(init_from: str | None = None, **parts):

@@ -95,7 +95,7 @@ def fill(language_model: nn.Module, llm: str, device: torch.device) -> None:
     for module in language_model.modules():
         module._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t, recurse=False)
     parameters = {
-        name.replace("_checkpoint_wrapped_module.", "").replace(".base_layer", ""): parameter
+        name.replace(".base_layer", ""): parameter
         for name, parameter in language_model.named_parameters()
         if ".lora_" not in name
     }

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from accelerate.utils import broadcast_object_list
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
@@ -66,9 +67,8 @@ class Checkpoints:
         pinned = torch.accelerator.is_available()
         self.stager = DefaultStager(StagingOptions(pinned, False, False, False))
         self.thread, self.saving, self.staged = ThreadPoolExecutor(1), None, threading.Event()
-        self.asked, self.before, self.waited = False, None, 0.0
-        if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGTERM, self._ask)
+        self.asked, self.waited = False, 0.0
+        self.before = signal.signal(signal.SIGTERM, self._ask)
         if accelerator.is_main_process:
             (run_dir / RESUMABLE).unlink(missing_ok=True)
             for left in self.folder.glob(f".{state.PREFIX}*.unfinished"):
@@ -123,8 +123,7 @@ class Checkpoints:
             self._finish()
         self.thread.shutdown()
         self.stager.close()
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
+        signal.signal(signal.SIGTERM, self.before)
 
     def _has_room(self, step: int, tensors: dict[str, torch.Tensor]) -> bool:
         local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors.values()]
@@ -165,11 +164,11 @@ class Checkpoints:
                 self.staged.set()
             if rank == 0:
                 shutil.rmtree(beside, ignore_errors=True)
-            writer = state.ShardWriter(beside)
+            writer = HuggingFaceStorageWriter(str(beside), save_distributed=True)
             dcp.save(staged, storage_writer=writer, process_group=self.group, no_dist=world == 1)
-            mine = beside / f"rank-{rank:05d}.json"
-            write_json(mine, random_state)
-            files = writer.files | {mine.name: state.describe(mine)}
+            write_json(beside / f"rank-{rank:05d}.json", random_state)
+            mine = [*beside.glob(f"shard-{rank + 1:05d}-*"), beside / f"rank-{rank:05d}.json"]
+            files = {path.name: state.describe(path) for path in mine}
         except BaseException as error:  # torch's is no Exception; whatever it is, the others must hear of it
             problem = _root_cause(error)
         parts = [(files, problem)]
@@ -216,7 +215,7 @@ def _root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def resume(where: str, run_dir: Path, accelerator, model, optimizer) -> int:
+def resume(where: str, run_dir: Path, accelerator, model, optimizer, rows: int | None = None) -> int:
     """Puts back the newest whole checkpoint, and gives the steps done; 0 if there is nothing to continue from.
 
     Args:
@@ -225,9 +224,10 @@ def resume(where: str, run_dir: Path, accelerator, model, optimizer) -> int:
         accelerator: all its processes call this; their number may differ from that of the run before.
         model: as it was built; sharded, if it will be.
         optimizer: its optimizer.
+        rows: of the data, which must be those that the checkpoint was trained on.
 
     Raises:
-        ValueError: nothing is at the path, all there is is damaged, or it is of another model.
+        ValueError: nothing is at the path, all there is is damaged, or it is of another model or other data.
     """
     if where == "never":
         return 0
@@ -240,6 +240,11 @@ def resume(where: str, run_dir: Path, accelerator, model, optimizer) -> int:
         reason = "all of its checkpoints are damaged" if folders else "no step checkpoint is there"
         raise ValueError(f"cannot resume from {place}: {reason}; --resume never starts over")
     about = state.read_state(folder)
+    if rows is not None and about["rows"] != rows:
+        raise ValueError(
+            f"{folder} was trained on {about['rows']:,} rows, the data now holds {rows:,}: bring back those, or use "
+            "--resume never or another --run_id"
+        )
     state.load_tensors(folder, model, optimizer)
     if about["processes"] == accelerator.num_processes:
         mine = folder / f"rank-{accelerator.process_index:05d}.json"

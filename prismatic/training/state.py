@@ -17,23 +17,21 @@ import torch
 import torch.distributed.checkpoint as dcp
 from accelerate.utils import gather_object
 from torch import nn
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.tensor import DTensor
-from torch.futures import Future
 
-from vision_backbones.weights import read_header, sync
+from vision_backbones.weights import read_header
 
 PREFIX = "step-"
 MANIFEST, STATE_JSON, LATEST = "manifest.json", "state.json", "latest"
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "timm")
-_WRAPPER = "_checkpoint_wrapped_module."
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trained parameters by the names they have without activation checkpointing."""
-    return {n.replace(_WRAPPER, ""): p for n, p in model.named_parameters() if p.requires_grad}
+    """The trained parameters by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -81,58 +79,6 @@ def describe(path: Path) -> dict:
     """Size and SHA-256 of a file."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-class ShardWriter(HuggingFaceStorageWriter):
-    """Writes the file that torch's class writes, piece by piece; that one makes two copies of all tensors first.
-
-    Attributes:
-        files: What `describe` would say of what was written, by name; taken from what is in memory.
-    """
-
-    _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",
-              torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8"}  # fmt: skip
-    _PIECE = 2**22
-
-    def __init__(self, folder: Path):
-        super().__init__(str(folder), save_distributed=True)
-        self.folder, self.files = folder, {}
-
-    def write_data(self, plan, planner) -> Future:
-        """Writes the tensors of this process's plan; called by torch.distributed.checkpoint."""
-        if plan.items:
-            self._write_file(f"shard-{plan.storage_data['shard_index']:05d}-model-00001-of-00001.safetensors", [
-                (item.index.fqn, list(item.tensor_data.chunk.offsets), planner.resolve_data(item).contiguous())
-                for item in plan.items
-            ])  # fmt: skip
-        done = Future()
-        done.set_result([])
-        return done
-
-    def _write_file(self, name: str, shards: list[tuple[str, list[int], torch.Tensor]]) -> None:
-        shards.sort(key=lambda shard: -shard[2].element_size())  # so that all are aligned
-        offsets = {key: {"saved_offsets": offset} for key, offset, _ in shards}
-        about = {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"}
-        header, end = {"__metadata__": about}, 0
-        for key, _, tensor in shards:
-            begin, end = end, end + tensor.nbytes
-            entry = {"dtype": self._NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-            header[key] = entry
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        digest = hashlib.sha256()
-        with (self.folder / name).open("wb") as file:
-            for content in (len(text).to_bytes(8, "little"), text, *(_memory(tensor) for *_, tensor in shards)):
-                for start in range(0, len(content), self._PIECE):
-                    piece = content[start : start + self._PIECE]
-                    file.write(piece)
-                    digest.update(piece)
-        sync(self.folder / name)
-        self.files[name] = {"bytes": 8 + len(text) + end, "sha256": digest.hexdigest()}
-
-
-def _memory(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 def step_folders(run_dir: Path) -> list[Path]:

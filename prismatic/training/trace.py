@@ -18,7 +18,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from transformers import masking_utils
 
 from prismatic.models.configuration import PrismaticConfig
-from prismatic.models.load import add_lora
+from prismatic.models.load import as_stage
 from prismatic.models.modeling import PrismaticForConditionalGeneration
 from prismatic.training import objective, optim, sharding
 from vision_backbones import soft_cap
@@ -36,9 +36,7 @@ def meta_model(config: PrismaticConfig, stage: str, *, lora: dict, precision: st
     with torch.device("meta"):
         model = PrismaticForConditionalGeneration(config)
         model.llm.set_attn_implementation("sdpa")
-        optim.set_trainable(model, stage)
-        if stage == "lora":
-            model = add_lora(model, **lora)
+        model = as_stage(model, stage, lora)
     if precision == "bf16":
         optim.halve_frozen(model)
     if gradient_checkpointing:

@@ -6,9 +6,9 @@ import io
 import json
 import tarfile
 import threading
-import zipfile
 
 import pytest
+from evaluation_folders import zipped
 
 from eval import downloads
 from eval.downloads import ARCHIVES, needs, prepare, sha256, verify
@@ -55,14 +55,6 @@ def server(monkeypatch):
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running
         running.shutdown()
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
 
 
 def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):

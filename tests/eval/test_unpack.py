@@ -8,16 +8,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from evaluation_folders import zipped
 
 from eval.unpack import unpack
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
 
 
 def hostile(kind: str, path: Path) -> None:

@@ -11,7 +11,7 @@ from plan_cases import CASES, LORA, SUPERVISED, TEXT, Case, small_config
 from torch import nn
 
 from prismatic import PrismaticForConditionalGeneration
-from prismatic.models.load import add_lora
+from prismatic.models.load import as_stage
 from prismatic.training import loop, objective, optim, sharding
 
 
@@ -19,9 +19,7 @@ def build(stage: str, precision: str, checkpointing: bool) -> nn.Module:
     torch.manual_seed(0)
     model = PrismaticForConditionalGeneration(small_config())
     model.llm.set_attn_implementation("sdpa")
-    optim.set_trainable(model, stage)
-    if stage == "lora":
-        model = add_lora(model, **LORA)
+    model = as_stage(model, stage, LORA)
     if precision == "bf16":
         optim.halve_frozen(model)
     if checkpointing:

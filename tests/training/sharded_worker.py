@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 from test_loop import examples, tiny_model
 
 from prismatic.data.batching import collate_padded
-from prismatic.models.load import add_lora
+from prismatic.models.load import as_stage
 from prismatic.training import loop, objective, optim, sharding
 from prismatic.training.saving import Checkpoints, resume
 
 STEPS, SIZE = 6, 16
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "down_proj"]}
 CASES = {
     "none": {"mode": "none"},
     "full": {},
@@ -54,11 +55,7 @@ def items_of(step: int, order: str) -> list:
 
 
 def model_of(stage: str, checkpointing: bool = False, precision: str = "fp32"):
-    model = tiny_model()
-    optim.set_trainable(model, stage)
-    if stage == "lora":
-        torch.manual_seed(1)
-        model = add_lora(model, rank=4, alpha=8, dropout=0.0, targets=["q_proj", "down_proj"])
+    model = as_stage(tiny_model(), stage, LORA)  # seeded by tiny_model
     if precision == "bf16":
         optim.halve_frozen(model)
     if checkpointing:
