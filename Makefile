@@ -1,9 +1,9 @@
-# make finetune | align | probe | evaluate | test | setup | smollm2 | lint | benchmarks; everything lands in .venv, nothing else is touched.
+# make finetune | align | probe | evaluate | reproduce | test | setup | smollm2 | lint | benchmarks; everything lands in .venv, nothing else is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 ACCELERATE := $(BIN)/accelerate launch --config_file recipes/configs/accelerate/one-process.yaml
 
-.PHONY: finetune align probe evaluate setup test lint smollm2 benchmarks
+.PHONY: finetune align probe evaluate reproduce setup test lint smollm2 benchmarks
 
 ## Finetune, evaluate and sample a vision-language model on the miniature world.
 finetune: setup
@@ -20,6 +20,10 @@ probe: setup
 ## Evaluate the embedded vision-language model on five spatial benchmarks of the miniature world.
 evaluate: setup
 	$(ACCELERATE) recipes/evaluate.py $(ARGS)
+
+## The paper in miniature: every recipe, with controls and seeds, and a report; hours. ARGS=--quick: half an hour.
+reproduce: setup
+	$(BIN)/python recipes/reproduce.py $(ARGS)
 
 ## Create .venv and install the project; does nothing when up to date.
 setup: .venv/installed

@@ -7,6 +7,7 @@ from typing import Any
 
 COLOURS = ("#d62728", "#1f6fd6", "#e08a00", "#8e44ad", "#0f9a9a", "#7f5539", "#e377c2", "#5f6b7a")  # of runs
 ALONE = "#3b6fb6"
+MARKS = {"chance": ("chance", ":"), "majority": ("majority class", "-"), "prior": ("answer prior", "--")}
 
 
 def colour(number: int) -> str:
@@ -18,8 +19,8 @@ def bars(rows: Sequence[Mapping[str, Any]], runs: Sequence[str]) -> bytes:
     """Horizontal bars of scores, an SVG.
 
     Args:
-        rows: Each with `label`, and by run `scores` and `intervals` (absent or None where there is none); `chance` and
-            `majority`, if known, are marked.
+        rows: Each with `label`, and by run `scores` and `intervals` (absent or None where there is none); what is known
+            of `MARKS` is marked.
         runs: Names, in the order of their bars.
     """
     thick = 0.8 / len(runs)
@@ -37,12 +38,11 @@ def bars(rows: Sequence[Mapping[str, Any]], runs: Sequence[str]) -> bytes:
                     sides = [[max(0.0, score - found[0])], [max(0.0, found[1] - score)]]
                     axes.errorbar(score, y, xerr=sides, color="#222", capsize=2, linewidth=1)
                 axes.text(max(score, found[1] if found else 0) + 0.012, y, f"{score:.1%}", va="center", fontsize=8)
-        marked = (("chance", "#222", ":"), ("majority", "#222", "-"))
-        for name, shade, style in marked:
+        for name, (text, style) in MARKS.items():
             there = [(row, entry[name]) for row, entry in enumerate(rows) if entry.get(name) is not None]
             for number, (row, value) in enumerate(there):
-                label = {"chance": "chance", "majority": "majority class"}[name] if not number else None
-                axes.plot([value, value], [row - 0.46, row + 0.46], color=shade, linestyle=style, label=label)
+                label = text if not number else None
+                axes.plot([value, value], [row - 0.46, row + 0.46], color="#222", linestyle=style, label=label)
         if len(runs) > 1:
             for place, run in enumerate(runs):
                 axes.barh(0, 0, color=colour(place), label=plain(run))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prismatic.miniature.scenes import CLASSES, COLOURS, IMAGE_SIZE, SHAPES, Thing
-from prismatic.miniature.spatial import PLURALS, choice, count, expressions, quadrant, statement
+from prismatic.miniature.scenes import CLASSES, COLOURS, HALF_EXTENT, IMAGE_SIZE, SHAPES, Thing
+from prismatic.miniature.spatial import choice, count, expressions, quadrant, statement
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 BOX_PROMPT = 'Please provide the bounding box coordinate of the region this sentence describes: "{}"'
@@ -19,11 +19,11 @@ Respond with "True" or "False" directly."""
 LETTERS = "ABCDEFGHIJKLMNOP"
 OPTION_PROMPT = "Answer with the option's letter from the given choices directly."
 MOST = 15  # the largest number that a question for a number offers
-SHORT_KINDS = ("exists", "count", "color", "shape", "size", "where", "relation", "corner")
+SHORT_KINDS = ("exists", "count", "color", "shape", "size", "where", "relation", "direction", "which")
 SPATIAL_KINDS = ("box", "statement", "tally", "choice")
 KINDS = SHORT_KINDS + SPATIAL_KINDS
-SHORT_A_ROW = 4  # questions with short answers in a conversation
-CELLS = 6  # cells a side of a map in words: one for each 8-pixel patch
+CELLS = 6  # cells a side of a map: one for each 8-pixel patch
+LOOKS = (*COLOURS, *SHAPES, *HALF_EXTENT)  # words for what a cell of a map holds
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,8 @@ def questions(things: tuple[Thing, ...], rng: np.random.Generator) -> list[Quest
     name = pick(sorted(names)) if rng.random() < 0.5 else pick([c for c in CLASSES if c not in names])
     asked.append(Question("exists", f"Is there a {name}?", "yes" if name in names else "no"))
 
-    noun, matches = pick(
-        [(PLURALS[s], lambda t, s=s: t.shape == s) for s in SHAPES]
-        + [(f"{c} objects", lambda t, c=c: t.colour == c) for c in COLOURS]
-        + [("objects", lambda t: True)]
-    )
-    asked.append(Question("count", f"How many {noun} are there?", str(sum(map(matches, things)))))
+    number = count(things, rng)
+    asked.append(Question("count", number.text, str(number.answer)))
 
     for kind, attribute, other, text in (
         ("color", "colour", "shape", "What color is the {}?"),
@@ -83,21 +79,14 @@ def questions(things: tuple[Thing, ...], rng: np.random.Generator) -> list[Quest
     if placed:
         thing = pick(placed)
         asked.append(Question("where", f"Where is the {thing.name}?", quadrant(thing)))
-    if len(unique) >= 2:
-        one, two = (unique[i] for i in rng.permutation(len(unique))[:2])
-        horizontal = abs(one.x - two.x) >= abs(one.y - two.y)
-        word, opposite = ("to the left of", "to the right of") if horizontal else ("above", "below")
-        holds = one.x < two.x if horizontal else one.y < two.y
-        said_first = rng.random() < 0.5
-        text = f"Is the {one.name} {word if said_first else opposite} the {two.name}?"
-        asked.append(Question("relation", text, "yes" if holds == said_first else "no"))
-    corners = defaultdict(list)
-    for thing in things:
-        corners[quadrant(thing)].append(thing)
-    alone = [c for c, there in sorted(corners.items(), key=str) if c and len(there) == 1 and None not in corners]
-    if alone:
-        corner = pick(alone)
-        asked.append(Question("corner", f"What is in the {corner}?", corners[corner][0].name))
+    if told := statement(things, rng, rng.random() < 0.5):
+        text = f"Is the {told.subject} {told.relation} the {told.object}?"
+        asked.append(Question("relation", text, "yes" if told.holds else "no"))
+    if told := statement(things, rng, True):
+        text = f"Which way is the {told.subject} from the {told.object}?"
+        asked.append(Question("direction", text, told.relation.removeprefix("to the ").removesuffix(" of")))
+    if riddle := choice(things, rng, 0):
+        asked.append(Question("which", riddle.text, riddle.options[0]))
 
     said = expressions(things)
     styles = sorted({e.style for e in said})
@@ -116,12 +105,9 @@ def questions(things: tuple[Thing, ...], rng: np.random.Generator) -> list[Quest
 
 
 def conversation(things: tuple[Thing, ...], rng: np.random.Generator, boxes: bool = True) -> list[Question]:
-    """Questions of one training row in random order: the spatial ones, boxes where wanted, and some short ones."""
+    """Questions of one training row, one of each kind in random order; boxes where wanted."""
     asked = [q for q in questions(things, rng) if boxes or q.kind != "box"]
-    short = [q for q in asked if q.kind in SHORT_KINDS]
-    left_out = {short[i].kind for i in rng.permutation(len(short))[SHORT_A_ROW:]}
-    kept = [q for q in asked if q.kind not in left_out]
-    return [kept[i] for i in rng.permutation(len(kept))]
+    return [asked[i] for i in rng.permutation(len(asked))]
 
 
 def turns(asked: list[Question]) -> list[tuple[str, str]]:
@@ -138,21 +124,18 @@ def describe(things: Iterable[Thing]) -> str:
     return "There is " + " and ".join(parts) + "."
 
 
-def map_words(things: tuple[Thing, ...]) -> list[str]:
-    """The scene as a map of `CELLS * CELLS` words, row by row.
+def cell_contents(things: tuple[Thing, ...]) -> np.ndarray:
+    """What is where, as a map: the share of every cell that things of each of `LOOKS` cover.
 
-    A letter names the class that covers most of a cell (the order of `CLASSES`), upper case when it covers at least
-    half of the cell; "z" is an empty cell.
+    Returns:
+        `[CELLS * CELLS, len(LOOKS)]`, cells row by row.
     """
-    cover = np.zeros((len(things), CELLS, CELLS))
-    for i, thing in enumerate(things):
-        cover[i] = thing.mask().reshape(CELLS, IMAGE_SIZE // CELLS, CELLS, -1).mean((1, 3))
-    owner, most = cover.argmax(0).ravel(), cover.max(0).ravel()
-    letters = [chr(ord("a") + CLASSES.index(t.name)) for t in things]
-    return [
-        "z" if share == 0 else letters[who].upper() if share >= 0.5 else letters[who]
-        for who, share in zip(owner, most, strict=True)
-    ]
+    contents = np.zeros((CELLS * CELLS, len(LOOKS)), np.float32)
+    for thing in things:
+        cover = thing.mask().reshape(CELLS, IMAGE_SIZE // CELLS, CELLS, -1).mean((1, 3)).ravel()
+        for look in (thing.colour, thing.shape, thing.size):
+            contents[:, LOOKS.index(look)] += cover
+    return contents
 
 
 def answer_priors(asked: Iterable[Question]) -> dict[str, str]:

@@ -6,8 +6,7 @@ then questions and answers in the `pure` prompt style. So it knows the language 
 ever sees an image, as a pretrained LLM does; what it lacks is eyes. The places are thrown away.
 """
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import draccus
@@ -15,6 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -23,19 +25,19 @@ from prismatic.miniature.language import (
     CELLS,
     KINDS,
     LETTERS,
+    LOOKS,
     OPTION_PROMPT,
     SHORT_ANSWER,
     STATEMENT_PROMPT,
     Question,
+    cell_contents,
     conversation,
     describe,
-    map_words,
+    questions,
     turns,
     with_options,
 )
-from prismatic.miniature.scenes import sample_layout
-from prismatic.models.attention import SEGMENTED, segment_lengths
-from prismatic.models.tokenizers import from_tokenizer_json
+from prismatic.miniature.scenes import MAX_OBJECTS, sample_layout
 
 # Words of the real benchmarks that miniature questions lack.
 WORDS = """Please provide a short description for this region: Yes No unanswerable inside near touching one two three
@@ -52,31 +54,44 @@ FIXED = (
 )
 
 
+SIMPLE, SIMPLE_ROUNDS = ("exists", "color", "shape", "size", "where"), 3  # what is asked first, so often about a scene
+
+
 @dataclass
 class Config:
     """Settings of the pretraining."""
 
     out: Path = Path("prismatic/miniature/assets/llm")  # where tokenizer, config and weights go
-    language_steps: int = 4000  # optimizer steps on questions and answers
-    answer_steps: int = 3200  # further steps on answers alone, which is where places are reasoned about
-    start: Path | None = None  # earlier result to go on from, its words taken over
-    batch_size: int = 24  # documents a step, all fresh
-    learning_rate: float = 2e-3  # peak, after 100 steps of warm-up; cosine to 0
-    weight_decay: float = 0.05  # AdamW
+    steps: int = 8000  # optimizer steps
+    simple_share: float = 0.3  # of the steps in which only `SIMPLE` questions are asked, of ever more things
+    batch_size: int = 12  # documents a step, all fresh
+    learning_rate: float = 0.02  # peak of Muon, for the matrices of the blocks; warmed up, then linear to 0
+    embedding_rate: float = 2e-3  # peak of AdamW, for everything else
+    weight_decay: float = 0.01  # of Muon
     hidden_size: int = 128  # width
-    layers: int = 4  # depth
+    layers: int = 6  # depth
     vocab_size: int = 800  # tokens at most, bytes included
     seed: int = 0  # of the weights and of the scenes
 
 
-Document = tuple[str, bool, list[Question]]  # a scene in words, whether these are a map, questions about it
+@dataclass
+class Document:
+    """A scene, as a sentence or as a map, and questions about it."""
+
+    text: str | None  # the sentence; None for a map
+    contents: np.ndarray  # of the map, `[cells, looks]`
+    asked: list[Question]
 
 
-def document(rng: np.random.Generator, as_map: bool) -> Document:
-    """A scene as a map or as a sentence, and questions about it."""
-    things = sample_layout(rng)
-    words = " ".join(map_words(things)) if as_map else describe(things)
-    return words, as_map, conversation(things, rng, boxes=rng.random() < 0.3)
+def document(rng: np.random.Generator, as_map: bool, simple: bool = False, max_objects: int = MAX_OBJECTS) -> Document:
+    """A fresh scene and questions about it, only `SIMPLE` ones if wanted."""
+    things = sample_layout(rng, max_objects=max_objects)
+    text = None if as_map else describe(things)
+    if simple:
+        asked = [q for _ in range(SIMPLE_ROUNDS) for q in questions(things, rng) if q.kind in SIMPLE]
+    else:
+        asked = conversation(things, rng, boxes=rng.random() < 0.5)
+    return Document(text, cell_contents(things), asked)
 
 
 def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
@@ -94,9 +109,9 @@ def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
     rng = np.random.default_rng(seed)
     options = [f" {option}" for option in ("True", "False", *LETTERS)]
     texts = [WORDS, *FIXED, *options] * 20
-    for number in range(2000):
-        words, _, asked = document(rng, as_map=number % 2 == 0)
-        texts += [words, *(f"In: {q}\nOut: {a}" for q, a in turns(asked))]
+    for _ in range(2000):
+        told = document(rng, as_map=False)
+        texts += [told.text, *(f"In: {q}\nOut: {a}" for q, a in turns(told.asked))]
     special = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)]
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special))
     # Bytes must be plain vocabulary: as special tokens they would be dropped on decoding.
@@ -114,34 +129,87 @@ def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
 
 @dataclass
 class Batch:
-    """Documents one after another without padding, all `[1, T]`."""
+    """Scenes with their questions, padded, all `[B, T, ...]`. Questions see the scene and not each other."""
 
     input_ids: torch.Tensor
-    labels: torch.Tensor  # what is to be predicted from the position before; -100 for the scene itself
-    position_ids: torch.Tensor  # from 0 in every document
-    cells: torch.Tensor  # cell of the map that a token stands for, from 1; 0 for none
+    labels: torch.Tensor  # what is to be predicted from the position before; -100 for all but answers
+    position_ids: torch.Tensor  # every question goes on where the scene ends
+    cells: torch.Tensor  # cell of a map that a position stands for, from 1; 0 for none
+    contents: torch.Tensor  # of that cell, `[B, T, looks]`
+    turns: torch.Tensor  # which question a position belongs to, from 1; 0 for the scene, -1 for padding
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """What sees what, bool `[B, 1, T, T]`."""
+        queries, keys = self.turns[:, :, None], self.turns[:, None]
+        return ((keys == queries) | (keys == 0)).tril()[:, None]
 
 
-def batch_of(tokenizer: PreTrainedTokenizerFast, documents: list[Document], answers_only: bool) -> Batch:
-    """Documents as tokens; questions are predicted too unless `answers_only`."""
-    rows = []
-    for words, is_map, asked in documents:
-        ids = tokenizer(words).input_ids
-        target, cells = [-100] * len(ids), list(range(len(ids))) if is_map else []
-        for question, answer in turns(asked):
-            turn = tokenizer([f"In: {question}\nOut:", f"{answer}</s>"], add_special_tokens=False).input_ids
-            target += [*([-100] * len(turn[0]) if answers_only else turn[0]), *turn[1]]
-            ids = ids + turn[0] + turn[1]
-        rows.append((ids, target, range(len(ids)), cells + [0] * (len(ids) - len(cells))))
-    return Batch(*(torch.tensor([[t for part in parts for t in part]]) for parts in zip(*rows, strict=True)))
+def batch_of(tokenizer: PreTrainedTokenizerFast, documents: list[Document]) -> Batch:
+    """Documents as tokens, of which answers are to be predicted."""
+    columns = [[] for _ in fields(Batch)]
+    for told in documents:
+        if told.text is None:
+            ids, cells = [tokenizer.bos_token_id] + [0] * CELLS**2, list(range(CELLS**2 + 1))
+        else:
+            ids = tokenizer(told.text).input_ids
+            cells = [0] * len(ids)
+        scene = len(ids)
+        target, places, turn = [-100] * scene, list(range(scene)), [0] * scene
+        for number, q in enumerate(told.asked, start=1):
+            said = tokenizer([f"In: {q.text}\nOut:", f"{q.answer}</s>"], add_special_tokens=False).input_ids
+            target += [*([-100] * len(said[0])), *said[1]]
+            more = len(said[0]) + len(said[1])
+            places += range(scene, scene + more)
+            turn += [number] * more
+            ids = ids + said[0] + said[1]
+        cells += [0] * (len(ids) - len(cells))
+        contents = np.concatenate([np.zeros((1, len(LOOKS)), np.float32), told.contents])[cells]
+        for column, more in zip(columns, (ids, target, places, cells, contents, turn), strict=True):
+            column.append(torch.from_numpy(np.array(more)))
+    padding = (0, -100, 0, 0, 0.0, -1)
+    return Batch(*(pad_sequence(c, batch_first=True, padding_value=p) for c, p in zip(columns, padding, strict=True)))
 
 
-def predict(model: LlamaForCausalLM, batch: Batch, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `[n, words]` and the n tokens that they are to predict; `places` `[cells, D]` are added to map cells."""
-    embedded = model.get_input_embeddings()(batch.input_ids) + F.pad(places, (0, 0, 1, 0))[batch.cells]
-    lengths = segment_lengths(batch.position_ids)
+class Eyes(nn.Module):
+    """Reads maps into the model's space: a cell is the words for what covers it, by how much, and its place.
+
+    Called with the matrix of words `[words, D]`, gives what is added to the words of a batch, `[B, T, D]`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, width: int) -> None:
+        super().__init__()
+        looks = tokenizer([f" {look}" for look in LOOKS], add_special_tokens=False).input_ids
+        self.register_buffer("looks", torch.tensor(looks)[:, -1])
+        self.rows, self.columns = (nn.Parameter(0.3 * width**-0.5 * torch.randn(CELLS, width)) for _ in range(2))
+
+    def forward(self, words: torch.Tensor, batch: Batch) -> torch.Tensor:  # noqa: D102
+        places = (self.rows[:, None] + self.columns).flatten(0, 1)
+        return 2 * batch.contents.sqrt() @ words[self.looks] + F.pad(places, (0, 0, 1, 0))[batch.cells]
+
+
+class Batches(IterableDataset):
+    """Fresh batches of documents, one for each step; one in eight scenes is told in a sentence."""
+
+    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.config, self.tokenizer = config, tokenizer
+
+    def __iter__(self):
+        rng = np.random.default_rng(self.config.seed)
+        for step in range(self.config.steps):
+            share = step / self.config.steps
+            simple = share < self.config.simple_share
+            most = min(MAX_OBJECTS, 1 + int(2 * MAX_OBJECTS * share / self.config.simple_share))
+            documents = [document(rng, rng.random() >= 1 / 8, simple, most) for _ in range(self.config.batch_size)]
+            yield batch_of(self.tokenizer, documents)
+
+
+def predict(model: LlamaForCausalLM, batch: Batch, eyes: Eyes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `[n, words]` and the n tokens that they are to predict."""
+    words = model.get_input_embeddings()
+    embedded = words(batch.input_ids) * (batch.cells == 0)[..., None] + eyes(words.weight, batch)
     hidden = model.model(
-        inputs_embeds=embedded, position_ids=batch.position_ids, use_cache=False, segment_lengths=lengths
+        inputs_embeds=embedded, position_ids=batch.position_ids, attention_mask=batch.mask, use_cache=False
     )
     wanted = batch.labels[:, 1:] != -100
     return model.lm_head(hidden.last_hidden_state[:, :-1][wanted]), batch.labels[:, 1:][wanted]
@@ -158,72 +226,62 @@ def fresh(config: Config, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
             num_attention_heads=config.hidden_size // 32,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
+            initializer_range=config.hidden_size**-0.5,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
     )
 
 
-def grown(start: Path, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """An earlier model with the words of a new tokenizer; a new word is the mean of the old ones it consists of."""
-    model, earlier = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32), from_tokenizer_json(start)
-    old = model.get_input_embeddings().weight.detach().clone()
-    rows = []
-    for word in tokenizer.convert_ids_to_tokens(range(len(tokenizer))):
-        known = earlier.get_vocab().get(word)
-        parts = [known] if known is not None else earlier(word.replace("▁", " "), add_special_tokens=False).input_ids
-        rows.append(old[parts].mean(0))
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.get_input_embeddings().weight.data.copy_(torch.stack(rows))
-    return model
-
-
 def main(config: Config) -> None:
     """Trains and writes tokenizer and weights; prints the accuracy of answer tokens given the scene in words."""
     torch.manual_seed(config.seed)
     tokenizer = train_tokenizer(config.vocab_size, config.seed)
-    model = grown(config.start, tokenizer) if config.start else fresh(config, tokenizer)
-    model.set_attn_implementation(SEGMENTED)
-    scale = model.get_input_embeddings().weight.std().item()
-    rows, columns = (torch.nn.Parameter(scale * torch.randn(CELLS, config.hidden_size)) for _ in range(2))
+    model = fresh(config, tokenizer)
+    eyes = Eyes(tokenizer, config.hidden_size)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [rows, columns, *(p for p in model.parameters() if p.ndim < 2)]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
-    for phase, steps in (("language", config.language_steps), ("answers", config.answer_steps)):
-        rng = np.random.default_rng((config.seed, len(phase)))
-        progress = tqdm(range(steps), desc=phase)
-        for step in progress:
-            rate = min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * rate
-            documents = [document(rng, as_map=rng.random() >= 1 / 8) for _ in range(config.batch_size)]
-            batch = batch_of(tokenizer, documents, answers_only=phase == "answers")
-            loss = F.cross_entropy(*predict(model, batch, rows[:, None].add(columns).flatten(0, 1)))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-            if (step + 1) % 200 == 0:
-                right = answer_accuracy(model, tokenizer, rows[:, None].add(columns).flatten(0, 1))
-                tqdm.write(f"step {step + 1}: " + ", ".join(f"{kind} {share:.2f}" for kind, share in right.items()))
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    others = [*eyes.parameters(), model.get_input_embeddings().weight, *(p for p in model.parameters() if p.ndim < 2)]
+    import os
+
+    optimizers = (
+        torch.optim.AdamW(matrices, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+        if os.environ.get("ADAM")
+        else torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay),
+        torch.optim.AdamW(others, lr=config.embedding_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    )
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(o, lambda step: min((step + 1) / 100, 1 - step / config.steps))
+        for o in optimizers
+    ]
+    batches = DataLoader(Batches(config, tokenizer), batch_size=None, num_workers=1, prefetch_factor=8)
+    progress = tqdm(batches, total=config.steps, desc="answers")
+    for step, batch in enumerate(progress, start=1):
+        loss = F.cross_entropy(*predict(model, batch, eyes))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([*matrices, *others], 1.0)
+        for stepped in (*optimizers, *schedules):
+            stepped.step()
+        model.zero_grad(), eyes.zero_grad()
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+        if step % 250 == 0:
+            right = answer_accuracy(model, tokenizer, eyes)
+            tqdm.write(f"step {step}: " + ", ".join(f"{kind} {share:.2f}" for kind, share in right.items()))
     tokenizer.save_pretrained(config.out)
     model.half().save_pretrained(config.out)
     print(f"wrote {config.out}")
 
 
 @torch.inference_mode()
-def answer_accuracy(model, tokenizer: PreTrainedTokenizerFast, places: torch.Tensor, count: int = 192) -> dict:
+def answer_accuracy(model, tokenizer: PreTrainedTokenizerFast, eyes: Eyes, count: int = 192) -> dict:
     """Share of answers whose every token is predicted from the map of a scene, by kind and in all, on fresh maps."""
     rng = np.random.default_rng(987_654)
     documents = [document(rng, as_map=True) for _ in range(count)]
     right = {kind: [] for kind in (*KINDS, "all")}
-    logits, target = predict(model, batch_of(tokenizer, documents, answers_only=True), places)
+    logits, target = predict(model, batch_of(tokenizer, documents), eyes)
     hits = logits.argmax(-1) == target
     ends = (1 + (target == tokenizer.eos_token_id).nonzero().flatten()).tolist()
-    for question, first, end in zip((q for *_, asked in documents for q in asked), [0, *ends], ends, strict=False):
+    for question, first, end in zip((q for told in documents for q in told.asked), [0, *ends], ends, strict=False):
         right[question.kind].append(hits[first:end].all().item())
     right["all"] = [hit for hits in right.values() for hit in hits]
     return {kind: sum(hits) / len(hits) for kind, hits in right.items()}

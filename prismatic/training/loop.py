@@ -149,6 +149,7 @@ def fit(
                 "mfu": flops_per_unit * units / seconds / matmul_peak / accelerator.num_processes
                 if matmul_peak
                 else None,
+                "flops": flops_per_unit * units,
                 "memory_gb": memory_gb(accelerator.device),
                 "skipped_images": bad,
                 "seconds": seconds,

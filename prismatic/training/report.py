@@ -49,6 +49,7 @@ def summarise(run_dir: Path, seconds: float) -> dict:
         "training_seconds": training_seconds,
         rate: sum(s[rate] * s["seconds"] for s in steps) / training_seconds,
         "padding_share": sum(s["padding_share"] for s in steps) / len(steps),
+        "flops": sum(s.get("flops", 0) for s in steps),
         "mfu": sum(s["mfu"] for s in steps) / len(steps),
         "memory_gb": max(s["memory_gb"] for s in steps),
         "skipped_images": sum(s["skipped_images"] for s in steps),

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from test_spatial import meant
 
-from prismatic.miniature.language import KINDS, answer_priors, map_words, questions, turns
+from prismatic.miniature.language import KINDS, LOOKS, answer_priors, cell_contents, questions, turns
 from prismatic.miniature.scenes import CLASSES, COLOURS, IMAGE_SIZE, scene, scenes
 from prismatic.miniature.writers import write_llava
 
@@ -60,22 +60,21 @@ def test_answers_hold_in_the_pixels():
         if q.kind == "exists":
             assert (q.answer == "yes") == (mentioned[0] in named)
         elif q.kind == "count":
-            noun = " ".join(words[2 : words.index("are")])
-            matches = [t for t in s.things if noun == "objects" or t.colour in noun or noun.startswith(t.shape)]
-            assert int(q.answer) == len(matches)
+            noun = q.text.removeprefix("How many ").removesuffix("?").replace(" are there", "")
+            assert int(q.answer) == len(meant(noun.replace(" are ", " ").replace(" half", ""), s.things))
         elif q.kind in ("color", "shape"):
             (thing,) = [t for t in s.things if (t.shape if q.kind == "color" else t.colour) in words]
             assert q.answer in thing.name.split()
         elif q.kind == "size":
             (thing,) = named[mentioned[0]]
             assert (q.answer == "large") == (np.ptp(np.argwhere(thing.mask()), axis=0).max() > 10)
-        elif q.kind in ("where", "corner"):
-            name = mentioned[0] if mentioned else q.answer
-            place = q.answer if q.kind == "where" else " ".join(words[-2:])
-            (thing,) = named[name] if q.kind == "where" else [t for t in named[name] if t.name == name][:1]
-            if len(named[name]) == 1:
-                x, y = centre(thing.mask())
-                assert ("left" in place) == (x < IMAGE_SIZE / 2) and ("top" in place) == (y < IMAGE_SIZE / 2 + 1.5)
+        elif q.kind == "where":
+            (thing,) = named[mentioned[0]]
+            x, y = centre(thing.mask())
+            assert ("left" in q.answer) == (x < IMAGE_SIZE / 2) and ("top" in q.answer) == (y < IMAGE_SIZE / 2 + 1.5)
+        elif q.kind == "direction":
+            (x1, y1), (x2, y2) = (centre(named[name][0].mask()) for name in mentioned)
+            assert {"left": x1 < x2, "right": x1 > x2, "above": y1 < y2, "below": y1 > y2}[q.answer]
         elif q.kind == "relation":
             (x1, y1), (x2, y2) = (centre(named[name][0].mask()) for name in mentioned)
             holds = {"left": x1 < x2, "right": x1 > x2, "above": y1 < y2, "below": y1 > y2}
@@ -97,6 +96,8 @@ def test_answers_hold_in_the_pixels():
             assert f"{q.answer}. {number}" in options and len(options) == 16
         elif q.kind == "choice":
             assert len(q.text.split("\n")) == 6 and q.answer in "ABCD"  # which one: see test_spatial
+        elif q.kind == "which":
+            assert q.text.endswith("?") and q.answer  # likewise
         checked[q.kind] += 1
     assert set(checked) == set(KINDS) and min(checked.values()) > 100
 
@@ -113,19 +114,17 @@ def test_only_the_first_short_question_asks_for_a_short_answer():
     assert sum("single word" in text for text, _ in said) == 1
 
 
-def test_the_map_in_words_shows_what_covers_each_patch():
+def test_the_map_holds_what_covers_each_patch():
     for s in WORLD[:50]:
-        words = map_words(s.things)
-        assert len(words) == 36
+        contents = cell_contents(s.things)
+        assert contents.shape == (36, 10)
         owners = s.instance_map()
-        for cell, word in enumerate(words):
+        for cell, held in enumerate(contents):
             row, column = divmod(cell, 6)
             patch = owners[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
-            assert (word == "z") == (patch.max() == 0)
-            if word != "z":
-                most = np.bincount(patch[patch > 0]).argmax()
-                assert CLASSES[ord(word.lower()) - ord("a")] == s.things[most - 1].name
-                assert word.isupper() == ((patch == most).mean() >= 0.5)
+            for look, share in zip(LOOKS, held, strict=True):
+                owned = [n for n, t in enumerate(s.things, start=1) if look in (t.colour, t.shape, t.size)]
+                assert share == pytest.approx(np.isin(patch, owned).mean())
 
 
 def test_llava_files(tmp_path):

@@ -1,0 +1,173 @@
+"""What came out of a study: scores by cell and seed, with intervals and tests over seeds, and what they cost."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from prismatic.miniature.study import stage as stages
+from prismatic.miniature.study.plan import ABLATIONS, BASE, CELLS, HEADS, TASKS, Study
+
+PRIOR_SCENES = 2000  # of training, that answer priors are read off
+QUESTION_KIND = {"refcoco": "box", "ocid-ref": "box", "tallyqa": "tally", "vsr": "statement", "ai2d": "choice"}
+LOCAL, GLOBAL = "union", "global-union"
+
+
+def collect(study: Study) -> dict:
+    """All findings of a study whose stages have ended, JSON-able."""
+    from eval.zscores import aggregated, z_scores
+
+    seeds = range(study.config.seeds)
+    probes = {
+        head: {
+            (labels, which): [_probed(study, seed, f"probe, {head} head", labels, which) for seed in seeds]
+            for labels in (LOCAL, GLOBAL)
+            for which in ("original", "aligned")
+        }
+        for head in HEADS
+    }
+    evaluated = {
+        cell: [_json(study, f"seed-{seed}/evaluate, {cell}", "results.json")["tasks"] for seed in seeds]
+        for cell in CELLS
+        if f"seed-0/evaluate, {cell}" in study.stages
+    }
+    benchmarks = {
+        task: {cell: [run[task]["metrics"][run[task]["main"]] for run in runs] for cell, runs in evaluated.items()}
+        for task in TASKS
+    }
+    metrics = [(task, "score") for task in TASKS]
+    z = [
+        z_scores({cell: {t: {"score": benchmarks[t][cell][seed]} for t in TASKS} for cell in evaluated}, metrics)
+        for seed in seeds
+    ]
+    return {
+        "settings": asdict(study.config),
+        "image_level": [_pretrained(study, seed) for seed in seeds],
+        "probes": [
+            {"head": head, "labels": labels}
+            | {which: spread(rows[labels, which]) for which in ("original", "aligned")}
+            | {"difference": paired(rows[labels, "original"], rows[labels, "aligned"])}
+            for head, rows in probes.items()
+            for labels in (LOCAL, GLOBAL)
+        ],
+        "ablations": _ablations(study, probes["linear"]),
+        "benchmarks": {
+            task: {
+                cell: spread(values) | {"difference": paired(by_cell[BASE], values) if cell != BASE else None}
+                for cell, values in by_cell.items()
+            }
+            for task, by_cell in benchmarks.items()
+        },
+        "mean_z": {cell: spread([aggregated(row)[cell] or 0.0 for row in z]) for cell in evaluated},
+        "z_by_task": {
+            task: {cell: spread([row[cell][task]["score"]["z_score"] or 0.0 for row in z]) for cell in evaluated}
+            for task in TASKS
+        },
+        "lines": {
+            task: {"majority": evaluated[BASE][0][task]["majority"], "answer prior": prior}
+            for task, prior in answer_priors_of_tasks(study.config.eval_scenes).items()
+        },
+        "stages": [_cost(stage) for stage in study.stages.values()],
+    }
+
+
+def spread(values: Sequence[float]) -> dict:
+    """Mean over seeds with its 95 % t-interval; no interval of one seed."""
+    import numpy as np
+    from scipy import stats
+
+    values = np.asarray(values, float)
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else None
+    mean = float(values.mean())
+    interval = None if half is None else [mean - float(half), mean + float(half)]
+    return {"mean": mean, "interval": interval, "values": values.tolist()}
+
+
+def paired(before: Sequence[float], after: Sequence[float]) -> dict:
+    """`after - before` of the same seeds: mean, 95 % interval and two-sided p-value of a paired t-test."""
+    import numpy as np
+    from scipy import stats
+
+    differences = np.subtract(after, before)
+    found = spread(differences)
+    p = float(stats.ttest_rel(after, before).pvalue) if len(differences) > 1 and np.ptp(differences) else None
+    return {"mean": found["mean"], "interval": found["interval"], "p": p}
+
+
+def answer_priors_of_tasks(scenes: int) -> dict[str, float]:
+    """Score by task of giving the commonest training answer of its kind of question, whatever the picture.
+
+    A box is hardly ever the same: the prior is that training box which is right for most training questions.
+    """
+    import numpy as np
+
+    from eval import parsing, runner
+    from prismatic.miniature.language import answer_priors, questions
+    from prismatic.miniature.scenes import sample_layout
+    from prismatic.miniature.writers import TRAIN_SEED
+
+    asked = []
+    for index in range(PRIOR_SCENES):
+        rng = np.random.default_rng((TRAIN_SEED, 2, index))
+        asked += questions(sample_layout(rng), rng)
+    priors = answer_priors(asked)
+    boxes = [q.answer for q in asked if q.kind == "box"]
+    sample = [parsing.parse_box(text) for text in boxes[:300]]
+    hits = [sum(parsing.iou(box, other) >= 0.5 for other in sample) for box in sample]
+    priors["box"] = boxes[int(np.argmax(hits))]
+    jobs = runner.read_jobs(TASKS, runner.data_root(f"miniature:{scenes}"), allow_partial=True)
+    return {job.key: constant_score(job, priors[QUESTION_KIND[job.key]]) for job in jobs}
+
+
+def constant_score(job, answer: str) -> float:
+    """What a benchmark gives to one answer to all of its questions."""
+    from eval.runner import judge
+    from eval.task import Choose
+
+    records = []
+    for example in job.examples:
+        kind, record = job.task.answer(example), asdict(example) | {"output": answer}
+        if isinstance(kind, Choose):
+            record["probabilities"] = [float(option == answer) for option in kind.options]
+        records.append(judge(job.task, record))
+    return job.task.scorer.summarise(records)[job.task.scorer.main]
+
+
+def _ablations(study: Study, linear: dict) -> list[dict]:
+    seeds = range(min(study.config.ablation_seeds, study.config.seeds))
+    if not seeds:
+        return []
+    rows = {name: linear[LOCAL, which] for name, which in (("not aligned", "original"), ("as in the paper", "aligned"))}
+    rows = {name: [values[seed] for seed in seeds] for name, values in rows.items()}
+    for name in ABLATIONS:
+        rows[name] = [_probed(study, seed, f"probe, {name}, linear head", LOCAL, "aligned") for seed in seeds]
+    paper = rows["as in the paper"]
+    return [{"name": n} | spread(v) | {"difference": paired(paper, v)} for n, v in rows.items()]
+
+
+def _probed(study: Study, seed: int, name: str, labels: str, which: str) -> float:
+    """Macro recall of a backbone in the last epoch, which nobody chose."""
+    probes = _json(study, f"seed-{seed}/{name}", "results.json")["probes"]
+    rows = [row for row in probes if row["labels"] == labels]
+    return rows[0 if which == "original" else -1]["last"]["scores"]["macro_recall"]
+
+
+def _pretrained(study: Study, seed: int) -> dict:
+    """What the image-level pretraining of a seed's backbone says of itself."""
+    from vision_backbones import get_spec
+    from vision_backbones.weights import find_weights, read_header
+
+    metadata = read_header(find_weights(get_spec(study.backbones(seed)["original"])))[1]
+    found = json.loads(metadata["image_level"])
+    return {"seed": seed, "own": f"seed-{seed}/pretrain" in study.stages} | found
+
+
+def _json(study: Study, name: str, file: str) -> dict:
+    return json.loads((study.stages[name].folder / file).read_text())
+
+
+def _cost(stage) -> dict:
+    about = stages.read(stage.folder)
+    cost: Callable[[Path], dict] = lambda path: json.loads(path.read_text()) if path.is_file() else {}  # noqa: E731
+    flops = cost(stage.folder / "summary.json").get("flops")
+    return {"name": stage.name, "kind": stage.kind, "folder": str(stage.folder), "flops": flops} | about

@@ -1,0 +1,147 @@
+"""The study: its plan, how stages are run and cached, statistics, and the whole chain at a tiny size."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from eval.runner import data_root, read_jobs
+from prismatic.miniature.study import run, stage
+from prismatic.miniature.study.findings import constant_score, paired, spread
+from prismatic.miniature.study.plan import ABLATIONS, BASE, CELLS, TASKS, Stage, Study
+from recipes.reproduce_settings import ReproduceConfig, parse_reproduce
+
+TINY = {
+    "seeds": 1, "own_backbones": 0, "ablation_seeds": 0, "projectors": "gelu-mlp", "align_scenes": 64,
+    "probe_scenes": 48, "finetune_scenes": 64, "finetune_epochs": 1, "eval_scenes": 20,
+}  # fmt: skip
+
+
+def folders(**changed) -> dict[str, Path]:
+    return {name: s.folder for name, s in Study(replace(ReproduceConfig(), **changed)).stages.items()}
+
+
+def test_the_plan_holds_every_cell_of_every_seed_and_what_it_needs_before_it():
+    study = Study(ReproduceConfig())
+    for seed in range(5):
+        assert {f"seed-{seed}/evaluate, {cell}" for cell in CELLS} < set(study.stages)
+        assert (f"seed-{seed}/pretrain" in study.stages) == (seed < 3)
+    assert {f"seed-0/probe, {ablation}, linear head" for ablation in ABLATIONS} < set(study.stages)
+    seen = set()
+    for name, planned in study.stages.items():
+        assert {need.name for need in planned.needs} <= seen
+        seen.add(name)
+        mentioned = {s.name for s in study.stages.values() if any(str(s.folder) in v for _, v in planned.settings)}
+        before = {need.name: need for need in planned.needs}
+        assert mentioned <= set(before) | {earlier.name for need in before.values() for earlier in need.needs}
+
+
+def test_a_changed_setting_changes_the_folders_of_what_depends_on_it_and_no_others():
+    before = folders()
+    changed = {n for n, folder in folders(finetune_scenes=100).items() if folder != before[n]}
+    assert changed == {n for n in before if "finetune" in n or "evaluate" in n}
+    changed = {n for n, folder in folders(align_scenes=100).items() if folder != before[n]}
+    assert "seed-0/evaluate, aligned, gelu-mlp" in changed and f"seed-0/evaluate, {BASE}" not in changed
+    assert not any(n.endswith("/pretrain") for n in changed)
+    few = folders(seeds=2)
+    assert all(before[n] == folder for n, folder in few.items())
+
+
+def small_stage(folder: Path, name: str, needs=(), module="json.tool", settings=()) -> Stage:
+    return Stage(name, "probe", module, settings, tuple(needs), folder / name, 1)
+
+
+def test_a_failed_stage_says_which_and_shows_its_log(tmp_path):
+    failing = small_stage(tmp_path, "bad", module="recipes.probe", settings=(("backbone", "minature"),))
+    with pytest.raises(
+        ValueError, match=r"stage bad ended with 1(.|\n)*closest: miniature(.|\n)*start"
+    ):
+        run.run_all([failing], jobs=1)
+
+
+def test_intervals_and_tests_over_seeds():
+    values, others = [0.5, 0.6, 0.55, 0.7, 0.65], [0.52, 0.66, 0.6, 0.71, 0.72]
+    mean = sum(values) / 5
+    error = math.sqrt(sum((v - mean) ** 2 for v in values) / 4 / 5)
+    found = spread(values)
+    assert found["mean"] == pytest.approx(mean)
+    assert found["interval"] == pytest.approx([mean - 2.776445 * error, mean + 2.776445 * error], abs=1e-6)
+    difference = [b - a for a, b in zip(values, others, strict=True)]
+    mean = sum(difference) / 5
+    t = mean / math.sqrt(sum((d - mean) ** 2 for d in difference) / 4 / 5)
+    # Student's distribution with four degrees of freedom, in closed form.
+    x = t / math.sqrt(4 + t * t)
+    p = 1 - (1.5 * x - 0.5 * x**3)
+    assert paired(values, others)["p"] == pytest.approx(p, rel=1e-6)
+    assert spread([0.3]) == {"mean": 0.3, "interval": None, "values": [0.3]} and paired([0.3], [0.4])["p"] is None
+
+
+def test_a_constant_answer_scores_its_share(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    jobs = {job.key: job for job in read_jobs(["vsr", "ai2d"], data_root("miniature:20"), allow_partial=True)}
+    for key, answer in (("vsr", "True"), ("ai2d", "C")):
+        examples = jobs[key].examples
+        share = sum(e.answer == answer for e in examples) / len(examples)
+        assert 0 < constant_score(jobs[key], answer) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--projectors", "gelu-mpl"], "choose of gelu-mlp"),
+        (["--projectors", "truncated"], "lacks gelu-mlp"),
+        (["--seedz", "2"], "did you mean --seeds"),
+    ],
+)
+def test_bad_settings(argv, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_reproduce(argv)
+    assert message in capsys.readouterr().err
+
+
+def test_quick_is_a_preset_that_settings_change():
+    config = parse_reproduce(["--quick", "--eval_scenes", "7"])
+    assert (config.seeds, config.own_backbones, config.eval_scenes) == (1, 0, 7)
+
+
+def test_a_killed_study_goes_on_and_reports(tmp_path):
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    places = ["--run_root", str(tmp_path / "stages"), "--out", str(tmp_path / "out")]
+    settings = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "recipes/reproduce.py", *settings, *places]
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ended = lambda: list((tmp_path / "stages").glob(f"*/{stage.DONE}"))  # noqa: E731
+    deadline = time.monotonic() + 240
+    while not ended() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    early = {path: path.stat().st_mtime_ns for path in ended()}
+    assert early and len(early) < 7 and not (tmp_path / "out").exists()
+
+    second = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert all(path.stat().st_mtime_ns == time_ for path, time_ in early.items())
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(found["benchmarks"]) == set(TASKS)
+    for task in TASKS:
+        for cell in (BASE, "aligned, gelu-mlp"):
+            (folder,) = (tmp_path / "stages").glob(f"seed-0-evaluate-{cell.replace(', ', '-')}-*/")
+            told = json.loads((folder / "results.json").read_text())["tasks"][task]
+            assert found["benchmarks"][task][cell]["values"] == [told["metrics"][told["main"]]]
+    report, page = ((tmp_path / "out" / name).read_text() for name in ("miniature.md", "report.html"))
+    for name in ("probes", "benchmarks", "radar"):
+        ElementTree.parse(tmp_path / "out" / f"{name}.svg")
+        assert f"{name}.svg" in report
+    shown = f"{found['benchmarks']['vsr'][BASE]['mean']:.3f}"
+    assert f"| vsr | {shown} |" in report and f'<td class="text">{shown}</td>' in page
+    assert all(s["command"] in report and s["seconds"] > 0 for s in found["stages"])
