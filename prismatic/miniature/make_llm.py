@@ -62,14 +62,14 @@ class Config:
     """Settings of the pretraining."""
 
     out: Path = Path("prismatic/miniature/assets/llm")  # where tokenizer, config and weights go
-    steps: int = 8000  # optimizer steps
-    simple_share: float = 0.3  # of the steps in which only `SIMPLE` questions are asked, of ever more things
+    steps: int = 2600  # optimizer steps
+    simple_share: float = 0.25  # of the steps in which only `SIMPLE` questions are asked, of ever more things
     batch_size: int = 12  # documents a step, all fresh
-    learning_rate: float = 0.02  # peak of Muon, for the matrices of the blocks; warmed up, then linear to 0
+    learning_rate: float = 0.01  # peak of Muon, for the matrices of the blocks; warmed up, then linear to 0
     embedding_rate: float = 2e-3  # peak of AdamW, for everything else
     weight_decay: float = 0.01  # of Muon
-    hidden_size: int = 128  # width
-    layers: int = 6  # depth
+    hidden_size: int = 192  # width
+    layers: int = 4  # depth
     vocab_size: int = 800  # tokens at most, bytes included
     seed: int = 0  # of the weights and of the scenes
 
@@ -242,12 +242,8 @@ def main(config: Config) -> None:
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     others = [*eyes.parameters(), model.get_input_embeddings().weight, *(p for p in model.parameters() if p.ndim < 2)]
-    import os
-
     optimizers = (
-        torch.optim.AdamW(matrices, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-        if os.environ.get("ADAM")
-        else torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay),
+        torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay),
         torch.optim.AdamW(others, lr=config.embedding_rate, betas=(0.9, 0.98), weight_decay=0.0),
     )
     schedules = [

@@ -1,7 +1,6 @@
 """The stages of the study: every one a command line of a recipe, and the stages whose results it reads."""
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,17 +162,20 @@ class Study:
             self._add(f"{name}, {head} head", "probe", "recipes.probe", settings, needs, work)
 
     def _add(self, name: str, kind: str, module: str, settings: dict, needs: tuple[Stage, ...], work: int) -> Stage:
-        settings = tuple((key, str(value)) for key, value in settings.items())
-        print_ = fingerprint([module, *(part for pair in settings for part in pair)])
+        settings = {key: str(value) for key, value in settings.items()}
         plain = "".join(letter if letter.isalnum() or letter == "-" else "-" for letter in name).replace("--", "-")
-        stage = Stage(name, kind, module, settings, needs, Path(self.config.run_root) / f"{plain}-{print_}", work)
-        self.stages[name] = stage
-        return stage
+        folder = Path(self.config.run_root) / f"{plain}-{fingerprint(module, settings)}"
+        self.stages[name] = Stage(name, kind, module, tuple(settings.items()), needs, folder, work)
+        return self.stages[name]
 
 
-def fingerprint(command: Iterable[str]) -> str:
-    """A hash of a command, which holds the fingerprints of what it reads, and of what is embedded."""
-    digest = hashlib.sha256("\0".join([str(WORLD_VERSION), *command]).encode())
-    for path in (*sorted(BACKBONES.glob("miniature.*")), *sorted(LLM.iterdir())):
+def fingerprint(module: str, settings: dict[str, str]) -> str:
+    """A hash of a command, which holds the fingerprints of what it reads, and of the embedded weights that it reads."""
+    command = [str(WORLD_VERSION), module, *(part for pair in settings.items() for part in pair)]
+    digest = hashlib.sha256("\0".join(command).encode())
+    read = ",".join(settings.get(name, "") for name in ("teacher", "vision_backbone", "backbone")).split(",")
+    embedded = [BACKBONES / "miniature.safetensors"] if "miniature" in read else []
+    embedded += sorted(LLM.iterdir()) if "vision_backbone" in settings else []
+    for path in embedded:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
