@@ -14,6 +14,7 @@ from recipes.image_settings import AlignConfig, ClassifyConfig, MimConfig
 from recipes.parsing import _flags
 from recipes.plan_settings import PlanConfig
 from recipes.probe_settings import ProbeConfig
+from recipes.reproduce_settings import ReproduceConfig
 from recipes.settings import FinetuneConfig
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -70,8 +71,9 @@ def test_command(command, checkout):
 
 def test_settings_and_files_named_in_the_docs_exist():
     configs = (FinetuneConfig, PlanConfig, AlignConfig, MimConfig, ClassifyConfig, ProbeConfig, EvaluateConfig)
+    configs += (ReproduceConfig,)
     flags = {flag for config in configs for flag in _flags(config)}
-    flags |= {"config_path", "help", "config_file", "backbone", "keep_adapters", "dtype"}
+    flags |= {"config_path", "help", "config_file", "backbone", "keep_adapters", "dtype", "quick"}
     flags |= {"num_processes", "machine_rank", "main_process_ip", "cpu", "standalone", "nproc_per_node"}  # launchers'
     for page in PAGES:
         text = page.read_text()

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
@@ -54,6 +53,7 @@ FIXED = (
 )
 
 
+FURTHEST = 256  # positions between a scene and a question about it, at most: later turns of a conversation
 SIMPLE, SIMPLE_ROUNDS = ("exists", "color", "shape", "size", "where"), 3  # what is asked first, so often about a scene
 
 
@@ -63,6 +63,7 @@ class Config:
 
     out: Path = Path("prismatic/miniature/assets/llm")  # where tokenizer, config and weights go
     steps: int = 2600  # optimizer steps
+    start: Path | None = None  # earlier result to go on from
     simple_share: float = 0.25  # of the steps in which only `SIMPLE` questions are asked, of ever more things
     batch_size: int = 12  # documents a step, all fresh
     learning_rate: float = 0.01  # peak of Muon, for the matrices of the blocks; warmed up, then linear to 0
@@ -133,7 +134,7 @@ class Batch:
 
     input_ids: torch.Tensor
     labels: torch.Tensor  # what is to be predicted from the position before; -100 for all but answers
-    position_ids: torch.Tensor  # every question goes on where the scene ends
+    position_ids: torch.Tensor  # every question goes on where the scene ends, or up to `FURTHEST` later
     cells: torch.Tensor  # cell of a map that a position stands for, from 1; 0 for none
     contents: torch.Tensor  # of that cell, `[B, T, looks]`
     turns: torch.Tensor  # which question a position belongs to, from 1; 0 for the scene, -1 for padding
@@ -145,8 +146,8 @@ class Batch:
         return ((keys == queries) | (keys == 0)).tril()[:, None]
 
 
-def batch_of(tokenizer: PreTrainedTokenizerFast, documents: list[Document]) -> Batch:
-    """Documents as tokens, of which answers are to be predicted."""
+def batch_of(tokenizer: PreTrainedTokenizerFast, documents: list[Document], rng: np.random.Generator | None) -> Batch:
+    """Documents as tokens, of which answers are to be predicted; `rng` moves half of the questions away from them."""
     columns = [[] for _ in fields(Batch)]
     for told in documents:
         if told.text is None:
@@ -160,7 +161,8 @@ def batch_of(tokenizer: PreTrainedTokenizerFast, documents: list[Document]) -> B
             said = tokenizer([f"In: {q.text}\nOut:", f"{q.answer}</s>"], add_special_tokens=False).input_ids
             target += [*([-100] * len(said[0])), *said[1]]
             more = len(said[0]) + len(said[1])
-            places += range(scene, scene + more)
+            first = scene + (int(rng.integers(FURTHEST)) if rng and rng.random() < 0.5 else 0)
+            places += range(first, first + more)
             turn += [number] * more
             ids = ids + said[0] + said[1]
         cells += [0] * (len(ids) - len(cells))
@@ -169,23 +171,6 @@ def batch_of(tokenizer: PreTrainedTokenizerFast, documents: list[Document]) -> B
             column.append(torch.from_numpy(np.array(more)))
     padding = (0, -100, 0, 0, 0.0, -1)
     return Batch(*(pad_sequence(c, batch_first=True, padding_value=p) for c, p in zip(columns, padding, strict=True)))
-
-
-class Eyes(nn.Module):
-    """Reads maps into the model's space: a cell is the words for what covers it, by how much, and its place.
-
-    Called with the matrix of words `[words, D]`, gives what is added to the words of a batch, `[B, T, D]`.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, width: int) -> None:
-        super().__init__()
-        looks = tokenizer([f" {look}" for look in LOOKS], add_special_tokens=False).input_ids
-        self.register_buffer("looks", torch.tensor(looks)[:, -1])
-        self.rows, self.columns = (nn.Parameter(0.3 * width**-0.5 * torch.randn(CELLS, width)) for _ in range(2))
-
-    def forward(self, words: torch.Tensor, batch: Batch) -> torch.Tensor:  # noqa: D102
-        places = (self.rows[:, None] + self.columns).flatten(0, 1)
-        return 2 * batch.contents.sqrt() @ words[self.looks] + F.pad(places, (0, 0, 1, 0))[batch.cells]
 
 
 class Batches(IterableDataset):
@@ -197,17 +182,18 @@ class Batches(IterableDataset):
     def __iter__(self):
         rng = np.random.default_rng(self.config.seed)
         for step in range(self.config.steps):
-            share = step / self.config.steps
-            simple = share < self.config.simple_share
-            most = min(MAX_OBJECTS, 1 + int(2 * MAX_OBJECTS * share / self.config.simple_share))
+            simple = step < self.config.simple_share * self.config.steps
+            share = step / (self.config.simple_share * self.config.steps) if simple else 1.0
+            most = min(MAX_OBJECTS, 1 + int(2 * MAX_OBJECTS * share))
             documents = [document(rng, rng.random() >= 1 / 8, simple, most) for _ in range(self.config.batch_size)]
-            yield batch_of(self.tokenizer, documents)
+            yield batch_of(self.tokenizer, documents, rng)
 
 
-def predict(model: LlamaForCausalLM, batch: Batch, eyes: Eyes) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `[n, words]` and the n tokens that they are to predict."""
+def predict(model: LlamaForCausalLM, batch: Batch, looks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `[n, words]` and the n tokens that they are to predict; `looks` are the tokens of `LOOKS`."""
     words = model.get_input_embeddings()
-    embedded = words(batch.input_ids) * (batch.cells == 0)[..., None] + eyes(words.weight, batch)
+    seen = 2 * batch.contents.sqrt() @ words(looks)
+    embedded = words(batch.input_ids) * (batch.cells == 0)[..., None] + seen
     hidden = model.model(
         inputs_embeds=embedded, position_ids=batch.position_ids, attention_mask=batch.mask, use_cache=False
     )
@@ -238,10 +224,13 @@ def main(config: Config) -> None:
     torch.manual_seed(config.seed)
     tokenizer = train_tokenizer(config.vocab_size, config.seed)
     model = fresh(config, tokenizer)
-    eyes = Eyes(tokenizer, config.hidden_size)
+    if config.start:
+        model = LlamaForCausalLM.from_pretrained(config.start, dtype=torch.float32)
+    looks = tokenizer([f" {look}" for look in LOOKS], add_special_tokens=False).input_ids
+    looks = torch.tensor(looks)[:, -1]
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    others = [*eyes.parameters(), model.get_input_embeddings().weight, *(p for p in model.parameters() if p.ndim < 2)]
+    others = [model.get_input_embeddings().weight, *(p for p in model.parameters() if p.ndim < 2)]
     optimizers = (
         torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay),
         torch.optim.AdamW(others, lr=config.embedding_rate, betas=(0.9, 0.98), weight_decay=0.0),
@@ -253,15 +242,15 @@ def main(config: Config) -> None:
     batches = DataLoader(Batches(config, tokenizer), batch_size=None, num_workers=1, prefetch_factor=8)
     progress = tqdm(batches, total=config.steps, desc="answers")
     for step, batch in enumerate(progress, start=1):
-        loss = F.cross_entropy(*predict(model, batch, eyes))
+        loss = F.cross_entropy(*predict(model, batch, looks))
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*matrices, *others], 1.0)
         for stepped in (*optimizers, *schedules):
             stepped.step()
-        model.zero_grad(), eyes.zero_grad()
+        model.zero_grad()
         progress.set_postfix(loss=f"{loss.item():.3f}")
         if step % 250 == 0:
-            right = answer_accuracy(model, tokenizer, eyes)
+            right = answer_accuracy(model, tokenizer, looks)
             tqdm.write(f"step {step}: " + ", ".join(f"{kind} {share:.2f}" for kind, share in right.items()))
     tokenizer.save_pretrained(config.out)
     model.half().save_pretrained(config.out)
@@ -269,12 +258,12 @@ def main(config: Config) -> None:
 
 
 @torch.inference_mode()
-def answer_accuracy(model, tokenizer: PreTrainedTokenizerFast, eyes: Eyes, count: int = 192) -> dict:
+def answer_accuracy(model, tokenizer: PreTrainedTokenizerFast, looks: torch.Tensor, count: int = 192) -> dict:
     """Share of answers whose every token is predicted from the map of a scene, by kind and in all, on fresh maps."""
     rng = np.random.default_rng(987_654)
     documents = [document(rng, as_map=True) for _ in range(count)]
     right = {kind: [] for kind in (*KINDS, "all")}
-    logits, target = predict(model, batch_of(tokenizer, documents), eyes)
+    logits, target = predict(model, batch_of(tokenizer, documents, None), looks)
     hits = logits.argmax(-1) == target
     ends = (1 + (target == tokenizer.eos_token_id).nonzero().flatten()).tolist()
     for question, first, end in zip((q for told in documents for q in told.asked), [0, *ends], ends, strict=False):

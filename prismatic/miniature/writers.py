@@ -21,7 +21,7 @@ from prismatic.miniature.language import (
 )
 from prismatic.miniature.scenes import sample_layout, scene
 
-WORLD_VERSION = 2  # goes up when the same seed gives another world
+WORLD_VERSION = 3  # goes up when the same seed gives another world
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 HELD_OUT_SCENES = 400
 TEXT_ONLY_SHARE = 20  # one row in so many is text only
