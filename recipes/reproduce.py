@@ -35,7 +35,7 @@ def main(config: ReproduceConfig) -> dict:
     print(f"\nabout {minutes:.0f} minutes, {config.jobs} stages at a time; logs and results: {config.run_root}/\n")
 
     # Drawn once, before several stages ask for them at the same time.
-    miniature_llava(config.finetune_scenes), miniature_benchmarks(config.eval_scenes)
+    miniature_llava(config.finetune_rows), miniature_benchmarks(config.eval_scenes)
     run.run_all(stages, config.jobs)
     found = findings.collect(study)
     report.write(Path(config.out), found)

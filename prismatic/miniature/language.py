@@ -104,16 +104,9 @@ def questions(things: tuple[Thing, ...], rng: np.random.Generator) -> list[Quest
     return asked
 
 
-def conversation(things: tuple[Thing, ...], rng: np.random.Generator, boxes: bool = True) -> list[Question]:
-    """Questions of one training row, one of each kind in random order; boxes where wanted."""
-    asked = [q for q in questions(things, rng) if boxes or q.kind != "box"]
-    return [asked[i] for i in rng.permutation(len(asked))]
-
-
-def turns(asked: list[Question]) -> list[tuple[str, str]]:
-    """What user and model say: the first question that wants a short answer says so, as in LLaVA's conversations."""
-    first = next((q for q in asked if q.kind in SHORT_KINDS), None)
-    return [(f"{q.text}\n{SHORT_ANSWER}" if q is first else q.text, q.answer) for q in asked]
+def prompt(question: Question) -> str:
+    """What the user says: a question that wants a short answer says so, as in LLaVA's conversations."""
+    return f"{question.text}\n{SHORT_ANSWER}" if question.kind in SHORT_KINDS else question.text
 
 
 def describe(things: Iterable[Thing]) -> str:

@@ -1,9 +1,12 @@
 """Makes the `miniature` LLM: tokenizer and weights of a tiny Llama taught to answer questions about scenes in words.
 
 `python -m prismatic.miniature.make_llm` writes `prismatic/miniature/assets/llm`. The model reads a scene as a sentence
-or as a map of words (`language.map_words`), to which learned places are added as position embeddings are to patches;
-then questions and answers in the `pure` prompt style. So it knows the language and how to reason about places before it
-ever sees an image, as a pretrained LLM does; what it lacks is eyes. The places are thrown away.
+or as a map, one position for each cell: the sum of the words for what covers it, weighed by how much. Where a cell is
+it must know by the order of positions, as it will with patches. Then come questions and answers in the `pure` prompt
+style, which see the scene and not each other. So it knows the language and how to reason about places before it ever
+sees an image, as a pretrained LLM does; what it lacks is eyes.
+
+First it is asked `SIMPLE` questions only, of ever more things: else it stays for long at guessing from other answers.
 """
 
 from dataclasses import dataclass, fields
@@ -30,10 +33,9 @@ from prismatic.miniature.language import (
     STATEMENT_PROMPT,
     Question,
     cell_contents,
-    conversation,
     describe,
+    prompt,
     questions,
-    turns,
     with_options,
 )
 from prismatic.miniature.scenes import MAX_OBJECTS, sample_layout
@@ -53,7 +55,6 @@ FIXED = (
 )
 
 
-FURTHEST = 256  # positions between a scene and a question about it, at most: later turns of a conversation
 SIMPLE, SIMPLE_ROUNDS = ("exists", "color", "shape", "size", "where"), 3  # what is asked first, so often about a scene
 
 
@@ -91,7 +92,8 @@ def document(rng: np.random.Generator, as_map: bool, simple: bool = False, max_o
     if simple:
         asked = [q for _ in range(SIMPLE_ROUNDS) for q in questions(things, rng) if q.kind in SIMPLE]
     else:
-        asked = conversation(things, rng, boxes=rng.random() < 0.5)
+        boxes = rng.random() < 0.5
+        asked = [q for q in questions(things, rng) if boxes or q.kind != "box"]
     return Document(text, cell_contents(things), asked)
 
 
@@ -112,7 +114,7 @@ def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
     texts = [WORDS, *FIXED, *options] * 20
     for _ in range(2000):
         told = document(rng, as_map=False)
-        texts += [told.text, *(f"In: {q}\nOut: {a}" for q, a in turns(told.asked))]
+        texts += [told.text, *(f"In: {prompt(q)}\nOut: {q.answer}" for q in told.asked)]
     special = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)]
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special))
     # Bytes must be plain vocabulary: as special tokens they would be dropped on decoding.
@@ -134,7 +136,7 @@ class Batch:
 
     input_ids: torch.Tensor
     labels: torch.Tensor  # what is to be predicted from the position before; -100 for all but answers
-    position_ids: torch.Tensor  # every question goes on where the scene ends, or up to `FURTHEST` later
+    position_ids: torch.Tensor  # every question goes on where the scene ends
     cells: torch.Tensor  # cell of a map that a position stands for, from 1; 0 for none
     contents: torch.Tensor  # of that cell, `[B, T, looks]`
     turns: torch.Tensor  # which question a position belongs to, from 1; 0 for the scene, -1 for padding
@@ -146,8 +148,8 @@ class Batch:
         return ((keys == queries) | (keys == 0)).tril()[:, None]
 
 
-def batch_of(tokenizer: PreTrainedTokenizerFast, documents: list[Document], rng: np.random.Generator | None) -> Batch:
-    """Documents as tokens, of which answers are to be predicted; `rng` moves half of the questions away from them."""
+def batch_of(tokenizer: PreTrainedTokenizerFast, documents: list[Document]) -> Batch:
+    """Documents as tokens, of which answers are to be predicted."""
     columns = [[] for _ in fields(Batch)]
     for told in documents:
         if told.text is None:
@@ -158,11 +160,10 @@ def batch_of(tokenizer: PreTrainedTokenizerFast, documents: list[Document], rng:
         scene = len(ids)
         target, places, turn = [-100] * scene, list(range(scene)), [0] * scene
         for number, q in enumerate(told.asked, start=1):
-            said = tokenizer([f"In: {q.text}\nOut:", f"{q.answer}</s>"], add_special_tokens=False).input_ids
+            said = tokenizer([f"In: {prompt(q)}\nOut:", f"{q.answer}</s>"], add_special_tokens=False).input_ids
             target += [*([-100] * len(said[0])), *said[1]]
             more = len(said[0]) + len(said[1])
-            first = scene + (int(rng.integers(FURTHEST)) if rng and rng.random() < 0.5 else 0)
-            places += range(first, first + more)
+            places += range(scene, scene + more)
             turn += [number] * more
             ids = ids + said[0] + said[1]
         cells += [0] * (len(ids) - len(cells))
@@ -186,7 +187,7 @@ class Batches(IterableDataset):
             share = step / (self.config.simple_share * self.config.steps) if simple else 1.0
             most = min(MAX_OBJECTS, 1 + int(2 * MAX_OBJECTS * share))
             documents = [document(rng, rng.random() >= 1 / 8, simple, most) for _ in range(self.config.batch_size)]
-            yield batch_of(self.tokenizer, documents, rng)
+            yield batch_of(self.tokenizer, documents)
 
 
 def predict(model: LlamaForCausalLM, batch: Batch, looks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -263,7 +264,7 @@ def answer_accuracy(model, tokenizer: PreTrainedTokenizerFast, looks: torch.Tens
     rng = np.random.default_rng(987_654)
     documents = [document(rng, as_map=True) for _ in range(count)]
     right = {kind: [] for kind in (*KINDS, "all")}
-    logits, target = predict(model, batch_of(tokenizer, documents, None), looks)
+    logits, target = predict(model, batch_of(tokenizer, documents), looks)
     hits = logits.argmax(-1) == target
     ends = (1 + (target == tokenizer.eos_token_id).nonzero().flatten()).tolist()
     for question, first, end in zip((q for told in documents for q in told.asked), [0, *ends], ends, strict=False):

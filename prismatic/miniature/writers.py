@@ -10,21 +10,14 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from prismatic.miniature.language import (
-    SHORT_ANSWER,
-    SHORT_KINDS,
-    answer_priors,
-    conversation,
-    describe,
-    questions,
-    turns,
-)
+from prismatic.miniature.language import SHORT_KINDS, answer_priors, describe, prompt, questions
 from prismatic.miniature.scenes import sample_layout, scene
 
 WORLD_VERSION = 3  # goes up when the same seed gives another world
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 HELD_OUT_SCENES = 400
 TEXT_ONLY_SHARE = 20  # one row in so many is text only
+ROWS_A_SCENE = 5
 
 
 def llava_row(number: int | str, image: str | None, conversation: Iterable[tuple[str, str]]) -> dict:
@@ -62,28 +55,32 @@ def all_or_nothing(write: Callable) -> Callable[..., Path]:
 def write_llava(folder: Path, count: int) -> None:
     """Writes `train.json`, `held_out.json`, `priors.json` and the images they name; gives `folder`.
 
-    Training rows are conversations about a scene, in which the prompts of the five spatial benchmarks occur; one in
-    twenty is about a scene in words without an image. Held-out rows are
-    single questions with short answers about scenes of another seed, `priors.json` the training set's most frequent
-    answer of each kind of question; a held-out id is `<scene>-<kind>`. Nothing is written if the folder is there
-    already; it appears only when it is complete.
+    Training rows are `count` single questions, five about a scene, with the prompts of the five spatial benchmarks; one
+    in twenty is about a scene in words, without an image. A row holds no second question: its answer may follow from
+    that to the first, without looking. Held-out rows are questions with short answers about scenes of another seed,
+    `priors.json` the training set's most frequent answer of each kind of question; a held-out id is `<scene>-<kind>`.
+    Nothing is written if the folder is there already; it appears only when it is complete.
     """
     import numpy as np
 
     (folder / "images").mkdir()
 
     rows, asked = [], []
-    for index in tqdm(range(count), desc="drawing scenes", disable=count < 2000):
-        rng = np.random.default_rng((TRAIN_SEED, 1, index))
-        if index % TEXT_ONLY_SHARE == TEXT_ONLY_SHARE - 1:
+    for number in tqdm(range(count), desc="drawing scenes", disable=count < 10_000):
+        index, place = divmod(number, ROWS_A_SCENE)
+        if place == 0:
+            rng, drawn = np.random.default_rng((TRAIN_SEED, 1, index)), scene(TRAIN_SEED, index)
+            image = _save(drawn.image, folder, f"images/{index:06d}.png")
+            about = questions(drawn.things, rng)
+            about = [about[i] for i in rng.permutation(len(about))[:ROWS_A_SCENE]]
+            asked += about
+        if number % TEXT_ONLY_SHARE == TEXT_ONLY_SHARE - 1:
             things = sample_layout(rng)
-            (first, answer), *rest = turns(conversation(things, rng, boxes=False))
-            rows.append(llava_row(index, None, [(f"{describe(things)} {first}", answer), *rest]))
-            continue
-        drawn = scene(TRAIN_SEED, index)
-        about = conversation(drawn.things, rng)
-        asked += about
-        rows.append(llava_row(index, _save(drawn.image, folder, f"images/{index:06d}.png"), turns(about)))
+            told = [q for q in questions(things, rng) if q.kind != "box"]  # the box is among the words
+            q = told[rng.integers(len(told))]
+            rows.append(llava_row(number, None, [(f"{describe(things)} {prompt(q)}", q.answer)]))
+        else:
+            rows.append(llava_row(number, image, [(prompt(about[place]), about[place].answer)]))
 
     held_out = []
     for index in range(HELD_OUT_SCENES):
@@ -91,7 +88,7 @@ def write_llava(folder: Path, count: int) -> None:
         image = _save(drawn.image, folder, f"images/held_out_{index:06d}.png")
         for q in questions(drawn.things, np.random.default_rng((HELD_OUT_SEED, 1, index))):
             if q.kind in SHORT_KINDS:
-                held_out.append(llava_row(f"{index}-{q.kind}", image, [(f"{q.text}\n{SHORT_ANSWER}", q.answer)]))
+                held_out.append(llava_row(f"{index}-{q.kind}", image, [(prompt(q), q.answer)]))
     # Any first part of the file is a fair sample of kinds and scenes.
     held_out = [held_out[i] for i in np.random.default_rng(HELD_OUT_SEED).permutation(len(held_out))]
 

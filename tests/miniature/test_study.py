@@ -21,7 +21,7 @@ from recipes.reproduce_settings import ReproduceConfig, parse_reproduce
 
 TINY = {
     "seeds": 1, "own_backbones": 0, "ablation_seeds": 0, "projectors": "gelu-mlp", "align_scenes": 64,
-    "probe_scenes": 48, "finetune_scenes": 64, "finetune_epochs": 1, "eval_scenes": 20,
+    "probe_scenes": 48, "finetune_rows": 64, "finetune_epochs": 1, "eval_scenes": 20,
 }  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def test_the_plan_holds_every_cell_of_every_seed_and_what_it_needs_before_it():
 
 def test_a_changed_setting_changes_the_folders_of_what_depends_on_it_and_no_others():
     before = folders()
-    changed = {n for n, folder in folders(finetune_scenes=100).items() if folder != before[n]}
+    changed = {n for n, folder in folders(finetune_rows=100).items() if folder != before[n]}
     assert changed == {n for n in before if "finetune" in n or "evaluate" in n}
     changed = {n for n, folder in folders(align_scenes=100).items() if folder != before[n]}
     assert "seed-0/evaluate, aligned, gelu-mlp" in changed and f"seed-0/evaluate, {BASE}" not in changed
@@ -61,9 +61,7 @@ def small_stage(folder: Path, name: str, needs=(), module="json.tool", settings=
 
 def test_a_failed_stage_says_which_and_shows_its_log(tmp_path):
     failing = small_stage(tmp_path, "bad", module="recipes.probe", settings=(("backbone", "minature"),))
-    with pytest.raises(
-        ValueError, match=r"stage bad ended with 1(.|\n)*closest: miniature(.|\n)*start"
-    ):
+    with pytest.raises(ValueError, match=r"stage bad ended with 1(.|\n)*closest: miniature(.|\n)*start"):
         run.run_all([failing], jobs=1)
 
 

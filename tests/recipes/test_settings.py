@@ -8,6 +8,7 @@ from recipes.eval_settings import parse_evaluate
 from recipes.image_settings import parse_align, parse_classify, parse_mim
 from recipes.parsing import CONFIGS, read_presets
 from recipes.probe_settings import parse_probe
+from recipes.reproduce_settings import parse_reproduce
 from recipes.settings import named_models, parse_finetune
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +18,7 @@ DATA = ["--data.annotations", "rows.json"]
 def test_without_anything_it_is_the_miniature_run():
     config = parse_finetune([])
     assert (config.vision_backbone, config.llm, config.epochs) == ("miniature-aligned", "miniature", 2)
-    assert config.data.annotations.startswith("miniature:") and config.learning_rate == 2e-3
+    assert config.data.annotations.startswith("miniature:") and config.learning_rate == 1e-3
 
 
 def test_defaults_of_named_models_are_the_papers():
@@ -63,7 +64,7 @@ def test_lists_need_no_brackets():
         (["--precision", "fp8"], "expected bf16 or fp32"),
         (["--data.sampler", "random"], "split-modality or shuffle"),
         (["--data.on_bad_image", "ignore"], "error or skip"),
-        (["--data.annotations", "miniature:many"], "a number of scenes"),
+        (["--data.annotations", "miniature:many"], "a number of questions"),
         (["--epochs", "0"], "more than 0"),
         (["--max_steps", "0"], "at least 1"),
     ],
@@ -98,6 +99,7 @@ PARSERS = {
     "classify": parse_classify,
     "probe": parse_probe,
     "evaluate": parse_evaluate,
+    "reproduce": parse_reproduce,
 }
 
 
@@ -112,7 +114,7 @@ def test_every_shipped_configuration_parses(path):
             config = parse_align(["--model", name, *IMAGES])
             assert config.model == name and config.teacher == preset["teacher"]
     elif kind in PARSERS:
-        PARSERS[kind](["--config_path", str(path), *([] if "miniature" in path.name else IMAGES)])
+        PARSERS[kind](["--config_path", str(path), *([] if kind == "reproduce" or "miniature" in path.name else IMAGES)])
     else:
         parse_finetune(["--config_path", str(path), *([] if path.name == "miniature.yaml" else DATA)])
 

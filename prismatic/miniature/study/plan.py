@@ -34,7 +34,7 @@ ABLATIONS = {  # what is set otherwise than in the paper's alignment
 }
 # Processor seconds a unit of work on the machine of docs/results, start of the process and evaluations included.
 START = 12.0
-PER_UNIT = {"pretrain": 0.42, "mim": 0.008, "align": 0.013, "probe": 0.02, "finetune": 0.02, "evaluate": 0.3}
+PER_UNIT = {"pretrain": 0.42, "mim": 0.008, "align": 0.013, "probe": 0.02, "finetune": 0.015, "evaluate": 0.3}
 
 
 @dataclass(frozen=True)
@@ -115,15 +115,15 @@ class Study:
             settings = {
                 "vision_backbone": pair[backbone],
                 "projector": projector,
-                "data.annotations": f"miniature:{config.finetune_scenes}",
+                "data.annotations": f"miniature:{config.finetune_rows}",
                 "data.held_out_limit": 100,
                 "epochs": config.finetune_epochs,
                 "seed": seed,
                 "eval_tasks": "[]",
             }
             needs = (aligned,) if backbone == "aligned" else before
-            scenes = config.finetune_scenes * config.finetune_epochs
-            model = self._add(f"{name}/finetune, {cell}", "finetune", "recipes.finetune", settings, needs, scenes)
+            rows = config.finetune_rows * config.finetune_epochs
+            model = self._add(f"{name}/finetune, {cell}", "finetune", "recipes.finetune", settings, needs, rows)
             settings = {
                 "model": str(model.folder),
                 "tasks": ",".join(TASKS),

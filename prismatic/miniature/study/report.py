@@ -52,8 +52,8 @@ def _summary(found: dict) -> Section:
         "Found: " + "; ".join(_verdicts(found)) + ".",
         f"A scene holds one to four objects, none hidden, so the attainable image-level recall is 1. "
         f"{settings['align_scenes']:,} scenes for an alignment, {settings['probe_scenes']:,} for a probe, "
-        f"{settings['finetune_epochs']} x {settings['finetune_scenes']:,} for a VLM, {settings['eval_scenes']:,} for "
-        "a benchmark.",
+        f"{settings['finetune_epochs']} x {settings['finetune_rows']:,} questions for a VLM, "
+        f"{settings['eval_scenes']:,} scenes for a benchmark.",
     ]
     rows = [
         (str(row["seed"]), "its own" if row["own"] else "embedded", f"{row['recall']:.3f}", f"{row['precision']:.3f}")
@@ -67,6 +67,10 @@ def _verdicts(found: dict) -> list[str]:
     for row in found["probes"]:
         change = _difference(row["difference"])
         said.append(f"alignment changes macro recall of {NAMES[row['labels']]} with a {row['head']} head by {change}")
+    for task in TASKS:
+        prior = max(found["lines"][task].values())
+        above = [cell for cell, scores in found["benchmarks"][task].items() if scores["mean"] > prior]
+        said.append(f"{len(above)} of {len(found['benchmarks'][task])} cells are above prior and majority on {task}")
     for cell in CELLS:
         if cell != BASE and cell in found["mean_z"]:
             z = found["mean_z"][cell]["mean"] - found["mean_z"][BASE]["mean"]
