@@ -26,7 +26,7 @@ class ReproduceConfig:
     pretrain_steps: int = 2500  # optimizer steps on scenes of several objects; there are 500 on single ones before
     align_scenes: int = 24_000  # that an alignment sees
     probe_scenes: int = 4800  # that a probe is trained on; a sixth of it more is for validation
-    finetune_rows: int = 30_000  # questions that a VLM is trained on, five about a scene
+    finetune_rows: int = 15_000  # questions that a VLM is trained on, five about a scene
     finetune_epochs: int = 2  # passes over these
     eval_scenes: int = 200  # of each benchmark
 

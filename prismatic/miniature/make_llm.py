@@ -39,6 +39,7 @@ from prismatic.miniature.language import (
     with_options,
 )
 from prismatic.miniature.scenes import MAX_OBJECTS, sample_layout
+from prismatic.models.tokenizers import from_tokenizer_json
 
 # Words of the real benchmarks that miniature questions lack.
 WORDS = """Please provide a short description for this region: Yes No unanswerable inside near touching one two three
@@ -223,10 +224,12 @@ def fresh(config: Config, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
 def main(config: Config) -> None:
     """Trains and writes tokenizer and weights; prints the accuracy of answer tokens given the scene in words."""
     torch.manual_seed(config.seed)
-    tokenizer = train_tokenizer(config.vocab_size, config.seed)
-    model = fresh(config, tokenizer)
     if config.start:
+        tokenizer = from_tokenizer_json(config.start)
         model = LlamaForCausalLM.from_pretrained(config.start, dtype=torch.float32)
+    else:
+        tokenizer = train_tokenizer(config.vocab_size, config.seed)
+        model = fresh(config, tokenizer)
     looks = tokenizer([f" {look}" for look in LOOKS], add_special_tokens=False).input_ids
     looks = torch.tensor(looks)[:, -1]
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
