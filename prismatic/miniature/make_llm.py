@@ -56,6 +56,7 @@ FIXED = (
 )
 
 
+HARDEST, HARDEST_ROUNDS = "choice", 2  # learned last, and asked so often more
 SIMPLE, SIMPLE_ROUNDS = ("exists", "color", "shape", "size", "where"), 3  # what is asked first, so often about a scene
 
 
@@ -95,6 +96,7 @@ def document(rng: np.random.Generator, as_map: bool, simple: bool = False, max_o
     else:
         boxes = rng.random() < 0.5
         asked = [q for q in questions(things, rng) if boxes or q.kind != "box"]
+        asked += [q for _ in range(HARDEST_ROUNDS) for q in questions(things, rng) if q.kind == HARDEST]
     return Document(text, cell_contents(things), asked)
 
 
