@@ -45,7 +45,7 @@ def _summary(found: dict) -> Section:
     settings, seeds = found["settings"], found["image_level"]
     own = sum(row["own"] for row in seeds)
     said = [
-        f"{len(seeds)} seeds, of which {own} pretrained a vision backbone of their own; the others share the embedded "
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, of which {own} pretrained a vision backbone of their own; the others share the embedded "
         "one, with an alignment, heads and VLMs of their own. Intervals are 95 % t-intervals over seeds, p-values of "
         "paired t-tests over seeds, two-sided, not corrected for their number. Nothing was chosen by these scores: "
         "probes report their last epoch, VLMs their last step. What was tried before is in [designs.md](designs.md).",
@@ -68,7 +68,7 @@ def _verdicts(found: dict) -> list[str]:
         change = _difference(row["difference"])
         said.append(f"alignment changes macro recall of {NAMES[row['labels']]} with a {row['head']} head by {change}")
     for task in TASKS:
-        prior = max(found["lines"][task].values())
+        prior = max(value for value in found["lines"][task].values() if value is not None)
         above = [cell for cell, scores in found["benchmarks"][task].items() if scores["mean"] > prior]
         said.append(f"{len(above)} of {len(found['benchmarks'][task])} cells are above prior and majority on {task}")
     for cell in CELLS:

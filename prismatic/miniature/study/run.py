@@ -41,6 +41,7 @@ def run_all(stages: list[Stage], jobs: int) -> None:
     bar = tqdm(
         total=sum(stage.seconds for stage in waiting),
         desc=f"{len(waiting)} stages",
+        mininterval=1.0,
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} to go {postfix}",
     )
     try:
@@ -60,8 +61,8 @@ def run_all(stages: list[Stage], jobs: int) -> None:
                 bar.write(f"{stage.name}: {stages_.read(stage.folder)['seconds'] / 60:.1f} min")
             ended = sum(s.seconds for s in stages if s.name in done) - (sum(s.seconds for s in stages) - bar.total)
             under_way = sum(min(time.monotonic() - since, 0.95 * s.seconds) for s, (_, since) in running.items())
-            bar.n = min(bar.total, ended + under_way)
-            bar.set_postfix_str(", ".join(stage.name for stage in running))
+            bar.set_postfix_str(", ".join(stage.name for stage in running), refresh=False)
+            bar.update(min(bar.total, ended + under_way) - bar.n)
     finally:
         for process, _ in running.values():
             stop(process)
