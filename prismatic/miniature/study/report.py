@@ -45,10 +45,11 @@ def _summary(found: dict) -> Section:
     settings, seeds = found["settings"], found["image_level"]
     own = sum(row["own"] for row in seeds)
     said = [
-        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, of which {own} pretrained a vision backbone of their own; the others share the embedded "
-        "one, with an alignment, heads and VLMs of their own. Intervals are 95 % t-intervals over seeds, p-values of "
-        "paired t-tests over seeds, two-sided, not corrected for their number. Nothing was chosen by these scores: "
-        "probes report their last epoch, VLMs their last step. What was tried before is in [designs.md](designs.md).",
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, of which {own} pretrained a vision backbone of their own; the "
+        "others share the embedded one, with an alignment, heads and VLMs of their own. Intervals are 95 % t-intervals "
+        "over seeds, p-values of paired t-tests over seeds, two-sided, not corrected for their number. Nothing was "
+        "chosen by these scores: probes report their last epoch, VLMs their last step. What was tried before is in "
+        "[designs.md](designs.md).",
         "Found: " + "; ".join(_verdicts(found)) + ".",
         f"A scene holds one to four objects, none hidden, so the attainable image-level recall is 1. "
         f"{settings['align_scenes']:,} scenes for an alignment, {settings['probe_scenes']:,} for a probe, "
