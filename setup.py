@@ -13,7 +13,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["prismatic*", "vision_backbones*", "eval*", "recipes*"]),
     package_data={
-        "prismatic": ["miniature/assets/*/*"],
+        "prismatic": ["miniature/assets/*/*", "miniature/study/*.html"],
         "vision_backbones": ["assets/*"],
         "eval": ["*.html", "*.json"],
         "recipes": ["configs/*.yaml", "configs/accelerate/*.yaml", "slurm/*.sbatch"],

@@ -26,7 +26,7 @@ MAY_CHANGE = (  # settings in which a run may differ from the unfinished one tha
 class DataConfig:
     """What is trained on."""
 
-    annotations: str = ""  # LLaVA json or jsonl; "miniature:15000" asks so many questions about drawn scenes
+    annotations: str = ""  # LLaVA json or jsonl; "miniature:10000" asks so many questions about drawn scenes
     image_root: str | None = None  # folder that image paths are relative to; the annotations' own folder if null
     held_out: str | None = (
         None  # LLaVA json of single questions, answered before and after; the miniature world has one
@@ -123,9 +123,9 @@ def _check(config: FinetuneConfig) -> None:
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ValueError(f"--{name} is {getattr(config, name)}: expected at least 1, or null")
     if not config.data.annotations:
-        raise ValueError("no data: give --data.annotations a LLaVA json file, or miniature:15000 for drawn scenes")
+        raise ValueError("no data: give --data.annotations a LLaVA json file, or miniature:10000 for drawn scenes")
     scenes = config.data.annotations.partition("miniature:")[2]
     if config.data.annotations.startswith("miniature:") and not scenes.isdecimal():
         raise ValueError(
-            f"--data.annotations is {config.data.annotations!r}: expected a number of questions, miniature:15000"
+            f"--data.annotations is {config.data.annotations!r}: expected a number of questions, miniature:10000"
         )

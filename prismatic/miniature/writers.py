@@ -13,7 +13,7 @@ from tqdm import tqdm
 from prismatic.miniature.language import SHORT_KINDS, answer_priors, describe, prompt, questions
 from prismatic.miniature.scenes import sample_layout, scene
 
-WORLD_VERSION = 3  # goes up when the same seed gives another world
+WORLD_VERSION = 4  # goes up when the same seed gives another world
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 HELD_OUT_SCENES = 400
 TEXT_ONLY_SHARE = 20  # one row in so many is text only
@@ -55,10 +55,11 @@ def all_or_nothing(write: Callable) -> Callable[..., Path]:
 def write_llava(folder: Path, count: int) -> None:
     """Writes `train.json`, `held_out.json`, `priors.json` and the images they name; gives `folder`.
 
-    Training rows are `count` single questions, five about a scene, with the prompts of the five spatial benchmarks; one
-    in twenty is about a scene in words, without an image. A row holds no second question: its answer may follow from
-    that to the first, without looking. Held-out rows are questions with short answers about scenes of another seed,
-    `priors.json` the training set's most frequent answer of each kind of question; a held-out id is `<scene>-<kind>`.
+    Training rows are `count` single questions, five about a scene (one of them for a box, the others of other kinds),
+    with the prompts of the five spatial benchmarks; one in twenty is about a scene in words, without an image. A row
+    holds no second question: its answer may follow from that to the first, without looking. Held-out rows are questions
+    with short answers about scenes of another seed, `priors.json` the training set's most frequent answer of each kind
+    of question; a held-out id is `<scene>-<kind>`.
     Nothing is written if the folder is there already; it appears only when it is complete.
     """
     import numpy as np
@@ -72,7 +73,8 @@ def write_llava(folder: Path, count: int) -> None:
             rng, drawn = np.random.default_rng((TRAIN_SEED, 1, index)), scene(TRAIN_SEED, index)
             image = _save(drawn.image, folder, f"images/{index:06d}.png")
             about = questions(drawn.things, rng)
-            about = [about[i] for i in rng.permutation(len(about))[:ROWS_A_SCENE]]
+            about = [about[i] for i in rng.permutation(len(about))]
+            about = sorted(about, key=lambda q: q.kind != "box")[:ROWS_A_SCENE]
             asked += about
         if number % TEXT_ONLY_SHARE == TEXT_ONLY_SHARE - 1:
             things = sample_layout(rng)

@@ -20,7 +20,7 @@ from prismatic.miniature.study.plan import ABLATIONS, BASE, CELLS, TASKS, Stage,
 from recipes.reproduce_settings import ReproduceConfig, parse_reproduce
 
 TINY = {
-    "seeds": 1, "own_backbones": 0, "ablation_seeds": 0, "projectors": "gelu-mlp", "align_scenes": 64,
+    "seeds": 1, "ablation_seeds": 0, "projectors": "gelu-mlp", "align_scenes": 64,
     "probe_scenes": 48, "finetune_rows": 64, "finetune_epochs": 1, "eval_scenes": 20,
 }  # fmt: skip
 
@@ -33,7 +33,7 @@ def test_the_plan_holds_every_cell_of_every_seed_and_what_it_needs_before_it():
     study = Study(ReproduceConfig())
     for seed in range(5):
         assert {f"seed-{seed}/evaluate, {cell}" for cell in CELLS} < set(study.stages)
-        assert (f"seed-{seed}/pretrain" in study.stages) == (seed < 3)
+        assert (f"seed-{seed}/pretrain" in study.stages) == (seed >= 2)
     assert {f"seed-0/probe, {ablation}, linear head" for ablation in ABLATIONS} < set(study.stages)
     seen = set()
     for name, planned in study.stages.items():
@@ -51,7 +51,7 @@ def test_a_changed_setting_changes_the_folders_of_what_depends_on_it_and_no_othe
     changed = {n for n, folder in folders(align_scenes=100).items() if folder != before[n]}
     assert "seed-0/evaluate, aligned, gelu-mlp" in changed and f"seed-0/evaluate, {BASE}" not in changed
     assert not any(n.endswith("/pretrain") for n in changed)
-    few = folders(seeds=2)
+    few = folders(seeds=3)
     assert all(before[n] == folder for n, folder in few.items())
 
 
@@ -108,7 +108,7 @@ def test_bad_settings(argv, message, capsys):
 
 def test_quick_is_a_preset_that_settings_change():
     config = parse_reproduce(["--quick", "--eval_scenes", "7"])
-    assert (config.seeds, config.own_backbones, config.eval_scenes) == (1, 0, 7)
+    assert (config.seeds, config.embedded_seeds, config.eval_scenes) == (1, 2, 7)
 
 
 def test_a_killed_study_goes_on_and_reports(tmp_path):
