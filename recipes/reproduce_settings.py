@@ -25,7 +25,7 @@ class ReproduceConfig:
     jobs: int = 2  # stages at a time; each gets its share of the cores
 
     pretrain_steps: int = 1500  # optimizer steps on scenes of several objects; there are 500 on single ones before
-    align_scenes: int = 24_000  # that an alignment sees
+    align_scenes: int = 20_000  # that an alignment sees
     probe_scenes: int = 4800  # that a probe is trained on; a sixth of it more is for validation
     finetune_rows: int = 10_000  # questions that a VLM is trained on, five about a scene
     finetune_epochs: int = 2  # passes over these
