@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from prismatic.miniature.language import SHORT_KINDS, answer_priors, describe, prompt, questions
+from prismatic.miniature.language import SHORT_KINDS, Question, answer_priors, describe, prompt, questions
 from prismatic.miniature.scenes import sample_layout, scene
 
 WORLD_VERSION = 4  # goes up when the same seed gives another world
@@ -51,6 +51,14 @@ def all_or_nothing(write: Callable) -> Callable[..., Path]:
     return written
 
 
+def training_questions(scenes: int = 1000) -> list[Question]:
+    """All questions about training scenes, whatever part of them a training set asks."""
+    import numpy as np
+
+    drawn = [np.random.default_rng((TRAIN_SEED, 2, index)) for index in range(scenes)]
+    return [question for rng in drawn for question in questions(sample_layout(rng), rng)]
+
+
 @all_or_nothing
 def write_llava(folder: Path, count: int) -> None:
     """Writes `train.json`, `held_out.json`, `priors.json` and the images they name; gives `folder`.
@@ -58,15 +66,15 @@ def write_llava(folder: Path, count: int) -> None:
     Training rows are `count` single questions, five about a scene (one of them for a box, the others of other kinds),
     with the prompts of the five spatial benchmarks; one in twenty is about a scene in words, without an image. A row
     holds no second question: its answer may follow from that to the first, without looking. Held-out rows are questions
-    with short answers about scenes of another seed, `priors.json` the training set's most frequent answer of each kind
-    of question; a held-out id is `<scene>-<kind>`.
+    with short answers about scenes of another seed, `priors.json` the most frequent answer of each kind of question in
+    training scenes; a held-out id is `<scene>-<kind>`.
     Nothing is written if the folder is there already; it appears only when it is complete.
     """
     import numpy as np
 
     (folder / "images").mkdir()
 
-    rows, asked = [], []
+    rows = []
     for number in tqdm(range(count), desc="drawing scenes", disable=count < 10_000):
         index, place = divmod(number, ROWS_A_SCENE)
         if place == 0:
@@ -75,7 +83,6 @@ def write_llava(folder: Path, count: int) -> None:
             about = questions(drawn.things, rng)
             about = [about[i] for i in rng.permutation(len(about))]
             about = sorted(about, key=lambda q: q.kind != "box")[:ROWS_A_SCENE]
-            asked += about
         if number % TEXT_ONLY_SHARE == TEXT_ONLY_SHARE - 1:
             things = sample_layout(rng)
             told = [q for q in questions(things, rng) if q.kind != "box"]  # the box is among the words
@@ -94,7 +101,7 @@ def write_llava(folder: Path, count: int) -> None:
     # Any first part of the file is a fair sample of kinds and scenes.
     held_out = [held_out[i] for i in np.random.default_rng(HELD_OUT_SEED).permutation(len(held_out))]
 
-    for name, content in (("train", rows), ("held_out", held_out), ("priors", answer_priors(asked))):
+    for name, content in (("train", rows), ("held_out", held_out), ("priors", answer_priors(training_questions()))):
         (folder / f"{name}.json").write_text(json.dumps(content))
 
 

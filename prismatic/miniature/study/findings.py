@@ -8,7 +8,6 @@ from pathlib import Path
 from prismatic.miniature.study import stage as stages
 from prismatic.miniature.study.plan import ABLATIONS, BASE, CELLS, HEADS, TASKS, Stage, Study
 
-PRIOR_SCENES = 2000  # of training, that answer priors are read off
 QUESTION_KIND = {"refcoco": "box", "ocid-ref": "box", "tallyqa": "tally", "vsr": "statement", "ai2d": "choice"}
 LOCAL, GLOBAL = "union", "global-union"
 
@@ -102,14 +101,10 @@ def answer_priors_of_tasks(scenes: int) -> dict[str, float]:
     import numpy as np
 
     from eval import parsing, runner
-    from prismatic.miniature.language import answer_priors, questions
-    from prismatic.miniature.scenes import sample_layout
-    from prismatic.miniature.writers import TRAIN_SEED
+    from prismatic.miniature.language import answer_priors
+    from prismatic.miniature.writers import training_questions
 
-    asked = []
-    for index in range(PRIOR_SCENES):
-        rng = np.random.default_rng((TRAIN_SEED, 2, index))
-        asked += questions(sample_layout(rng), rng)
+    asked = training_questions()
     priors = answer_priors(asked)
     boxes = [q.answer for q in asked if q.kind == "box"]
     sample = [parsing.parse_box(text) for text in boxes[:300]]
