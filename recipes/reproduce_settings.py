@@ -13,19 +13,20 @@ class ReproduceConfig:
     """The paper in miniature: pretrain, align, probe, finetune and evaluate, with controls, seeds and a report.
 
     Without settings it is the whole study: four hours on two CPU cores. `--quick` is its first seed, from the embedded
-    vision backbone, without ablations (recipes/configs/reproduce-quick.yaml): 25 minutes, which the whole study then
-    does not repeat. Start it again after an interruption: what has ended is not repeated, and what a changed setting
-    does not touch neither.
+    vision backbone, with shorter alignment and without ablations (recipes/configs/reproduce-quick.yaml): 25 minutes.
+    Start it again after an interruption: what has ended is not repeated, and what a changed setting does not touch
+    neither.
     """
 
     seeds: int = 5  # repetitions of everything that is random: weights, order of the data, masks
-    embedded_seeds: int = 2  # seeds, the first ones, that take the embedded vision backbone; the others pretrain one
+    embedded_seeds: int = 1  # seeds, the first ones, that take the embedded vision backbone; the others pretrain one
     ablation_seeds: int = 1  # seeds, the first ones, of which the alignment is varied
     projectors: list[str] = field(default_factory=lambda: list(PROJECTORS))  # of the VLMs
     jobs: int = 2  # stages at a time; each gets its share of the cores
 
     pretrain_steps: int = 1500  # optimizer steps on scenes of several objects; there are 500 on single ones before
-    align_scenes: int = 20_000  # that an alignment sees
+    align_scenes: int = 48_000  # that an alignment sees
+    ablation_scenes: int = 20_000  # that each of the varied alignments sees
     probe_scenes: int = 4800  # that a probe is trained on; a sixth of it more is for validation
     finetune_rows: int = 10_000  # questions that a VLM is trained on, five about a scene
     finetune_epochs: int = 2  # passes over these

@@ -1,12 +1,13 @@
 """What came out of a study: scores by cell and seed, with intervals and tests over seeds, and what they cost."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from prismatic.miniature.study import stage as stages
-from prismatic.miniature.study.plan import ABLATIONS, BASE, CELLS, HEADS, TASKS, Stage, Study
+from prismatic.miniature.study.plan import ABLATIONS, BASE, CELLS, HEADS, PAPERS, TASKS, Stage, Study
 
 QUESTION_KIND = {"refcoco": "box", "ocid-ref": "box", "tallyqa": "tally", "vsr": "statement", "ai2d": "choice"}
 LOCAL, GLOBAL = "union", "global-union"
@@ -49,6 +50,7 @@ def collect(study: Study) -> dict:
             for head, rows in probes.items()
             for labels in (LOCAL, GLOBAL)
         ],
+        "commonest_class": commonest_class(),
         "ablations": _ablations(study, probes["linear"]),
         "benchmarks": {
             task: {
@@ -93,6 +95,18 @@ def paired(before: Sequence[float], after: Sequence[float]) -> dict:
     return {"mean": found["mean"], "interval": found["interval"], "p": p}
 
 
+def commonest_class(scenes: int = 1000) -> float:
+    """The share of scenes that hold the commonest class: below one half, a head that does not look finds none."""
+    import numpy as np
+
+    from prismatic.miniature.scenes import sample_layout
+    from prismatic.miniature.writers import TRAIN_SEED
+
+    layouts = [sample_layout(np.random.default_rng((TRAIN_SEED, 3, index))) for index in range(scenes)]
+    held = Counter(name for things in layouts for name in {thing.name for thing in things})
+    return held.most_common(1)[0][1] / scenes
+
+
 def answer_priors_of_tasks(scenes: int) -> dict[str, float]:
     """Score by task of giving the commonest training answer of its kind of question, whatever the picture.
 
@@ -132,11 +146,10 @@ def _ablations(study: Study, linear: dict) -> list[dict]:
     seeds = range(min(study.config.ablation_seeds, study.config.seeds))
     if not seeds:
         return []
-    rows = {name: linear[LOCAL, which] for name, which in (("not aligned", "original"), ("as in the paper", "aligned"))}
-    rows = {name: [values[seed] for seed in seeds] for name, values in rows.items()}
+    rows = {"not aligned": [linear[LOCAL, "original"][seed] for seed in seeds]}
     for name in ABLATIONS:
         rows[name] = [_probed(study, seed, f"probe, {name}, linear head", LOCAL, "aligned") for seed in seeds]
-    paper = rows["as in the paper"]
+    paper = rows[PAPERS]
     return [{"name": n} | spread(v) | {"difference": paired(paper, v)} for n, v in rows.items()]
 
 

@@ -14,10 +14,11 @@ NAMES = {"union": "patches (local)", "global-union": "whole image (global)"}
 
 @dataclass
 class Section:
-    """A heading with paragraphs, tables (header and rows) and figures (file name and SVG) below."""
+    """A heading with paragraphs, a list, figures (file name and SVG) and tables (header and rows) below."""
 
     title: str
     paragraphs: list[str] = field(default_factory=list)
+    points: list[str] = field(default_factory=list)
     tables: list[tuple[Sequence[str], list[Sequence[str]]]] = field(default_factory=list)
     figures: list[tuple[str, bytes]] = field(default_factory=list)
 
@@ -45,12 +46,11 @@ def _summary(found: dict) -> Section:
     settings, seeds = found["settings"], found["image_level"]
     own = sum(row["own"] for row in seeds)
     said = [
-        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, of which {own} pretrained a vision backbone of their own; the "
-        "others share the embedded one, with an alignment, heads and VLMs of their own. Intervals are 95 % t-intervals "
-        "over seeds, p-values of paired t-tests over seeds, two-sided, not corrected for their number. Nothing was "
-        "chosen by these scores: probes report their last epoch, VLMs their last step. What was tried before is in "
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}; {own} of them pretrained a vision backbone, the rest take the "
+        "embedded one, with an alignment, heads and VLMs of their own. Intervals are 95 % t-intervals over seeds, "
+        "p-values of paired t-tests over seeds, two-sided, not corrected for their number. Nothing was chosen by these "
+        "scores: probes report their last epoch, VLMs their last step. What was tried before is in "
         "[designs.md](designs.md).",
-        "Found: " + "; ".join(_verdicts(found)) + ".",
         f"A scene holds one to four objects, none hidden, so the attainable image-level recall is 1. "
         f"{settings['align_scenes']:,} scenes for an alignment, {settings['probe_scenes']:,} for a probe, "
         f"{settings['finetune_epochs']} x {settings['finetune_rows']:,} questions for a VLM, "
@@ -60,7 +60,8 @@ def _summary(found: dict) -> Section:
         (str(row["seed"]), "its own" if row["own"] else "embedded", f"{row['recall']:.3f}", f"{row['precision']:.3f}")
         for row in seeds
     ]
-    return Section("What was found", said, [(("seed", "backbone", "image-level recall", "precision"), rows)])
+    header = ("seed", "backbone", "image-level recall", "precision")
+    return Section("What was found", said, _verdicts(found), tables=[(header, rows)])
 
 
 def _verdicts(found: dict) -> list[str]:
@@ -83,17 +84,26 @@ def _probes(found: dict) -> Section:
     from eval.charts import bars
 
     both, rows, drawn = ("original", "aligned"), [], []
+    blind = _blind(found)
     for row in found["probes"]:
         said = (row["head"], NAMES[row["labels"]], *(_spread(row[which]) for which in both))
         rows.append((*said, *_paired(row["difference"])))
-        drawn.append(_chart_row(f"{said[0]}, {said[1]}", {which: row[which] for which in both}))
+        drawn.append(_chart_row(f"{said[0]}, {said[1]}", {which: row[which] for which in both}) | {"prior": blind})
     header = ("head", "labels", "original", "aligned", "difference", "95 % interval", "p")
     return Section(
         "Probes: macro recall before and after alignment",
-        [f"Frozen backbones, heads {' and '.join(HEADS)}, a class counts as found where its probability exceeds 0.5."],
-        [(header, rows)],
-        [("probes.svg", bars(drawn, both))],
+        [
+            f"Frozen backbones, heads {' and '.join(HEADS)}. A class is found where its probability exceeds 0.5; "
+            f"the commonest is in {found['commonest_class']:.0%} of scenes: a head that does not look finds none."
+        ],
+        tables=[(header, rows)],
+        figures=[("probes.svg", bars(drawn, both))],
     )
+
+
+def _blind(found: dict) -> float | None:
+    """The macro recall of a head that does not look."""
+    return 0.0 if found["commonest_class"] <= 0.5 else None
 
 
 def _ablations(found: dict) -> Section | None:
@@ -102,11 +112,16 @@ def _ablations(found: dict) -> Section | None:
     if not found["ablations"]:
         return None
     seeds = len(found["ablations"][0]["values"])
+    blind = _blind(found)
     rows = [(row["name"], _spread(row), *_paired(row["difference"])) for row in found["ablations"]]
-    drawn = [_chart_row(row["name"], {"recall": row}) for row in found["ablations"]]
+    drawn = [_chart_row(row["name"], {"recall": row}) | {"prior": blind} for row in found["ablations"]]
     header = ("alignment", "local macro recall", "minus the paper's", "95 % interval", "p")
-    about = f"Linear head, labels of patches, {seeds} seed{'s' * (seeds > 1)}. Each changes one thing of the alignment."
-    return Section("Ablations", [about], [(header, rows)], [("ablations.svg", bars(drawn, ["recall"]))])
+    about = (
+        f"Linear head, labels of patches, {seeds} seed{'s' * (seeds > 1)}, {found['settings']['ablation_scenes']:,} "
+        "scenes for each alignment. Each changes one thing of it."
+    )
+    figures = [("ablations.svg", bars(drawn, ["recall"]))]
+    return Section("Ablations", [about], tables=[(header, rows)], figures=figures)
 
 
 def _benchmarks(found: dict) -> Section:
@@ -133,8 +148,8 @@ def _benchmarks(found: dict) -> Section:
     return Section(
         "Vision-language models on five spatial benchmarks",
         [about],
-        [(header, rows), (("benchmark", f"minus {BASE}", "difference", "95 % interval", "p"), differences)],
-        [("benchmarks.svg", bars(drawn, cells))],
+        tables=[(header, rows), (("benchmark", f"minus {BASE}", "difference", "95 % interval", "p"), differences)],
+        figures=[("benchmarks.svg", bars(drawn, cells))],
     )
 
 
@@ -148,7 +163,8 @@ def _z_scores(found: dict) -> Section:
     ]
     drawn = radar(TASKS, {cell: [by_task[task][cell]["mean"] for task in TASKS] for cell in cells})
     about = "Of each benchmark over the cells of a seed (population deviation), then the mean over seeds."
-    return Section("z-scores", [about], [(("cell", "mean z-score", *TASKS), rows)], [("radar.svg", drawn)])
+    tables = [(("cell", "mean z-score", *TASKS), rows)]
+    return Section("z-scores", [about], tables=tables, figures=[("radar.svg", drawn)])
 
 
 def _costs(found: dict) -> Section:
@@ -175,7 +191,7 @@ def _costs(found: dict) -> Section:
     return Section(
         "Cost, commands, fingerprints",
         [about],
-        [(header, rows), (("stage", "command", "fingerprint", "minutes"), commands)],
+        tables=[(header, rows), (("stage", "command", "fingerprint", "minutes"), commands)],
     )
 
 
@@ -211,6 +227,7 @@ def _difference(difference: dict) -> str:
 
 def _markdown(part: Section) -> str:
     blocks = [f"## {part.title}", *part.paragraphs]
+    blocks += ["\n".join(f"- {point}" for point in part.points)] if part.points else []
     blocks += [f"![{part.title}]({name})" for name, _ in part.figures]
     for header, rows in part.tables:
         lines = [header, ["---"] * len(header), *rows]
