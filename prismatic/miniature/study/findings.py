@@ -40,6 +40,7 @@ def collect(study: Study) -> dict:
         z_scores({cell: {t: {"score": benchmarks[t][cell][seed]} for t in TASKS} for cell in evaluated}, metrics)
         for seed in seeds
     ]
+    mean_z = {cell: [aggregated(row)[cell] or 0.0 for row in z] for cell in evaluated}
     return {
         "settings": asdict(study.config),
         "image_level": [_pretrained(study, seed) for seed in seeds],
@@ -52,14 +53,8 @@ def collect(study: Study) -> dict:
         ],
         "commonest_class": commonest_class(),
         "ablations": _ablations(study, probes["linear"]),
-        "benchmarks": {
-            task: {
-                cell: spread(values) | {"difference": paired(by_cell[BASE], values) if cell != BASE else None}
-                for cell, values in by_cell.items()
-            }
-            for task, by_cell in benchmarks.items()
-        },
-        "mean_z": {cell: spread([aggregated(row)[cell] or 0.0 for row in z]) for cell in evaluated},
+        "benchmarks": {task: _against_base(by_cell) for task, by_cell in benchmarks.items()},
+        "mean_z": _against_base(mean_z),
         "z_by_task": {
             task: {cell: spread([row[cell][task]["score"]["z_score"] or 0.0 for row in z]) for cell in evaluated}
             for task in TASKS
@@ -93,6 +88,11 @@ def paired(before: Sequence[float], after: Sequence[float]) -> dict:
     found = spread(differences)
     p = float(stats.ttest_rel(after, before).pvalue) if len(differences) > 1 and np.ptp(differences) else None
     return {"mean": found["mean"], "interval": found["interval"], "p": p}
+
+
+def _against_base(by_cell: dict[str, list[float]]) -> dict[str, dict]:
+    base = by_cell[BASE]
+    return {c: spread(v) | {"difference": paired(base, v) if c != BASE else None} for c, v in by_cell.items()}
 
 
 def commonest_class(scenes: int = 1000) -> float:

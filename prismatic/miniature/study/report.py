@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prismatic.miniature.study.plan import BASE, CELLS, HEADS, TASKS
+from prismatic.miniature.study.plan import BASE, HEADS, TASKS
 
 TEMPLATE = Path(__file__).with_name("report.html")
 NAMES = {"union": "patches (local)", "global-union": "whole image (global)"}
@@ -73,10 +73,9 @@ def _verdicts(found: dict) -> list[str]:
         prior = max(value for value in found["lines"][task].values() if value is not None)
         above = [cell for cell, scores in found["benchmarks"][task].items() if scores["mean"] > prior]
         said.append(f"{len(above)} of {len(found['benchmarks'][task])} cells are above prior and majority on {task}")
-    for cell in CELLS:
-        if cell != BASE and cell in found["mean_z"]:
-            z = found["mean_z"][cell]["mean"] - found["mean_z"][BASE]["mean"]
-            said.append(f"the mean z-score of “{cell}” is {z:+.2f} from that of “{BASE}”")
+    for cell, z in found["mean_z"].items():
+        if cell != BASE:
+            said.append(f"the mean z-score of “{cell}” differs from that of “{BASE}” by {_difference(z['difference'])}")
     return said
 
 
@@ -158,12 +157,12 @@ def _z_scores(found: dict) -> Section:
 
     by_task, cells = found["z_by_task"], list(found["mean_z"])
     rows = [
-        (cell, _spread(found["mean_z"][cell], signed=True), *(f"{by_task[task][cell]['mean']:+.2f}" for task in TASKS))
-        for cell in cells
+        (cell, _spread(z, signed=True), *_paired(z["difference"]), *(f"{by_task[t][cell]['mean']:+.2f}" for t in TASKS))
+        for cell, z in found["mean_z"].items()
     ]
     drawn = radar(TASKS, {cell: [by_task[task][cell]["mean"] for task in TASKS] for cell in cells})
     about = "Of each benchmark over the cells of a seed (population deviation), then the mean over seeds."
-    tables = [(("cell", "mean z-score", *TASKS), rows)]
+    tables = [(("cell", "mean z-score", f"minus {BASE}", "95 % interval", "p", *TASKS), rows)]
     return Section("z-scores", [about], tables=tables, figures=[("radar.svg", drawn)])
 
 

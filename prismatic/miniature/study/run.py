@@ -37,6 +37,8 @@ def run_all(stages: list[Stage], jobs: int) -> None:
         ValueError: A stage failed; says which, where its log is, and how it ended.
     """
     waiting, running = pending(stages), {}
+    if not waiting:
+        return
     done = {stage.name for stage in stages} - {stage.name for stage in waiting}
     bar = tqdm(
         total=sum(stage.seconds for stage in waiting),
