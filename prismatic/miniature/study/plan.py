@@ -9,7 +9,7 @@ from vision_backbones.weights import ASSETS as BACKBONES
 
 LLM = Path(__file__).parent.parent / "assets" / "llm"
 TASKS = ("refcoco", "ocid-ref", "tallyqa", "vsr", "ai2d")
-HEADS = ("linear", "transformer")
+HEADS = ("linear", "mlp", "transformer")
 BASE = "original, gelu-mlp"  # the cell that the others are compared with
 CELLS = {  # vision backbone and projector of each VLM; the last two are controls of the projectors
     BASE: ("original", "gelu-mlp"),
@@ -35,7 +35,7 @@ ABLATIONS = {  # what is set otherwise than in the paper's alignment
 }
 # Processor seconds a unit of work on the machine of docs/results, start of the process and evaluations included.
 START = 10.0
-PER_UNIT = {"pretrain": 0.42, "mim": 0.008, "align": 0.0125, "probe": 0.003, "finetune": 0.0135, "evaluate": 0.03}
+PER_UNIT = {"pretrain": 0.55, "mim": 0.008, "align": 0.0125, "probe": 0.003, "finetune": 0.0135, "evaluate": 0.03}
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Study:
                 "workers": 1,
                 "seed": seed,
             }
-            work = self.config.probe_scenes * len(backbones) * len(labels.split(",")) * (1 if head == "linear" else 3)
+            work = self.config.probe_scenes * len(backbones) * len(labels.split(",")) * (3 if head == "transformer" else 1)
             self._add(f"{name}, {head} head", "probe", "recipes.probe", settings, needs, work)
 
     def _add(self, name: str, kind: str, module: str, settings: dict, needs: tuple[Stage, ...], work: int) -> Stage:

@@ -92,7 +92,7 @@ def _probes(found: dict) -> Section:
     return Section(
         "Probes: macro recall before and after alignment",
         [
-            f"Frozen backbones, heads {' and '.join(HEADS)}. A class is found where its probability exceeds 0.5; "
+            f"Frozen backbones, heads {', '.join(HEADS)}. A class is found where its probability exceeds 0.5; "
             f"the commonest is in {found['commonest_class']:.0%} of scenes: a head that does not look finds none."
         ],
         tables=[(header, rows)],
