@@ -161,7 +161,8 @@ class Study:
                 "workers": 1,
                 "seed": seed,
             }
-            work = self.config.probe_scenes * len(backbones) * len(labels.split(",")) * (3 if head == "transformer" else 1)
+            probes = len(backbones) * len(labels.split(","))
+            work = self.config.probe_scenes * probes * (3 if head == "transformer" else 1)
             self._add(f"{name}, {head} head", "probe", "recipes.probe", settings, needs, work)
 
     def _add(self, name: str, kind: str, module: str, settings: dict, needs: tuple[Stage, ...], work: int) -> Stage:
