@@ -49,8 +49,7 @@ def _summary(found: dict) -> Section:
         f"{len(seeds)} seed{'s' * (len(seeds) > 1)}; {own} of them pretrained a vision backbone, the rest take the "
         "embedded one, with an alignment, heads and VLMs of their own. Intervals are 95 % t-intervals over seeds, "
         "p-values of paired t-tests over seeds, two-sided, not corrected for their number. Nothing was chosen by these "
-        "scores: probes report their last epoch, VLMs their last step. What was tried before is in "
-        "[designs.md](designs.md).",
+        "scores: probes report their last epoch, VLMs their last step. Earlier designs: designs.md.",
         f"A scene holds one to four objects, none hidden, so the attainable image-level recall is 1. "
         f"{settings['align_scenes']:,} scenes for an alignment, {settings['probe_scenes']:,} for a probe, "
         f"{settings['finetune_epochs']} x {settings['finetune_rows']:,} questions for a VLM, "
