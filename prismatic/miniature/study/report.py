@@ -180,7 +180,7 @@ def _costs(found: dict) -> Section:
         (stage["name"], stage["command"], Path(stage["folder"]).name[-8:], f"{stage['seconds'] / 60:.1f}")
         for stage in found["stages"]
     ]
-    made = sorted({str(stage["commit"]) for stage in found["stages"]})
+    made = sorted({str(stage["commit"])[:8] for stage in found["stages"]})
     versions = ", ".join(f"{name} {version}" for name, version in found["stages"][-1]["versions"].items())
     about = (
         f"{found['settings']['jobs']} stages ran at a time. Times are of the clock. Made with commit "
