@@ -26,7 +26,7 @@ class ReproduceConfig:
 
     pretrain_steps: int = 1500  # optimizer steps on scenes of several objects; there are 500 on single ones before
     align_scenes: int = 48_000  # that an alignment sees
-    ablation_scenes: int = 16_000  # that each of the varied alignments sees
+    ablation_scenes: int = 12_000  # that each of the varied alignments sees
     probe_scenes: int = 4800  # that a probe is trained on; a sixth of it more is for validation
     finetune_rows: int = 10_000  # questions that a VLM is trained on, five about a scene
     finetune_epochs: int = 2  # passes over these
