@@ -71,7 +71,7 @@ def test_command(command, checkout):
 
 def test_settings_and_files_named_in_the_docs_exist():
     configs = (FinetuneConfig, PlanConfig, AlignConfig, MimConfig, ClassifyConfig, ProbeConfig, EvaluateConfig)
-    configs += (ReproduceConfig,)
+    configs += (ReproduceConfig, make_llm.Config, make_vit.Config)
     flags = {flag for config in configs for flag in _flags(config)}
     flags |= {"config_path", "help", "config_file", "backbone", "keep_adapters", "dtype", "quick"}
     flags |= {"num_processes", "machine_rank", "main_process_ip", "cpu", "standalone", "nproc_per_node"}  # launchers'
