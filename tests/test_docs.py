@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from golden_cases import ROOT, requires_samples, samples_dir
 
+from prismatic.miniature import make_llm, make_vit
 from recipes.eval_settings import EvaluateConfig
 from recipes.image_settings import AlignConfig, ClassifyConfig, MimConfig
 from recipes.parsing import _flags
