@@ -12,10 +12,10 @@ PROJECTORS = ("gelu-mlp", "pretrained-decoder", "truncated", "transformer")
 class ReproduceConfig:
     """The paper in miniature: pretrain, align, probe, finetune and evaluate, with controls, seeds and a report.
 
-    Without settings it is the whole study: about three hours on two CPU cores. `--quick` is its first seed, from the embedded
-    vision backbone, with shorter alignment and without ablations (recipes/configs/reproduce-quick.yaml): 25 minutes.
-    Start it again after an interruption: what has ended is not repeated, and what a changed setting does not touch
-    neither.
+    Without settings it is the whole study: about three hours on two CPU cores. `--quick` is its first seed, from the
+    embedded vision backbone, with a shorter alignment and without ablations (recipes/configs/reproduce-quick.yaml): 25
+    minutes. Start it again after an interruption: what has ended is not repeated, and what a changed setting does not
+    touch neither.
     """
 
     seeds: int = 5  # repetitions of everything that is random: weights, order of the data, masks
