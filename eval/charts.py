@@ -37,7 +37,9 @@ def bars(rows: Sequence[Mapping[str, Any]], runs: Sequence[str]) -> bytes:
                 if found:
                     sides = [[max(0.0, score - found[0])], [max(0.0, found[1] - score)]]
                     axes.errorbar(score, y, xerr=sides, color="#222", capsize=2, linewidth=1)
-                axes.text(max(score, found[1] if found else 0) + 0.012, y, f"{score:.1%}", va="center", fontsize=8)
+                axes.text(
+                    min(1.0, max(score, found[1] if found else 0)) + 0.012, y, f"{score:.1%}", va="center", fontsize=8
+                )
         for name, (text, style) in MARKS.items():
             there = [(row, entry[name]) for row, entry in enumerate(rows) if entry.get(name) is not None]
             for number, (row, value) in enumerate(there):
