@@ -137,6 +137,8 @@ def test_llava_files(tmp_path):
         assert row["conversations"][0]["value"].count("<image>") == int("image" in row)
         if "image" in row:
             assert Image.open(folder / row["image"]).size == (IMAGE_SIZE, IMAGE_SIZE)
+    boxes = [r["image"] for r in rows if "image" in r and "bounding box" in r["conversations"][0]["value"]]
+    assert len(boxes) == len(set(boxes)) == 12  # one of a scene's five questions
     held_out = json.loads((folder / "held_out.json").read_text())
     priors = json.loads((folder / "priors.json").read_text())
     assert all(r["id"].split("-")[1] in priors and len(r["conversations"]) == 2 for r in held_out)

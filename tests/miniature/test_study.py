@@ -143,3 +143,4 @@ def test_a_killed_study_goes_on_and_reports(tmp_path):
     shown = f"{found['benchmarks']['vsr'][BASE]['mean']:.3f}"
     assert f"| vsr | {shown} |" in report and f'<td class="text">{shown}</td>' in page
     assert all(s["command"] in report and s["seconds"] > 0 for s in found["stages"])
+    assert all(bool(s["flops"]) == (s["kind"] != "evaluate") for s in found["stages"])
