@@ -21,7 +21,7 @@ probe: setup
 evaluate: setup
 	$(ACCELERATE) recipes/evaluate.py $(ARGS)
 
-## The paper in miniature: every recipe, with controls and seeds, and a report; three hours. ARGS=--quick: 25 minutes.
+## The paper in miniature: every recipe, with controls and seeds, and a report; 3-4 hours. ARGS=--quick: 25 minutes.
 reproduce: setup
 	$(BIN)/python recipes/reproduce.py $(ARGS)
 

@@ -203,7 +203,7 @@ def _answer_all(job: Job, groups: list[list[Example]], engine, state):
     with ThreadPoolExecutor(LOADERS) as pool, bar:
 
         def load(batch):
-            return [pool.submit(_load, job, engine, group[0]) for group in batch]
+            return [pool.submit(load_picture, job, engine, group[0]) for group in batch]
 
         coming = load(batches[0]) if batches else []
         for number, batch in enumerate(batches):
@@ -227,7 +227,7 @@ def _batches(groups: list[list[Example]], rows: int) -> list[list[list[Example]]
     return batches
 
 
-def _load(job: Job, engine, example: Example):
+def load_picture(job: Job, engine, example: Example):
     """What the engine makes of an example's picture, or the error that reading it raised."""
     try:
         with open_image(job.root / example.image) as file:

@@ -12,6 +12,7 @@ from prismatic.miniature.scenes import CLASSES, IMAGE_SIZE, Scene, scene
 from prismatic.miniature.spatial import Choice, choice, count, expressions, statement
 from prismatic.miniature.writers import WORLD_VERSION, all_or_nothing, cached
 
+BENCHMARKS_VERSION = 2  # goes up when the same world is asked other things
 BENCHMARK_SEED = 400_000  # and the four after it; no training set draws these worlds
 OCID_SIZE = (640, 480)  # pixels; readers may take it for granted
 REFCOCO_STYLES = {"refcoco": ("unc", "place"), "refcoco+": ("unc", "appearance"), "refcocog": ("umd", "relation")}
@@ -32,7 +33,7 @@ def write_benchmarks(folder: Path, count: int) -> None:
 
 def miniature_benchmarks(count: int) -> Path:
     """The folder of `write_benchmarks` in the user's cache, written on first use."""
-    return write_benchmarks(cached(f"benchmarks-v{WORLD_VERSION}-{count}"), count)
+    return write_benchmarks(cached(f"benchmarks-v{WORLD_VERSION}.{BENCHMARKS_VERSION}-{count}"), count)
 
 
 def write_refcoco(root: Path, drawn: list[Scene], rng: np.random.Generator) -> None:
@@ -124,13 +125,17 @@ def write_tallyqa(root: Path, drawn: list[Scene], rng: np.random.Generator) -> N
 
 
 def write_vsr(root: Path, drawn: list[Scene], rng: np.random.Generator) -> None:
-    """Two sentences an image where things have names; every second sentence is true."""
+    """Two sentences an image where things have names; every second sentence is true.
+
+    They relate things along either axis. Along that of the greater distance, as training questions do, they would all
+    be at least ten pixels apart, and a vision-language model near the ceiling.
+    """
     lines = []
     for index, shown in enumerate(drawn):
         image = f"{500_000 + index:012d}.jpg"
         _save(shown.image, root / "images" / image)
         for holds in rng.permutation(2):
-            if said := statement(shown.things, rng, bool(holds)):
+            if said := statement(shown.things, rng, bool(holds), either_axis=True):
                 votes = {"vote_true_validator_id": str([1, 2] * holds), "vote_false_validator_id": str([1, 2][holds:])}
                 row = {"image": image, "image_link": f"http://images.cocodataset.org/train2017/{image}"}
                 row |= {"caption": said.text, "label": int(holds), "relation": said.relation}

@@ -127,14 +127,19 @@ def _in_corner(things: Iterable[Thing], corner: str) -> Thing | None:
     return there[0] if len(there) == 1 and None not in corners.values() else None
 
 
-def statement(things: Things, rng: np.random.Generator, holds: bool) -> Statement | None:
-    """A sentence that relates two things along the axis on which they are further apart; None without two names."""
+def statement(things: Things, rng: np.random.Generator, holds: bool, either_axis: bool = False) -> Statement | None:
+    """A sentence that relates two things; None without two names.
+
+    They are related along the axis on which they are further apart, at least ten pixels; with `either_axis` along one
+    on which they are `MARGIN` apart, less than a patch.
+    """
     unique = unique_things(things)
     if len(unique) < 2:
         return None
     one, two = (unique[i] for i in rng.permutation(len(unique))[:2])
-    axis = "x" if abs(one.x - two.x) >= abs(one.y - two.y) else "y"
-    (relation,) = [r for r in RELATIONS if RELATIONS[r][0] == axis and related(one, r, two) == holds]
+    further = "x" if abs(one.x - two.x) >= abs(one.y - two.y) else "y"
+    fitting = [r for r in RELATIONS if related(one, r, two) == holds and (either_axis or RELATIONS[r][0] == further)]
+    relation = fitting[rng.integers(len(fitting))] if either_axis else fitting[0]
     return Statement(f"The {one.name} is {relation} the {two.name}.", relation, one.name, two.name, holds)
 
 

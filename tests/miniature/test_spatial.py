@@ -72,16 +72,25 @@ def test_expressions_mean_one_thing():
 
 
 @pytest.mark.parametrize("holds", [True, False])
-def test_statements_hold_or_do_not(holds):
-    relations = Counter()
+@pytest.mark.parametrize("either_axis", [True, False])
+def test_statements_hold_or_do_not(holds, either_axis):
+    relations, further, gaps = Counter(), 0, []
     for number, things in enumerate(WORLD):
-        if said := statement(things, np.random.default_rng(number), holds):
+        if said := statement(things, np.random.default_rng(number), holds, either_axis):
             subject, place = said.text.removeprefix("The ").removesuffix(".").split(" is ")
-            (one,) = meant(subject, things)
+            (one,), (two,) = meant(subject, things), meant(said.object, things)
             assert (one in meant(f"object {place}", things)) == holds == said.holds
             assert said.relation in place and said.subject in subject and said.object in place
             relations[said.relation] += 1
+            apart = np.abs(np.subtract(centre(one), centre(two)))
+            (axis,) = {AXIS[word] for word in said.relation.split() if word in AXIS}
+            gaps.append(apart[axis])
+            further += apart[axis] == apart.max()
     assert len(relations) == 4 and min(relations.values()) > 0.15 * sum(relations.values())
+    if either_axis:
+        assert abs(min(gaps) - 3) <= 0.5 and 0.5 < further / len(gaps) < 0.7
+    else:
+        assert abs(min(gaps) - 10) <= 0.5 and further == len(gaps)
 
 
 def test_counts_are_right_and_answers_even():

@@ -4,10 +4,9 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
-from prismatic.miniature.study import stage as stages
-from prismatic.miniature.study.plan import ABLATIONS, BASE, CELLS, HEADS, PAPERS, TASKS, Stage, Study
+from prismatic.miniature.study.costs import costs, image_level
+from prismatic.miniature.study.plan import ABLATIONS, BASE, CELLS, HEADS, PAPERS, TASKS, Study
 
 QUESTION_KIND = {"refcoco": "box", "ocid-ref": "box", "tallyqa": "tally", "vsr": "statement", "ai2d": "choice"}
 LOCAL, GLOBAL = "union", "global-union"
@@ -63,7 +62,7 @@ def collect(study: Study) -> dict:
             task: {"majority": evaluated[BASE][0][task]["majority"], "answer prior": prior}
             for task, prior in answer_priors_of_tasks(study.config.eval_scenes).items()
         },
-        "stages": [_cost(stage) for stage in study.stages.values()],
+        "stages": costs(study),
     }
 
 
@@ -163,31 +162,8 @@ def _probed(study: Study, seed: int, name: str, labels: str, which: str) -> floa
 def _pretrained(study: Study, seed: int) -> dict:
     """What the image-level pretraining of a seed's backbone says of itself."""
     own = f"seed-{seed}/pretrain" in study.stages
-    return {"seed": seed, "own": own} | _image_level(study.backbones(seed)["original"])
-
-
-def _image_level(backbone: str | Path) -> dict:
-    from vision_backbones import get_spec
-    from vision_backbones.weights import find_weights, read_header
-
-    return json.loads(read_header(find_weights(get_spec(str(backbone))))[1]["image_level"])
+    return {"seed": seed, "own": own} | image_level(study.backbones(seed)["original"])
 
 
 def _json(study: Study, name: str, file: str) -> dict:
     return json.loads((study.stages[name].folder / file).read_text())
-
-
-def _cost(stage: Stage) -> dict:
-    about = {"name": stage.name, "kind": stage.kind, "folder": str(stage.folder), "flops": _training_flops(stage)}
-    return about | stages.read(stage.folder)
-
-
-def _training_flops(stage: Stage) -> float | None:
-    """Of all optimizer steps, as the recipes and `make_vit` count them; None of an evaluation, which has none."""
-    if stage.kind == "pretrain":
-        return _image_level(stage.folder)["flops"]
-    if stage.kind == "probe":
-        lines = [line for path in stage.folder.rglob("metrics.jsonl") for line in path.read_text().splitlines()]
-        return sum(json.loads(line).get("flops", 0) for line in lines)
-    summary = stage.folder / "summary.json"
-    return json.loads(summary.read_text())["flops"] if summary.is_file() else None

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from prismatic.miniature.benchmarks import BENCHMARKS_VERSION
 from prismatic.miniature.writers import WORLD_VERSION
 from vision_backbones.weights import ASSETS as BACKBONES
 
@@ -176,6 +177,7 @@ class Study:
 def fingerprint(module: str, settings: dict[str, str]) -> str:
     """A hash of a command, which holds the fingerprints of what it reads, and of the embedded weights that it reads."""
     command = [str(WORLD_VERSION), module, *(part for pair in settings.items() for part in pair)]
+    command += [str(BENCHMARKS_VERSION)] if "tasks" in settings else []
     digest = hashlib.sha256("\0".join(command).encode())
     read = ",".join(settings.get(name, "") for name in ("teacher", "vision_backbone", "backbone")).split(",")
     embedded = [BACKBONES / "miniature.safetensors"] if "miniature" in read else []

@@ -175,7 +175,7 @@ def _costs(found: dict) -> Section:
         seconds = sum(stage["seconds"] for stage in of_kind)
         each = f"{sum(flops) / len(flops) / 1e12:.1f}" if flops else "-"
         rows.append((kind, str(len(of_kind)), f"{seconds / len(of_kind) / 60:.1f}", f"{seconds / 3600:.2f}", each))
-    header = ("kind of stage", "stages", "minutes each", "hours in all", "training TFLOP each")
+    header = ("kind of stage", "stages", "minutes each", "hours in all", "TFLOP each")
     commands = [
         (stage["name"], stage["command"], Path(stage["folder"]).name[-8:], f"{stage['seconds'] / 60:.1f}")
         for stage in found["stages"]
@@ -184,7 +184,8 @@ def _costs(found: dict) -> Section:
     versions = ", ".join(f"{name} {version}" for name, version in found["stages"][-1]["versions"].items())
     about = (
         f"{found['settings']['jobs']} stages ran at a time. Times are of the clock. Made with commit "
-        f"{', '.join(made)} and {versions}."
+        f"{', '.join(made)} and {versions}. TFLOP: of optimizer steps, in probes of their heads alone; of evaluations, "
+        "counted on some questions of each benchmark and taken for all."
     )
     return Section(
         "Cost, commands, fingerprints",
