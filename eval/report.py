@@ -1,12 +1,11 @@
 """What an evaluation found: a table for the terminal, and one self-contained page of charts and answers to look at."""
 
-import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval import bootstrap, charts, gallery
+from eval import bootstrap, charts, gallery, pages
 from eval.compare import common_records, compare, difference_rows, signed, z_score_rows
 from eval.runs import Run, read_runs
 from eval.tables import ends, percent, table
@@ -43,14 +42,10 @@ def write_page(path: Path, runs: Sequence[Run], comparison: dict | None) -> Path
         runs: One, or those that were compared.
         comparison: What `compare` gave of them; None for one run.
     """
-    import jinja2
-
     sections = [_section(key, runs, comparison) for key in dict.fromkeys(key for run in runs for key in run.tasks)]
     names = [run.name for run in runs]
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        TEMPLATE.read_text(encoding="utf-8")
-    )
-    page = template.render(
+    page = pages.render(
+        TEMPLATE,
         title=" · ".join(names) if comparison else f"Evaluation of {runs[0].results.get('model', names[0])}",
         runs=[
             {
@@ -64,7 +59,7 @@ def write_page(path: Path, runs: Sequence[Run], comparison: dict | None) -> Path
             }
             for place, run in enumerate(runs)
         ],
-        overview=_uri(charts.bars([section["row"] for section in sections], names)),
+        overview=charts.bars([section["row"] for section in sections], names),
         comparison=comparison and _comparison(comparison),
         sections=sections,
         truth=gallery.TRUTH,
@@ -123,7 +118,7 @@ def _section(key: str, runs: Sequence[Run], comparison: dict | None) -> dict:
         "entries": entries,
         "row": row,
         "score": " / ".join(percent(scores.get(run.name, {}).get(main)) for run in runs),
-        "chart": _uri(charts.bars([row | {"label": "all"}, *parts], [run.name for run in runs])) if parts else None,
+        "chart": charts.bars([row | {"label": "all"}, *parts], [run.name for run in runs]) if parts else None,
         "metrics": _metric_rows({run.name: run.tasks[key]["metrics"] for run in having}),
         "prompt": first.get("prompt"),
         "cards": shown,
@@ -181,13 +176,9 @@ def _comparison(comparison: dict) -> dict:
         "differences": difference_rows(comparison),
         "means": z_score_rows(comparison),
         "z_scores": (["task", *z], by_task),
-        "radar": _uri(charts.radar([key for key, _ in spokes], values)) if len(spokes) >= 3 else None,
+        "radar": charts.radar([key for key, _ in spokes], values) if len(spokes) >= 3 else None,
         "notes": comparison["notes"],
     }
-
-
-def _uri(svg: bytes) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
 def _pretty(content: dict) -> str:

@@ -1,6 +1,5 @@
 """The report of a study: Markdown, one page of HTML that needs no other file, figures as SVG, everything as JSON."""
 
-import base64
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,8 +24,7 @@ class Section:
 
 def write(out: Path, found: dict) -> None:
     """Writes `miniature.md`, `report.html`, `results.json` and the figures into `out`."""
-    import jinja2
-
+    from eval import pages
     from prismatic.training.checkpoint import write_json
 
     out.mkdir(parents=True, exist_ok=True)
@@ -35,9 +33,7 @@ def write(out: Path, found: dict) -> None:
     for name, svg in (figure for part in parts for figure in part.figures):
         (out / name).write_bytes(svg)
     (out / "miniature.md").write_text("\n\n".join(["# The paper in miniature", *map(_markdown, parts)]) + "\n")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["uri"] = lambda svg: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(parts=parts)
+    page = pages.render(TEMPLATE, parts=parts)
     (out / "report.html").write_text(page, encoding="utf-8")
     write_json(out / "results.json", found)
 

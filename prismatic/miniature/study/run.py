@@ -44,6 +44,7 @@ def run_all(stages: list[Stage], jobs: int) -> None:
         total=sum(stage.seconds for stage in waiting),
         desc=f"{len(waiting)} stages",
         mininterval=1.0,
+        smoothing=0,  # the mean speed so far: a stage that is slower than expected seems to stand still at its end
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} to go {postfix}",
     )
     try:
