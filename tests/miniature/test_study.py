@@ -18,8 +18,8 @@ import prismatic
 from eval.runner import data_root, read_jobs
 from prismatic.miniature.study import plan, run, stage
 from prismatic.miniature.study.costs import evaluation_flops
-from prismatic.miniature.study.findings import constant_score, paired, spread
-from prismatic.miniature.study.plan import ABLATIONS, BASE, CELLS, TASKS, Stage, Study
+from prismatic.miniature.study.findings import against_controls, constant_score, paired, spread
+from prismatic.miniature.study.plan import ABLATIONS, BASE, CELLS, CONTROLS, TASKS, Stage, Study
 from recipes.reproduce_settings import ReproduceConfig, parse_reproduce
 
 TINY = {
@@ -85,6 +85,13 @@ def test_intervals_and_tests_over_seeds():
     p = 1 - (1.5 * x - 0.5 * x**3)
     assert paired(values, others)["p"] == pytest.approx(p, rel=1e-6)
     assert spread([0.3]) == {"mean": 0.3, "interval": None, "values": [0.3]} and paired([0.3], [0.4])["p"] is None
+
+
+def test_cells_are_compared_with_the_control_of_the_same_projector_size():
+    mean_z = {BASE: [0, 0], "aligned, truncated": [0.5, 0.75], "original, truncated": [-1, -1.25]}
+    (cell, more), *others = against_controls(mean_z).items()
+    assert (cell, more["mean"], others) == ("aligned, truncated", 1.75, [])
+    assert all(CELLS[c][0] == "aligned" and CELLS[control][0] == "original" for c, control in CONTROLS.items())
 
 
 def test_a_constant_answer_scores_its_share(tmp_path, monkeypatch):

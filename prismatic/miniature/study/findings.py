@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from prismatic.miniature.study.costs import costs, image_level
-from prismatic.miniature.study.plan import ABLATIONS, BASE, CELLS, HEADS, PAPERS, TASKS, Study
+from prismatic.miniature.study.plan import ABLATIONS, BASE, CELLS, CONTROLS, HEADS, PAPERS, TASKS, Study
 
 QUESTION_KIND = {"refcoco": "box", "ocid-ref": "box", "tallyqa": "tally", "vsr": "statement", "ai2d": "choice"}
 LOCAL, GLOBAL = "union", "global-union"
@@ -54,6 +54,7 @@ def collect(study: Study) -> dict:
         "ablations": _ablations(study, probes["linear"]),
         "benchmarks": {task: _against_base(by_cell) for task, by_cell in benchmarks.items()},
         "mean_z": _against_base(mean_z),
+        "controls": against_controls(mean_z),
         "z_by_task": {
             task: {cell: spread([row[cell][task]["score"]["z_score"] or 0.0 for row in z]) for cell in evaluated}
             for task in TASKS
@@ -92,6 +93,12 @@ def paired(before: Sequence[float], after: Sequence[float]) -> dict:
 def _against_base(by_cell: dict[str, list[float]]) -> dict[str, dict]:
     base = by_cell[BASE]
     return {c: spread(v) | {"difference": paired(base, v) if c != BASE else None} for c, v in by_cell.items()}
+
+
+def against_controls(by_cell: dict[str, list[float]]) -> dict[str, dict]:
+    """What a cell has more than its control of the same size, of those that were run."""
+    both = {cell: control for cell, control in CONTROLS.items() if {cell, control} <= set(by_cell)}
+    return {cell: paired(by_cell[control], by_cell[cell]) for cell, control in both.items()}
 
 
 def commonest_class(scenes: int = 1000) -> float:

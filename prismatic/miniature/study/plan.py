@@ -12,13 +12,17 @@ LLM = Path(__file__).parent.parent / "assets" / "llm"
 TASKS = ("refcoco", "ocid-ref", "tallyqa", "vsr", "ai2d")
 HEADS = ("linear", "mlp", "transformer")
 BASE = "original, gelu-mlp"  # the cell that the others are compared with
-CELLS = {  # vision backbone and projector of each VLM; the last two are controls of the projectors
+CELLS = {  # vision backbone and projector of each VLM
     BASE: ("original", "gelu-mlp"),
     "aligned, gelu-mlp": ("aligned", "gelu-mlp"),
     "aligned, pretrained-decoder": ("aligned", "pretrained-decoder"),
     "aligned, truncated": ("aligned", "truncated"),
     "original, transformer": ("original", "transformer"),
     "original, truncated": ("original", "truncated"),
+}
+CONTROLS = {  # by cell, the projector of the same size on the original backbone
+    "aligned, pretrained-decoder": "original, transformer",
+    "aligned, truncated": "original, truncated",
 }
 PAPERS, MIM_FIRST = "as in the paper", "MIM first"
 ABLATIONS = {  # what is set otherwise than in the paper's alignment

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prismatic.miniature.study.plan import BASE, HEADS, TASKS
+from prismatic.miniature.study.plan import BASE, CONTROLS, HEADS, TASKS
 
 TEMPLATE = Path(__file__).with_name("report.html")
 NAMES = {"union": "patches (local)", "global-union": "whole image (global)"}
@@ -71,6 +71,8 @@ def _verdicts(found: dict) -> list[str]:
     for cell, z in found["mean_z"].items():
         if cell != BASE:
             said.append(f"the mean z-score of “{cell}” differs from that of “{BASE}” by {_difference(z['difference'])}")
+    for cell, more in found["controls"].items():
+        said.append(f"and that of “{cell}” from its control, “{CONTROLS[cell]}”, by {_difference(more)}")
     return said
 
 
