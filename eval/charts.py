@@ -37,9 +37,8 @@ def bars(rows: Sequence[Mapping[str, Any]], runs: Sequence[str]) -> bytes:
                 if found:
                     sides = [[max(0.0, score - found[0])], [max(0.0, found[1] - score)]]
                     axes.errorbar(score, y, xerr=sides, color="#222", capsize=2, linewidth=1)
-                axes.text(
-                    min(1.0, max(score, found[1] if found else 0)) + 0.012, y, f"{score:.1%}", va="center", fontsize=8
-                )
+                end = min(1.08, max(score, found[1] if found else 0))  # intervals over seeds may end above 1
+                axes.text(end + 0.012, y, f"{score:.1%}", va="center", fontsize=8)
         for name, (text, style) in MARKS.items():
             there = [(row, entry[name]) for row, entry in enumerate(rows) if entry.get(name) is not None]
             for number, (row, value) in enumerate(there):
@@ -50,7 +49,7 @@ def bars(rows: Sequence[Mapping[str, Any]], runs: Sequence[str]) -> bytes:
                 axes.barh(0, 0, color=colour(place), label=plain(run))
         axes.set_yticks(range(len(rows)), [plain(entry["label"]) for entry in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_xlim(0, 1.12)
+        axes.set_xlim(0, 1.18)
         axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], [f"{tick}%" for tick in range(0, 101, 20)])
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
