@@ -1,5 +1,6 @@
 """Every command in README and docs runs; every file and setting they name exists."""
 
+import json
 import os
 import re
 import subprocess
@@ -82,3 +83,13 @@ def test_settings_and_files_named_in_the_docs_exist():
             assert flag.rstrip(".") in flags, f"{page.name}: --{flag}"
         for link in re.findall(r"\]\((\S+?)\)", text):
             assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_readme_says_what_the_study_found():
+    found = json.loads((ROOT / "docs" / "results" / "results.json").read_text())
+    local = {row["head"]: row for row in found["probes"] if row["labels"] == "union"}
+    said = " ".join((ROOT / "README.md").read_text().split())
+    for head, name in (("linear", "linear head"), ("mlp", "MLP"), ("transformer", "transformer")):
+        before, after = (local[head][which]["mean"] for which in ("original", "aligned"))
+        assert f"{before:.2f} to {after:.2f} ({name})" in said
+    assert f"In {('no', 'one', 'two', 'three', 'four', 'five')[found['settings']['seeds']]} seeds" in said

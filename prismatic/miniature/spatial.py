@@ -139,7 +139,7 @@ def statement(things: Things, rng: np.random.Generator, holds: bool, either_axis
     one, two = (unique[i] for i in rng.permutation(len(unique))[:2])
     further = "x" if abs(one.x - two.x) >= abs(one.y - two.y) else "y"
     fitting = [r for r in RELATIONS if related(one, r, two) == holds and (either_axis or RELATIONS[r][0] == further)]
-    relation = fitting[rng.integers(len(fitting))] if either_axis else fitting[0]
+    relation = fitting[rng.integers(len(fitting))]
     return Statement(f"The {one.name} is {relation} the {two.name}.", relation, one.name, two.name, holds)
 
 

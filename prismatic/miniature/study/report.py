@@ -72,7 +72,8 @@ def _verdicts(found: dict) -> list[str]:
         if cell != BASE:
             said.append(f"the mean z-score of “{cell}” differs from that of “{BASE}” by {_difference(z['difference'])}")
     for cell, more in found["controls"].items():
-        said.append(f"and that of “{cell}” from its control, “{CONTROLS[cell]}”, by {_difference(more)}")
+        about = f"the mean z-score of “{cell}” differs from that of its control “{CONTROLS[cell]}”"
+        said.append(f"{about} by {_difference(more)}")
     return said
 
 
@@ -169,10 +170,10 @@ def _costs(found: dict) -> Section:
         kinds[stage["kind"]].append(stage)
     rows = []
     for kind, of_kind in kinds.items():
-        flops = [stage["flops"] for stage in of_kind if stage["flops"]]
-        seconds = sum(stage["seconds"] for stage in of_kind)
-        each = f"{sum(flops) / len(flops) / 1e12:.1f}" if flops else "-"
-        rows.append((kind, str(len(of_kind)), f"{seconds / len(of_kind) / 60:.1f}", f"{seconds / 3600:.2f}", each))
+        number = len(of_kind)
+        seconds, flops = (sum(stage[name] for stage in of_kind) for name in ("seconds", "flops"))
+        each = f"{seconds / number / 60:.1f}", f"{seconds / 3600:.2f}", f"{flops / number / 1e12:.1f}"
+        rows.append((kind, str(number), *each))
     header = ("kind of stage", "stages", "minutes each", "hours in all", "TFLOP each")
     commands = [
         (stage["name"], stage["command"], Path(stage["folder"]).name[-8:], f"{stage['seconds'] / 60:.1f}")
