@@ -1,25 +1,34 @@
 """Vision-language models on vision backbones that know where things are.
 
-Importing this makes transformers' Auto classes know the models; `prismatic.load` gives a trained one.
+Importing this makes transformers' Auto classes know the models; `prismatic.load` gives a trained one. What is heavy is
+imported when it is first asked for.
 """
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+import importlib
 
-from prismatic.models.configuration import PrismaticConfig
-from prismatic.models.load import build, load
-from prismatic.models.modeling import PrismaticForConditionalGeneration
-from prismatic.models.processing import PrismaticImageProcessor, PrismaticProcessor
+from prismatic import auto
 
-AutoConfig.register(PrismaticConfig.model_type, PrismaticConfig)
-AutoModelForImageTextToText.register(PrismaticConfig, PrismaticForConditionalGeneration)
-AutoImageProcessor.register(PrismaticConfig, slow_image_processor_class=PrismaticImageProcessor)
-AutoProcessor.register(PrismaticConfig, PrismaticProcessor)
+_HOMES = {
+    "PrismaticConfig": "prismatic.models.configuration",
+    "PrismaticForConditionalGeneration": "prismatic.models.modeling",
+    "PrismaticImageProcessor": "prismatic.models.image_processing",
+    "PrismaticProcessor": "prismatic.models.processing",
+    "build": "prismatic.models.load",
+    "load": "prismatic.models.load",
+}
+__all__ = list(_HOMES)  # noqa: PLE0604
 
-__all__ = [
-    "PrismaticConfig",
-    "PrismaticForConditionalGeneration",
-    "PrismaticImageProcessor",
-    "PrismaticProcessor",
-    "build",
-    "load",
-]
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prismatic' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
+
+auto.register()

@@ -39,3 +39,6 @@ class PrismaticConfig(PreTrainedConfig):
         if self.text_config is not None:
             kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
         super().__post_init__(**kwargs)
+
+
+AutoConfig.register(PrismaticConfig.model_type, PrismaticConfig)

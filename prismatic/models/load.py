@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from prismatic.models.configuration import PrismaticConfig
+from prismatic.models.image_processing import PrismaticImageProcessor
 from prismatic.models.llm import VOCAB_MULTIPLE, get_llm_spec, llm_config, load_llm, load_tokenizer
 from prismatic.models.modeling import PrismaticForConditionalGeneration
 from prismatic.models.no_code import check_parts_named, read_object, refuse_code
 from prismatic.models.placeholders import placeholder_llm
-from prismatic.models.processing import PrismaticImageProcessor, PrismaticProcessor
+from prismatic.models.processing import PrismaticProcessor
 from prismatic.models.projectors import TAIL_BLOCKS, check_projector, decoder_options
 from prismatic.models.prompts import IMAGE_TOKEN
 from prismatic.training.checkpoint import latest_checkpoint, write_json

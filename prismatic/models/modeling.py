@@ -1,7 +1,7 @@
 """The VLM: vision backbone, projector and LLM as one Hugging Face model."""
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from prismatic.models import attention  # noqa: F401  registers the attention of packed rows
@@ -150,3 +150,6 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
             raise ValueError(f"the checkpoint {args[0] if args else ''} does not hold this model: {listed}")
         return (model, info) if output_loading_info else model
+
+
+AutoModelForImageTextToText.register(PrismaticConfig, PrismaticForConditionalGeneration)

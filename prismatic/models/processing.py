@@ -1,45 +1,11 @@
 """From prompts and pictures to model inputs: image processor and processor, saved beside the model."""
 
-import torch
 from PIL import Image
-from transformers import BatchFeature, ProcessorMixin
-from transformers.image_processing_utils import BaseImageProcessor
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from prismatic.data.conversations import encode_text, insert_image_tokens, tokenize_conversation
+from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.prompts import IMAGE_TOKEN
-from vision_backbones import BackboneSpec
-from vision_backbones.transforms import image_transform
-
-
-class PrismaticImageProcessor(BaseImageProcessor):
-    """The backbone's image transform as a Hugging Face image processor.
-
-    Args:
-        vision_config: `BackboneSpec.to_dict()`.
-        image_resize_strategy: "resize-naive", "resize-crop" or "letterbox".
-        image_size: side of the input in pixels; None is the backbone's own.
-    """
-
-    model_input_names = ["pixel_values"]
-
-    def __init__(self, vision_config=None, image_resize_strategy="resize-naive", image_size=None, **kwargs):
-        super().__init__(**kwargs)
-        self.vision_config = vision_config
-        self.image_resize_strategy = image_resize_strategy
-        self.image_size = image_size
-
-    @property
-    def transform(self):
-        """Callable from a PIL image to a tensor `[3 * parts, H, W]`."""
-        spec = BackboneSpec.from_dict(self.vision_config)
-        return image_transform(spec, self.image_resize_strategy, self.image_size)
-
-    def preprocess(self, images, return_tensors="pt", **kwargs) -> BatchFeature:
-        """`pixel_values` `[M, 3 * parts, H, W]` of one PIL image or a list of them."""
-        images = [images] if isinstance(images, Image.Image) else list(images)
-        transform = self.transform
-        pixels = torch.stack([transform(image) for image in images])
-        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
 
 class PrismaticProcessor(ProcessorMixin):
@@ -118,3 +84,6 @@ def encode_row(row: dict, processor: PrismaticProcessor, max_length: int, stage:
 def _flat(images) -> list[Image.Image]:
     """Hugging Face pipelines hand over a list of images, or one list for each prompt."""
     return [i for image in images for i in (image if isinstance(image, (list, tuple)) else [image])]
+
+
+AutoProcessor.register(PrismaticConfig, PrismaticProcessor)
