@@ -35,9 +35,11 @@ setup: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-## The test suite; `make test ARGS="-m slow"` for the long ones.
+## The test suite, a file at a time on each of up to four cores. With ARGS="tests/test_docs.py -k align" just that;
+## ARGS="-m slow" runs the long tests.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: setup .venv/tokenizers
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(PARALLEL))
 
 # Mistral's real sentencepiece model, for tokenizer tests. Beside site-packages: transformers changes its behaviour when
 # it finds this package installed, and the package pins an older numpy.

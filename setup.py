@@ -40,7 +40,7 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
-        "dev": ["pytest>=8.0", "ruff>=0.9", "hypothesis>=6.100", "psutil>=5.9"],
+        "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "hypothesis>=6.100", "psutil>=5.9"],
         "smollm2": ["gguf>=0.10"],
         "trackers": ["tensorboard", "trackio", "wandb"],
     },

@@ -1,3 +1,55 @@
+"""What holds for every test: no network, a core for each of several workers, one copy of what they share."""
+
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take the core from those that work
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+import pytest  # noqa: E402
+
+FIRST = (  # files that take longest, so that no worker is left alone with one at the end
+    "test_docs", "test_launch", "test_study", "test_plan", "test_failures", "test_processes", "test_resume",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    order = {f"{name}.py": number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder of this session, the same for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def once(shared_folder):
+    """`once(name, make)` gives a folder that `make(folder)` filled, once for all workers; tests only read it."""
+    from filelock import FileLock
+
+    def filled(name, make):
+        folder = shared_folder / name
+        with FileLock(f"{folder}.lock"):
+            if not (done := folder.with_suffix(".done")).exists():
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return filled
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(shared_folder):
+    """Drawn scenes and indices are cached in the session's own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(shared_folder / "cache"))
+        yield

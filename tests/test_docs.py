@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from golden_cases import ROOT, requires_samples, samples_dir
 
@@ -26,9 +28,16 @@ def commands(page):
     return [line for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.S) for line in block.splitlines()]
 
 
+def kind(command):
+    """What starts a command: `accelerate launch`, `python -m eval`, `python` of a script, ..."""
+    words = command.split()
+    return " ".join(words[:3] if words[1:2] == ["-m"] else words[: 1 + (words[0] == "accelerate")])
+
+
 def marked(page, command):
     marks = []
-    if command.startswith("make ") or "smollm2" in command:
+    # The study is run in small, its stages forked, by tests/miniature/test_study.py.
+    if command.startswith("make ") or "smollm2" in command or "recipes/reproduce.py --quick" in command:
         marks.append(pytest.mark.slow)
     if command.endswith("# network"):
         marks.append(pytest.mark.network)
@@ -36,7 +45,8 @@ def marked(page, command):
         marks.append(pytest.mark.gpu)
     if "$LLAVA" in command:
         marks.append(requires_samples)
-    return pytest.param(command, marks=marks, id=f"{page.name}:{command[:60]}")
+    first = not marks and command == next(c for p in PAGES for c in commands(p) if kind(c) == kind(command))
+    return pytest.param(command, first, marks=marks, id=f"{page.name}:{command[:60]}")
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +69,39 @@ def checkout(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("command", [marked(page, command) for page in PAGES for command in commands(page)])
-def test_command(command, checkout):
+def shortened(command, first):
+    """The command, with small evaluations of models that nobody has trained."""
+    command = command.partition("  #")[0]
+    quick = {"eval_root": "miniature:4"} if first else {"eval_tasks": "[]"}
+    quick = {f"--{name}": value for name, value in (quick | {"data.held_out_limit": "8"}).items()}
+    if "recipes/finetune.py" not in command or "--help" in command:
+        return command
+    return " ".join([command, *(f"{name} {value}" for name, value in quick.items() if name not in command)])
+
+
+def as_forked(command):
+    """Arguments of Python and number of processes of a command; None where it is no command of ours in Python."""
+    argv = shlex.split(command)
+    if argv[0] == "python":
+        return argv[1:], 1
+    if argv[:3] == ["accelerate", "launch", "--config_file"] and argv[3].endswith(("/one-process.yaml", "/cpu-2.yaml")):
+        return argv[4:], 2 if argv[3].endswith("/cpu-2.yaml") else 1
+    return None
+
+
+@pytest.mark.parametrize(("command", "first"), [marked(page, c) for page in PAGES for c in commands(page)])
+def test_command(command, first, checkout):
+    """The first command of each kind is started as a user starts it, the others are forked."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "LLAVA": str(samples_dir() / "llava" / "download" / "llava-v1.5-instruct"),
     }
-    done = subprocess.run(
-        command, shell=True, cwd=checkout, env=environment, capture_output=True, text=True, timeout=500
-    )
+    command = shortened(command, first).replace("$LLAVA", environment["LLAVA"])
+    if not first and (found := as_forked(command)):
+        done = forked.run(found[0], processes=found[1], cwd=checkout, env=environment)
+    else:
+        options = {"capture_output": True, "text": True, "timeout": 900}
+        done = subprocess.run(command, shell=True, cwd=checkout, env=environment, **options)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
 
 

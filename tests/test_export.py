@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
-from golden_cases import ROOT
 from safetensors import safe_open
 
 import prismatic
@@ -26,11 +26,8 @@ def runs(tmp_path_factory) -> Path:
     """Runs called `finetune` and `lora`, sharded over two processes. Rank 0 reads the last checkpoint at their end."""
     root = tmp_path_factory.mktemp("runs")
     for stage in ("finetune", "lora"):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        command = [*launcher, "recipes/finetune.py", *ARGUMENTS, "--stage", stage, "--run_id", stage]
-        done = subprocess.run(
-            [*command, "--run_root", str(root)], capture_output=True, text=True, cwd=ROOT, timeout=200
-        )
+        place = ["--stage", stage, "--run_root", root, "--run_id", stage]
+        done = forked.run(["recipes/finetune.py", *ARGUMENTS, *place], processes=2)
         assert done.returncode == 0, done.stderr[-3000:]
         assert len(list((root / stage / STEP).glob("shard-*"))) == 2
     return root

@@ -1,5 +1,6 @@
 """What a vision backbone is, as plain data."""
 
+import copy
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class BackboneSpec:
     arch: str = ""
     image_size: int | None = None
     family: str = ""
-    arch_kwargs: dict[str, Any] = field(default_factory=dict)
+    arch_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
     soft_cap: float | None = None
     aligned: bool = False
     parts: tuple["BackboneSpec", ...] = ()
@@ -59,6 +60,7 @@ class BackboneSpec:
 
     def __post_init__(self):
         """Refuses specs that cannot be built whatever timm offers."""
+        object.__setattr__(self, "arch_kwargs", copy.deepcopy(self.arch_kwargs))  # the caller may change its own
         if bool(self.arch) == bool(self.parts):
             raise ValueError(f"backbone '{self.id}': give either arch (a timm id) or parts (other specs), not both")
         if self.image_size is not None and self.image_size <= 0:

@@ -1,6 +1,8 @@
 """One timm ViT as a backbone: pixels `[B, 3, H, W]` to tokens `[B, N, D]`."""
 
+import functools
 from inspect import signature
+from typing import NamedTuple
 
 import timm
 import torch
@@ -24,31 +26,56 @@ def build_vit(spec: BackboneSpec, *, pretrained: bool = False) -> nn.Module:
     return vit
 
 
+class Layout(NamedTuple):
+    """What the ViT of a spec looks like: patch side in pixels, patch rows and columns, number of blocks."""
+
+    patch: int
+    grid: tuple[int, int]
+    depth: int
+
+
+def layout(spec: BackboneSpec) -> Layout:
+    """Gives the layout of a resolved spec's ViT, which is built on the meta device, once for all specs that share it.
+
+    Raises:
+        ValueError: If timm does not build a plain ViT of it.
+    """
+    try:
+        found = _layout(BackboneSpec("", spec.arch, spec.image_size, "", spec.arch_kwargs, spec.soft_cap))
+    except (TypeError, RuntimeError, AssertionError) as error:
+        asked = f"it was given image size {spec.image_size}, arch_kwargs {spec.arch_kwargs}, soft_cap {spec.soft_cap}"
+        raise ValueError(f"backbone '{spec.id}': timm cannot build {spec.arch} as asked: {error}; {asked}") from error
+    if isinstance(found, str):
+        raise ValueError(f"backbone '{spec.id}': {spec.arch} {found}")
+    return found
+
+
+@functools.cache
+def _layout(spec: BackboneSpec) -> Layout | str:
+    """The layout, or what is wrong with the ViT."""
+    with torch.device("meta"):
+        vit = build_vit(spec)
+    grid = getattr(getattr(vit, "patch_embed", None), "grid_size", None)
+    if grid is None or "return_prefix_tokens" not in signature(vit.forward_intermediates).parameters:
+        return f"is a {type(vit).__name__}, not a plain ViT; choose a ViT"
+    if spec.soft_cap and not any(isinstance(module, SoftCapAttention) for module in vit.modules()):
+        return "has attention of its own, soft_cap does not apply to it"
+    return Layout(vit.patch_embed.feat_ratio(), tuple(grid), len(vit.blocks))
+
+
 def check_vit(spec: BackboneSpec, tail_blocks: int = 0) -> None:
     """Checks, on the meta device, that timm builds a plain ViT of a resolved spec and that its size fits.
 
     Raises:
         ValueError: If it does not; says what would.
     """
-    asked = f"it was given image size {spec.image_size}, arch_kwargs {spec.arch_kwargs}, soft_cap {spec.soft_cap}"
-    try:
-        with torch.device("meta"):
-            vit = build_vit(spec)
-    except (TypeError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"backbone '{spec.id}': timm cannot build {spec.arch} as asked: {error}; {asked}") from error
-    grid = getattr(getattr(vit, "patch_embed", None), "grid_size", None)
-    if grid is None or "return_prefix_tokens" not in signature(vit.forward_intermediates).parameters:
-        raise ValueError(f"backbone '{spec.id}': {spec.arch} is a {type(vit).__name__}, not a plain ViT; choose a ViT")
-    if spec.soft_cap and not any(isinstance(module, SoftCapAttention) for module in vit.modules()):
-        raise ValueError(f"backbone '{spec.id}': {spec.arch} has attention of its own, soft_cap does not apply to it")
-    patch, size = vit.patch_embed.feat_ratio(), spec.image_size
+    (patch, _, depth), size = layout(spec), spec.image_size
     if size < patch or (size % patch and not spec.allow_border):
         low = max(size // patch * patch, patch)
         remedy = f"use {low} or {low + patch}"
         raise ValueError(
             f"backbone '{spec.id}': image size {size} is not a multiple of its patch size {patch}; {remedy}"
         )
-    depth = len(vit.blocks)
     if not 0 <= tail_blocks < depth:
         raise ValueError(f"backbone '{spec.id}': tail_blocks must be 0 to {depth - 1}, got {tail_blocks}")
     if skipped_blocks(spec, tail_blocks) >= depth:

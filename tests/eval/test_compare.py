@@ -2,13 +2,12 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import jsonlines
 import pytest
 from evaluation_folders import guesses, write_evaluation
-from golden_cases import ROOT
 from scipy import stats
 
 from eval.compare import common_records, compare, comparison_table
@@ -24,8 +23,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def run(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "eval", "compare", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return forked.run(["-m", "eval", "compare", *arguments])
 
 
 def stored(folder: Path, key: str) -> list[dict]:

@@ -3,17 +3,15 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 
+import forked
 import jsonlines
 import pytest
 import torch
 from accelerate import PartialState
-from golden_cases import ROOT
 
 import prismatic
 from eval import provenance, runner
@@ -86,9 +84,7 @@ def test_batches_strict_and_processes_give_the_same_answers(world, whole, tmp_pa
     evaluate(world, tmp_path / "strict", "--strict", "true")
     same_answers(whole, tmp_path / "small")
     same_answers(whole, tmp_path / "strict")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-               "recipes/evaluate.py", *arguments(world, tmp_path / "two")]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
+    done = forked.run(["recipes/evaluate.py", *arguments(world, tmp_path / "two")], processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     same_answers(whole, tmp_path / "two")
 
@@ -96,10 +92,10 @@ def test_batches_strict_and_processes_give_the_same_answers(world, whole, tmp_pa
 def test_a_killed_evaluation_continues(world, whole, tmp_path):
     """Killed again and again, once with a torn line, and then by another number of processes."""
     out = tmp_path / "killed"
-    command = [sys.executable, "recipes/evaluate.py", *arguments(world, out, "--batch_size", "2")]
+    command = ["recipes/evaluate.py", *arguments(world, out, "--batch_size", "2")]
     for _ in range(3):
         before = _stored(out)
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = forked.Process(command)
         deadline = time.monotonic() + 120
         while _stored(out) < before + 3 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -214,6 +210,5 @@ def test_errors_are_one_line(world, tmp_path):
         (["--model", "runs/no-such-run"], "error: no model called 'runs/no-such-run'"),
         (["--taks", "vsr"], "did you mean --tasks"),
     ):
-        command = [sys.executable, "recipes/evaluate.py", *arguments(world, tmp_path / "out", *more)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100, env=environment)
+        done = forked.run(["recipes/evaluate.py", *arguments(world, tmp_path / "out", *more)], env=environment)
         assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -4,15 +4,15 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+import forked
 import pytest
 import torch
+from golden_cases import ROOT
 
 import prismatic
 from eval.runner import data_root, read_jobs
@@ -142,12 +142,30 @@ def test_quick_is_a_preset_that_settings_change():
     assert (config.seeds, config.embedded_seeds, config.eval_scenes) == (1, 1, 7)
 
 
-def test_a_killed_study_goes_on_and_reports(tmp_path):
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+FORKED_STAGES = """
+import runpy, sys
+import forked
+from prismatic.miniature.study import run, stage
+
+class Process(forked.Process):
+    pid = property(lambda self: self.pids[0])
+
+def start(one, jobs):
+    one.folder.parent.mkdir(parents=True, exist_ok=True)
+    return Process(["-m", stage.__name__, str(one.folder), one.module, *one.arguments])
+
+run.start = start
+runpy.run_path("recipes/reproduce.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("stages", ["forked", pytest.param("started", marks=pytest.mark.slow)])
+def test_a_killed_study_goes_on_and_reports(stages, tmp_path):
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT / "tests")}
     places = ["--run_root", str(tmp_path / "stages"), "--out", str(tmp_path / "out")]
     settings = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, "recipes/reproduce.py", *settings, *places]
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [*(["recipes/reproduce.py"] if stages == "started" else ["-c", FORKED_STAGES]), *settings, *places]
+    first = forked.Process(command, env=environment)
     ended = lambda: list((tmp_path / "stages").glob(f"*/{stage.DONE}"))  # noqa: E731
     deadline = time.monotonic() + 240
     while not ended() and time.monotonic() < deadline:
@@ -157,7 +175,7 @@ def test_a_killed_study_goes_on_and_reports(tmp_path):
     early = {path: path.stat().st_mtime_ns for path in ended()}
     assert early and len(early) < 7 and not (tmp_path / "out").exists()
 
-    second = subprocess.run(command, env=environment, capture_output=True, text=True)
+    second = forked.run(command, env=environment, timeout=900)
     assert second.returncode == 0, second.stderr[-3000:]
     assert all(path.stat().st_mtime_ns == time_ for path, time_ in early.items())
     found = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -1,9 +1,8 @@
 """The VLM as a Hugging Face model: saving, loading, generating, refusing."""
 
 import dataclasses
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -96,8 +95,7 @@ def test_a_fresh_process_loads_identical_logits_without_network(backbone, projec
     )
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    command = [sys.executable, "-c", IN_A_FRESH_PROCESS, str(tmp_path / "model")]
-    done = subprocess.run(command, capture_output=True, text=True, env=None)
+    done = forked.run(["-c", IN_A_FRESH_PROCESS, tmp_path / "model"])
     assert done.stdout.strip().endswith("identical"), done.stderr[-2000:]
 
 

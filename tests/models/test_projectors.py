@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from golden_cases import case_names, load_json, load_tensors, requires_golden
+from golden_cases import case_names, load_json, load_tensors, requires_golden, unsaid_heads
 from timm.layers import LayerNorm, Mlp, QuickGELU
 from timm.models.vision_transformer import Block
 from torch import nn
@@ -31,10 +31,13 @@ def projector_of(name):
     tail = None
     if kind == "truncated":
         norm_layer = partial(LayerNorm, eps=1e-6)
-        tail = ([Block(vision_dim, 4, qkv_bias=True, norm_layer=norm_layer) for _ in range(2)], norm_layer(vision_dim))
+        tail = (
+            [Block(vision_dim, unsaid_heads(), qkv_bias=True, norm_layer=norm_layer) for _ in range(2)],
+            norm_layer(vision_dim),
+        )
     torch.manual_seed(vision_dim)
     projector = build_projector(
-        kind, vision_dim, llm_dim, num_tokens=tokens, num_heads=case.get("num_heads", 4), tail=tail,
+        kind, vision_dim, llm_dim, num_tokens=tokens, num_heads=case.get("num_heads", unsaid_heads()), tail=tail,
         num_prefix_tokens=case.get("num_prefix_tokens", 0),
     )  # fmt: skip
     return projector, load_tensors(f"{FOLDER}/{name}.safetensors")

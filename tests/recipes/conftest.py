@@ -7,9 +7,8 @@ from prismatic.training import images, loop
 
 
 @pytest.fixture
-def quick(tmp_path_factory, monkeypatch):
+def quick(monkeypatch):
     """Runs do not measure the machine, and may differ in precision."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setattr(loop, "matmul_peak", lambda accelerator: 1e12)
     AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process, else
 

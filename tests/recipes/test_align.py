@@ -1,12 +1,9 @@
 """The alignment end to end, on a handful of miniature scenes: what it leaves, computes, continues and refuses."""
 
-import subprocess
-import sys
-
+import forked
 import numpy as np
 import pytest
 import torch
-from golden_cases import ROOT
 from image_runs import SMALL, copied, exported, interrupt, metrics, read_summary, run_align, same, state, validation
 from safetensors.torch import load_file
 
@@ -180,11 +177,8 @@ def test_what_may_change_when_a_run_continues(tmp_path, monkeypatch, capsys):
 def test_two_processes_are_one_are_one_that_accumulates(tmp_path):
     """33 validation images: the processes' parts are uneven."""
     settings = ["--data.validation", "miniature:33:4", "--max_steps", "4", "--data.crop_mode", "rkrc"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "recipes/align.py"]
-    done = subprocess.run(
-        [*command, *SMALL, *settings, "--run_root", str(tmp_path), "--run_id", "two"],
-        capture_output=True, text=True, cwd=ROOT, timeout=200,
-    )  # fmt: skip
+    place = ["--run_root", tmp_path, "--run_id", "two"]
+    done = forked.run(["recipes/align.py", *SMALL, *settings, *place], processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     run_align(tmp_path, "one", *settings)
     run_align(tmp_path, "accumulated", *settings, "--per_device_batch_size", "4")

@@ -1,11 +1,8 @@
 """What an alignment refuses, and pictures on disk as its data."""
 
-import subprocess
-import sys
-
+import forked
 import numpy as np
 import pytest
-from golden_cases import ROOT
 from image_runs import SMALL, interrupt, metrics, run_align
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -113,10 +110,7 @@ def test_an_unreadable_picture_in_a_worker_is_one_line(tmp_path):
 
 
 def test_errors_of_the_command_line_are_one_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "recipes/align.py", *SMALL, "--student", "clip-vit-b", "--run_root", str(tmp_path)],
-        capture_output=True, text=True, cwd=ROOT, timeout=100,
-    )  # fmt: skip
+    done = forked.run(["recipes/align.py", *SMALL, "--student", "clip-vit-b", "--run_root", tmp_path])
     assert done.returncode == 1
     assert done.stderr.startswith("error: teacher 'miniature'") and done.stderr.count("\n") == 1
 

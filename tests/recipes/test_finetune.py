@@ -22,10 +22,7 @@ SMALL = ["--data.annotations", "miniature:48", "--data.workers", "0", "--global_
          "--eval_tasks", "vsr", "--eval_root", "miniature:8"]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-    AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process, else
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def run(tmp_path, *arguments):

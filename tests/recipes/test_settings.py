@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from recipes.eval_settings import parse_evaluate
@@ -84,7 +85,7 @@ def test_unknown_keys_of_a_yaml_file_name_the_file(tmp_path, capsys):
 
 
 def test_help_names_every_setting_at_once():
-    done = subprocess.run([sys.executable, "recipes/finetune.py", "--help"], capture_output=True, text=True, cwd=ROOT)
+    done = forked.run(["recipes/finetune.py", "--help"])
     assert done.returncode == 0
     for word in ("--vision_backbone", "--data.on_bad_image", "fused-gelu-mlp", "--lora.rank", "pad", "miniature.yaml"):
         assert word in done.stdout

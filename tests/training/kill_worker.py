@@ -1,7 +1,7 @@
 """Trains a small model in processes that are killed at random moments; started by test_resume.py.
 
-`kill_worker.py OUT PROCESSES KILLS` trains once without interruption and once with at least so many kills, then prints
-how many there were. Processes are forked from this one, which has everything imported, so that a life is short.
+`kill_worker.py OUT PROCESSES KILLS STEPS` trains once without interruption and once with at least so many kills, then
+prints how many there were. Processes are forked from this one, which has everything imported, so that a life is short.
 """
 
 import json
@@ -23,10 +23,10 @@ from prismatic.data import batching
 from prismatic.training import loop, objective, optim, sharding
 from prismatic.training.saving import Checkpoints, resume
 
-STEPS, SIZE, EPOCHS = {1: 180, 2: 90}, 8, 6  # a step of two processes, and their start, take longer
+SIZE, EPOCHS = 8, 6
 
 
-def train(folder: Path, rank: int, world: int, port: int) -> None:
+def train(folder: Path, rank: int, world: int, steps: int, port: int) -> None:
     if world > 1:
         group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in group.items()} | {"MASTER_ADDR": "127.0.0.1"}
@@ -38,7 +38,6 @@ def train(folder: Path, rank: int, world: int, port: int) -> None:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     done = resume("auto", folder, accelerator, model, optimizer)
     checkpoints = Checkpoints(folder, accelerator, model, optimizer, every=1, keep_last=3)
-    steps = STEPS[world]
     rows = examples(SIZE * steps // EPOCHS - 3)
 
     def plan(epoch: int) -> list:
@@ -72,7 +71,7 @@ def train(folder: Path, rank: int, world: int, port: int) -> None:
     accelerator.end_training()
 
 
-def start(folder: Path, world: int) -> list[int]:
+def start(folder: Path, world: int, steps: int) -> list[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -82,7 +81,7 @@ def start(folder: Path, world: int) -> list[int]:
         if child == 0:
             code = 1
             try:
-                train(folder, rank, world, port)
+                train(folder, rank, world, steps, port)
                 code = 0
             except Exception:
                 traceback.print_exc()
@@ -116,12 +115,12 @@ def log_length(folder: Path) -> int:
 
 
 def main() -> None:
-    out, world, least = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    assert not wait(start(out / "whole", world), 120) and (out / "whole" / "weights.safetensors").exists()
+    out, (world, least, steps) = Path(sys.argv[1]), map(int, sys.argv[2:])
+    assert not wait(start(out / "whole", world, steps), 300) and (out / "whole" / "weights.safetensors").exists()
     rng, kills = random.Random(world), 0
     while not (out / "killed" / "weights.safetensors").exists():
         assert kills < 10 * least, "no progress"
-        alive = start(out / "killed", world)
+        alive = start(out / "killed", world, steps)
         if rng.random() < 0.2:  # while it starts, or any time in its first few steps
             alive = wait(alive, rng.uniform(0, 1))
         else:

@@ -46,8 +46,17 @@ def test_trajectories(name):
     whole.load_state_dict(strip(weights, "teacher."))
     teacher = Teacher(whole, skip_blocks=model_case["teacher_skip_blocks"])
     teacher.scale.fill_(case["teacher_output_scale"])
-    student = MaskEmbedStudent(golden_vit(model_case["vit_ctor"], capped=True), 16, as_reference=True)
+    student = MaskEmbedStudent(
+        golden_vit(model_case["vit_ctor"], capped=True),
+        teacher.vit.embed_dim,
+        head=model_case["student_head"],
+        decoder_blocks=model_case["decoder_layers"],
+        decoder_width=model_case["decoder_width"],
+        decoder_heads=model_case["decoder_heads"],
+        as_reference=True,
+    )
     student.load_state_dict(strip(weights, "student."))
+    patches = student.encoder.patch_embed.num_patches
 
     def loss(model, batch):
         pixels, masks = batch["pixel_values"], batch["masks"]
@@ -55,7 +64,7 @@ def test_trajectories(name):
 
     def batch(number, seed):
         pixels = golden[f"images.{number}"]
-        masks = sample_masks(np.random.default_rng(seed), len(pixels), 16)
+        masks = sample_masks(np.random.default_rng(seed), len(pixels), patches)
         return {"pixel_values": pixels, "masks": masks}
 
     logged, validation, micro = [], [], []

@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -33,9 +33,8 @@ def llm(tmp_path_factory) -> Path:
 
 
 def run(llm: Path, stage: str, how: str) -> list[dict]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER)]
-    done = subprocess.run([*command, str(llm), stage, how, str(llm)], capture_output=True, text=True, timeout=120,
-                          env=os.environ | {"PYTHONPATH": ":".join(sys.path)})  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    done = forked.run([WORKER, llm, stage, how, llm], processes=2, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((llm / f"{stage}-{how}-{rank}.json").read_text()) for rank in range(2)]
 

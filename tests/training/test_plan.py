@@ -1,12 +1,9 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
-from golden_cases import ROOT
 from plan_cases import CASES, LORA, SUPERVISED, TEXT, Case, small_config
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -35,12 +32,7 @@ def planned(case: Case, **changes) -> plan.Plan:
 
 
 def measured(name: str) -> int:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={CASES[name].processes}"]
-    command = [sys.executable, *(launcher if CASES[name].processes > 1 else []), str(HERE / "measured_step.py"), name]
-    path = os.pathsep.join([str(ROOT), str(HERE)])
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, timeout=300
-    )
+    done = forked.run([HERE / "measured_step.py", name], processes=CASES[name].processes)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])["allocated"]
 
@@ -158,9 +150,7 @@ def test_every_named_model_is_planned(name):
 
 
 def command(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "prismatic", "plan", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=200
-    )
+    done = forked.run(["-m", "prismatic", "plan", *arguments])
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

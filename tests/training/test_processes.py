@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import jsonlines
 import pytest
 import torch
@@ -17,19 +18,17 @@ import prismatic
 
 ARGUMENTS = (
     "--data.annotations miniature:48 --data.workers 0 --data.held_out_limit 1 --data.sampler split-modality "
+    "--eval_tasks [] "
     "--global_batch_size 16 --per_device_batch_size 4 --max_steps 5"
 ).split()
 
 
-def command(processes: int, folder: Path, name: str) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, "recipes/finetune.py", *ARGUMENTS, "--run_root", str(folder), "--run_id", name]
+def recipe(folder: Path, name: str) -> list[str]:
+    return ["recipes/finetune.py", *ARGUMENTS, "--run_root", str(folder), "--run_id", name]
 
 
 def run(processes: int, folder: Path) -> tuple[list[float], dict]:
-    done = subprocess.run(
-        command(processes, folder, str(processes)), capture_output=True, text=True, cwd=ROOT, timeout=200
-    )
+    done = forked.run(recipe(folder, str(processes)), processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
     return read(folder / str(processes))
 
@@ -49,8 +48,10 @@ def test_two_processes_are_one(tmp_path):
 
     # Asked to stop (as a scheduler does before it takes the machine), the run goes on later as if nothing had been.
     stopped = tmp_path / "stopped"
-    with subprocess.Popen(command(2, tmp_path, "stopped"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT,
-                          text=True) as launcher:  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, *recipe(tmp_path, "stopped")]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **streams) as launcher:
         while not (stopped / "metrics.jsonl").exists() or not (stopped / "metrics.jsonl").read_text():
             assert launcher.poll() is None
             time.sleep(0.02)
@@ -59,7 +60,7 @@ def test_two_processes_are_one(tmp_path):
     step = json.loads((stopped / "resumable.json").read_text())["step"]
     assert step < 5 and f"stopped after step {step} as asked" in out, out[-3000:]
     assert prismatic.load(stopped)[0].num_parameters() > 1e6, "an unfinished run can be loaded"
-    done = subprocess.run(command(2, tmp_path, "stopped"), capture_output=True, text=True, cwd=ROOT, timeout=200)
+    done = forked.run(recipe(tmp_path, "stopped"), processes=2)
     assert done.returncode == 0 and f"after step {step}\n" in done.stdout, done.stderr[-3000:]
     losses, weights = read(stopped)
     assert losses == two and not (stopped / "resumable.json").exists()

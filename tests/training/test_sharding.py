@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,9 +19,8 @@ FOUR = ["full", "hybrid", "text-on-one-side", "empty-last"]
 
 
 def launch(processes: int, out: Path, cases: list[str], **environment) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run([*command, str(WORKER), str(out), *cases], capture_output=True, text=True, timeout=300,
-                          env=os.environ | environment | {"PYTHONPATH": ":".join(sys.path)})  # fmt: skip
+    environment |= {"PYTHONPATH": ":".join(sys.path)}
+    done = forked.run([WORKER, out, *cases], processes=processes, env=os.environ | environment)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import timm
 import torch
-from golden_cases import case_names, load_json, load_tensors, requires_golden
+from golden_cases import case_names, load_json, load_tensors, requires_golden, unsaid_heads
 
 from vision_backbones import BackboneSpec, create_backbone, get_spec
 from vision_backbones.soft_cap import SoftCapAttention
@@ -15,6 +15,10 @@ SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
 
 def strip(tensors: dict, prefix: str) -> dict:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def last_block(weights: dict) -> int:
+    return max(int(key.split(".")[1]) for key in weights if key.startswith("blocks."))
 
 
 def small(id: str = "small", arch: str = "vit_tiny_patch16_224", image_size: int = 32, **fields) -> BackboneSpec:
@@ -33,7 +37,8 @@ def test_soft_capped_vits_match_the_reference(name):
     # Activation and norm are stored as reprs; the CLIP architecture has the same ones by name.
     arch = "vit_base_patch16_clip_quickgelu_224" if case["act"] == "QuickGELU" else "vit_base_patch16_224"
     ctor = {key: value for key, value in case["ctor"].items() if key not in ("norm_layer", "act_layer")}
-    spec = BackboneSpec(name, arch=arch, image_size=32, arch_kwargs=ctor, soft_cap=case["max_attn_val"], aligned=True)
+    size = ctor.pop("img_size")
+    spec = BackboneSpec(name, arch=arch, image_size=size, arch_kwargs=ctor, soft_cap=case["max_attn_val"], aligned=True)
     whole = build_vit(spec)
     weights = strip(golden, "param.")
     assert whole.load_state_dict(weights)
@@ -73,12 +78,15 @@ def test_truncated_features_match_the_reference(name, aligned):
     golden = load_tensors(f"{B1}/{name}.safetensors")
     weights = strip(golden, "vit.")
     arch = "vit_base_patch16_224" if "cls_token" in weights else "vit_base_patch16_siglip_224"
-    size = {**SMALL, "embed_dim": weights["pos_embed"].shape[-1]}
+    (width, _, patch, _), depth = weights["patch_embed.proj.weight"].shape, 1 + last_block(weights)
+    size = {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": unsaid_heads()}
     spec = BackboneSpec(name, arch=arch, image_size=golden["image"].shape[-1], arch_kwargs=size, aligned=aligned)
     backbone = create_backbone(spec, pretrained=False, tail_blocks=2)
     blocks, norm = backbone.pop_tail()
     backbone.vit.load_state_dict({key: weights[key] for key in backbone.vit.state_dict()})
-    blocks.load_state_dict({f"{int(k[0]) - 1}{k[1:]}": v for k, v in strip(weights, "blocks.").items() if k[0] > "0"})
+    tail = {tuple(k.split(".", 1)): v for k, v in strip(weights, "blocks.").items()}
+    tail = {f"{int(block) - (depth - 2)}.{name}": v for (block, name), v in tail.items() if int(block) >= depth - 2}
+    blocks.load_state_dict(tail)
     norm.load_state_dict(strip(weights, "norm."))
     features = backbone(golden["image"])
     torch.testing.assert_close(features, golden["truncated_forward_features"], atol=2e-5, rtol=1e-5)

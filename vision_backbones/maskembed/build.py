@@ -31,12 +31,14 @@ def check_pair(
     Raises:
         ValueError: A name is unknown or fused, or the two do not see the same pixels on the same grid.
     """
+    from vision_backbones.vit import layout
+
     taught = check_spec(teacher)
     learner = check_spec(student or teacher)
     for spec in (taught, learner):
         if spec.parts:
             raise ValueError(f"'{spec.id}' is fused: align its parts one by one, e.g. '{spec.parts[0].id}'")
-    grids = [patch_grid(spec) for spec in (taught, learner)]
+    grids = [layout(spec).grid for spec in (taught, learner)]
     if grids[0] != grids[1] or taught.image_size != learner.image_size:
         shown = [
             f"'{spec.id}' {grid[0]} x {grid[1]} patches of a {spec.image_size} px image"
@@ -62,17 +64,9 @@ def mask_sampler(spec: BackboneSpec, *, as_reference: bool, **sampling) -> Calla
     Raises:
         ValueError: As `sample_masks`.
     """
-    rows, columns = patch_grid(spec)
+    from vision_backbones.vit import layout
+
+    rows, columns = layout(spec).grid
     masks = partial(sample_masks, images=1, patches=rows * columns, as_reference=as_reference, **sampling)
     masks(np.random.default_rng(0))  # what cannot be sampled fails here
     return masks
-
-
-def patch_grid(spec: BackboneSpec) -> tuple[int, int]:
-    """Rows and columns of patches of a resolved spec."""
-    import torch
-
-    from vision_backbones.vit import build_vit
-
-    with torch.device("meta"):
-        return tuple(build_vit(spec).patch_embed.grid_size)

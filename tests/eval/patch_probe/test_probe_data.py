@@ -1,13 +1,12 @@
 """Reading COCO-Stuff, ADE20K and the miniature world: genuine pairs, and copies that are not as they should be."""
 
 import dataclasses
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 import torch
-from golden_cases import ROOT, requires_samples, samples_dir
+from golden_cases import requires_samples, samples_dir
 from PIL import Image
 
 from eval.patch_probe import data
@@ -240,11 +239,11 @@ def test_palette_maps_are_read_by_their_indices(world, miniature):
 
 
 def test_check_on_the_command_line(world):
-    command = [sys.executable, "-m", "eval.patch_probe.data"]
-    done = subprocess.run([*command, "miniature", str(world)], cwd=ROOT, capture_output=True, text=True)
+    command = ["-m", "eval.patch_probe.data"]
+    done = forked.run([*command, "miniature", str(world)])
     assert (done.returncode, done.stdout) == (0, "no problems\n")
     (folder(world, "annotations") / "ADE_val_00000002.png").unlink()
-    done = subprocess.run([*command, "miniature", str(world)], cwd=ROOT, capture_output=True, text=True)
+    done = forked.run([*command, "miniature", str(world)])
     assert done.returncode == 1 and "missing: " in done.stdout and "1 problems" in done.stdout
-    done = subprocess.run([*command, "minature", str(world)], cwd=ROOT, capture_output=True, text=True)
+    done = forked.run([*command, "minature", str(world)])
     assert done.returncode == 1 and "closest: miniature" in done.stderr

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from golden_cases import case_names, golden_dir, load_json, load_tensors, requires_golden
+from golden_cases import case_names, golden_dir, load_json, load_tensors, requires_golden, unsaid_heads
 from golden_vits import strip
 from torch import nn
 
@@ -160,7 +160,8 @@ def test_backbone_modes(name, monkeypatch):
     (width, _, patch, _), size = parameters["patch_embed.proj.weight"].shape, tensors["input"].shape[-1]
     registers = parameters["reg_token"].shape[1] if "reg_token" in parameters else 0
     covered = parameters["pos_embed"].shape[1] == (size // patch) ** 2
-    kwargs = {"patch_size": patch, "embed_dim": width, "depth": depth, "reg_tokens": registers, "num_heads": 4}
+    kwargs = {"patch_size": patch, "embed_dim": width, "depth": depth, "reg_tokens": registers}
+    kwargs |= {"num_heads": unsaid_heads()}
     kwargs |= {"class_token": "cls_token" in parameters, "no_embed_class": covered}
     kwargs |= {"global_pool": "token" if "cls_token" in parameters else "map"}
     spec = BackboneSpec("golden", arch="vit_base_patch16_224", image_size=size, arch_kwargs=kwargs)

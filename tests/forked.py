@@ -1,0 +1,244 @@
+"""Commands without the seconds that importing takes: processes forked from one that has everything imported.
+
+`run(["recipes/finetune.py", ...])` is `python recipes/finetune.py ...`: the same arguments (`-m`, `-c` or a script),
+environment, working directory and streams, and an interpreter that ends as any other. With `processes=2` it is what
+torchrun starts. What launchers and imports do is tested by real commands elsewhere.
+"""
+
+import atexit
+import gc
+import os
+import pickle
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ADDRESS = "FORKED_FROM"
+PRELOADED = (
+    "torch._dynamo", "torch.distributed.run", "torch.distributed.checkpoint.hf_storage", "torch.utils.flop_counter",
+    "timm", "peft", "sklearn.metrics", "matplotlib.figure", "transformers.models.llama.modeling_llama",
+    "prismatic.models.load", "prismatic.data.rows", "prismatic.training.images", "prismatic.training.saving",
+    "prismatic.training.trace", "prismatic.miniature.study", "eval.engine", "eval.report", "recipes.image_settings",
+)  # fmt: skip
+_server = None
+
+
+class Process:
+    """A command that runs; like `subprocess.Popen`. Of several processes, `pids` are in the order of their ranks."""
+
+    def __init__(self, argv, processes=1, cwd=ROOT, env=None, stderr=None):
+        self.args, self.returncode = argv, None
+        self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        if stderr is subprocess.STDOUT:
+            self._err = self._out
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._connection.connect(_address())
+        about = {"argv": list(map(str, argv)), "processes": processes, "cwd": str(cwd)}
+        about["env"] = dict(os.environ if env is None else env)
+        message = pickle.dumps(about)
+        streams = [self._out.fileno(), self._err.fileno()]
+        socket.send_fds(self._connection, [len(message).to_bytes(8, "big")], streams)
+        self._connection.sendall(message)
+        self._reader = self._connection.makefile("rb")
+        self.pids = pickle.load(self._reader)
+
+    def poll(self):
+        """The exit status, None while the command runs."""
+        if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
+            self.returncode = pickle.load(self._reader)
+        return self.returncode
+
+    def wait(self, timeout=None):
+        """The exit status."""
+        ends = time.monotonic() + (timeout or 1e9)
+        while self.poll() is None:
+            if time.monotonic() > ends:
+                self.send_signal(signal.SIGKILL)
+                raise subprocess.TimeoutExpired(self.args, timeout, self._text(self._out), self._text(self._err))
+            select.select([self._connection], [], [], 1)
+        return self.returncode
+
+    def communicate(self, timeout=None):
+        """Waits; gives what was written to the two streams."""
+        self.wait(timeout)
+        return self._text(self._out), "" if self._err is self._out else self._text(self._err)
+
+    def send_signal(self, number):
+        """Sends a signal to every process that is left."""
+        for pid in self.pids if self.returncode is None else ():
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+
+    def terminate(self):
+        """Asks every process that is left to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def _text(self, stream):
+        return os.pread(stream.fileno(), os.fstat(stream.fileno()).st_size, 0).decode()
+
+
+def run(argv, timeout=300, **options) -> subprocess.CompletedProcess:
+    """Runs a command to its end."""
+    process = Process(argv, **options)
+    out, err = process.communicate(timeout)
+    return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+
+def _address() -> str:
+    """Where the server of this process listens; it is started by the first command, and ends with this process."""
+    global _server
+    if given := os.environ.get(ADDRESS):  # this process was forked from that server itself
+        return given
+    if _server is None:
+        folder = tempfile.mkdtemp(prefix="forked-")
+        address = f"{folder}/socket"
+        with open(f"{folder}/log", "wb") as log:
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
+            _server = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=log,
+                                       stderr=log, cwd=ROOT, env=environment)  # fmt: skip
+        _server.address = address
+        atexit.register(_server.stdin.close)
+    while not os.path.exists(_server.address):
+        assert _server.poll() is None, Path(_server.address).with_name("log").read_text()
+        time.sleep(0.02)
+    return _server.address
+
+
+def serve(address: str) -> None:
+    """Forks what it is asked for, until its input ends; a child returns from here, with its `argv` to run."""
+    import importlib
+
+    for name in PRELOADED:
+        importlib.import_module(name)
+    gc.collect(), gc.freeze()  # children would copy every page that their collector writes to
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(f"{address}.new")
+    listening.listen()
+    os.rename(f"{address}.new", address)
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(writing)
+    running = []  # connection, pids that run, exit statuses
+    while True:
+        ready = select.select([sys.stdin, listening, reading], [], [])[0]
+        if sys.stdin in ready:
+            for _, alive, _ in running:
+                for pid in alive:
+                    os.kill(pid, signal.SIGKILL)
+            os._exit(0)
+        if reading in ready:
+            os.read(reading, 4096)
+            running = [command for command in running if not _ended(*command)]
+        if listening not in ready:
+            continue
+        connection = listening.accept()[0]
+        size, streams, *_ = socket.recv_fds(connection, 8, 2)
+        with connection.makefile("rb") as reader:
+            about = pickle.loads(reader.read(int.from_bytes(size, "big")))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        pids = []
+        for rank in range(about["processes"]):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for number, stream in enumerate((os.open(os.devnull, os.O_RDONLY), *streams)):
+                    os.dup2(stream, number)
+                for open_ in (listening, connection, *(c for c, *_ in running)):
+                    open_.close()
+                os.closerange(3, 1024)
+                return _become(about, rank, port)
+        for stream in streams:
+            os.close(stream)
+        connection.sendall(pickle.dumps(pids))
+        running.append((connection, pids, []))
+
+
+def _ended(connection: socket.socket, alive: list[int], statuses: list[int]) -> bool:
+    """Whether all of a command's processes have ended; its client is then told. One that fails ends the others."""
+    for pid in list(alive):
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if not done:
+            continue
+        alive.remove(pid)
+        statuses.append(os.waitstatus_to_exitcode(status))
+        if statuses[-1]:
+            for other in alive:
+                os.kill(other, signal.SIGTERM)
+    if alive:
+        return False
+    try:
+        connection.sendall(pickle.dumps(next((status for status in statuses if status), 0)))
+    except BrokenPipeError:  # nobody waits any more
+        pass
+    connection.close()
+    return True
+
+
+def _become(about: dict, rank: int, port: int) -> list[str]:
+    """Makes this process what was asked for, and gives the arguments to run."""
+    os.environ.clear()
+    os.environ.update(about["env"] | {ADDRESS: sys.argv[1]})
+    if (world := about["processes"]) > 1:
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in group.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    os.chdir(about["cwd"])
+    time.tzset()
+    sys.stdin = open(0, closefd=False)
+    sys.stdout = open(1, "w", closefd=False)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    paths = [path for path in about["env"].get("PYTHONPATH", "").split(os.pathsep) if path]
+    argv = about["argv"]
+    first = "" if argv[0] == "-c" else about["cwd"] if argv[0] == "-m" else str(Path(argv[0]).resolve().parent)
+    sys.path[:] = [first, *paths, *(path for path in sys.path[1:] if path != str(ROOT))]
+    return argv
+
+
+def execute(argv: list[str]) -> None:
+    """Runs `-c CODE`, `-m MODULE` or a script with the arguments after it, as Python's command line does."""
+    if argv[0] == "-c":
+        sys.argv = ["-c", *argv[2:]]
+        exec(argv[1], {"__name__": "__main__", "__builtins__": __builtins__})
+    elif argv[0] == "-m":
+        sys.argv = argv[1:]
+        sys.modules.pop(argv[1], None)
+        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = argv
+        runpy.run_path(argv[0], run_name="__main__")
+
+
+def end(command) -> None:
+    """Calls `command` and ends as an interpreter does, except that it does not take seconds to free every object."""
+    status = 0
+    try:
+        command()
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+    except BaseException as error:
+        traceback.print_exc()
+        status = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    arguments = serve(sys.argv[1])
+    end(lambda: execute(arguments))
