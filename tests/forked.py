@@ -7,8 +7,8 @@ torchrun starts. What launchers and imports do is tested by real commands elsewh
 
 import atexit
 import gc
+import json
 import os
-import pickle
 import runpy
 import select
 import signal
@@ -44,17 +44,15 @@ class Process:
         self._connection.connect(_address())
         about = {"argv": list(map(str, argv)), "processes": processes, "cwd": str(cwd)}
         about["env"] = dict(os.environ if env is None else env)
-        message = pickle.dumps(about)
-        streams = [self._out.fileno(), self._err.fileno()]
-        socket.send_fds(self._connection, [len(message).to_bytes(8, "big")], streams)
-        self._connection.sendall(message)
+        socket.send_fds(self._connection, [b"\n"], [self._out.fileno(), self._err.fileno()])
+        self._connection.sendall(line(about))
         self._reader = self._connection.makefile("rb")
-        self.pids = pickle.load(self._reader)
+        self.pids = json.loads(self._reader.readline())
 
     def poll(self):
         """The exit status, None while the command runs."""
         if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
-            self.returncode = pickle.load(self._reader)
+            self.returncode = json.loads(self._reader.readline())
         return self.returncode
 
     def wait(self, timeout=None):
@@ -95,6 +93,11 @@ def run(argv, timeout=300, **options) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
+def line(message) -> bytes:
+    """A message of the protocol between commands and their server."""
+    return json.dumps(message).encode() + b"\n"
+
+
 def _address() -> str:
     """Where the server of this process listens; it is started by the first command, and ends with this process."""
     global _server
@@ -104,7 +107,8 @@ def _address() -> str:
         folder = tempfile.mkdtemp(prefix="forked-")
         address = f"{folder}/socket"
         with open(f"{folder}/log", "wb") as log:
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
+            path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": path}
             _server = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=log,
                                        stderr=log, cwd=ROOT, env=environment)  # fmt: skip
         _server.address = address
@@ -143,9 +147,9 @@ def serve(address: str) -> None:
         if listening not in ready:
             continue
         connection = listening.accept()[0]
-        size, streams, *_ = socket.recv_fds(connection, 8, 2)
+        streams = socket.recv_fds(connection, 1, 2)[1]
         with connection.makefile("rb") as reader:
-            about = pickle.loads(reader.read(int.from_bytes(size, "big")))
+            about = json.loads(reader.readline())
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -163,7 +167,7 @@ def serve(address: str) -> None:
                 return _become(about, rank, port)
         for stream in streams:
             os.close(stream)
-        connection.sendall(pickle.dumps(pids))
+        connection.sendall(line(pids))
         running.append((connection, pids, []))
 
 
@@ -181,7 +185,7 @@ def _ended(connection: socket.socket, alive: list[int], statuses: list[int]) -> 
     if alive:
         return False
     try:
-        connection.sendall(pickle.dumps(next((status for status in statuses if status), 0)))
+        connection.sendall(line(next((status for status in statuses if status), 0)))
     except BrokenPipeError:  # nobody waits any more
         pass
     connection.close()

@@ -36,8 +36,8 @@ def kind(command):
 
 def marked(page, command):
     marks = []
-    # The study is run in small, its stages forked, by tests/miniature/test_study.py.
-    if command.startswith("make ") or "smollm2" in command or "recipes/reproduce.py --quick" in command:
+    # The study is run in small, its stages forked, by tests/miniature/test_study.py, and a 7B is planned by test_plan.
+    if command.startswith("make ") or "smollm2" in command or re.search("reproduce.py --quick|plan --model", command):
         marks.append(pytest.mark.slow)
     if command.endswith("# network"):
         marks.append(pytest.mark.network)

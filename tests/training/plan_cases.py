@@ -41,13 +41,13 @@ CASES = {
 }
 
 
-def small_config() -> PrismaticConfig:
-    """ViT-tiny 224/16, gelu-mlp, Llama 512 wide x 6 layers with 32,064 words."""
+def small_config(layers: int = 6) -> PrismaticConfig:
+    """ViT-tiny 224/16, gelu-mlp, Llama 512 wide with 32,064 words."""
     text = LlamaConfig(
         vocab_size=32_064,
         hidden_size=512,
         intermediate_size=1376,
-        num_hidden_layers=6,
+        num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=4,
     )

@@ -20,7 +20,7 @@ MODELS = named_models()
 BUILDS = {tuple(m[p] for p in ("vision_backbone", "llm", "projector")): name for name, m in MODELS.items()}
 
 
-def planned(case: Case, **changes) -> plan.Plan:
+def planned(case: Case, layers: int = 6, **changes) -> plan.Plan:
     settings = {
         "stage": case.stage, "lora": LORA, "precision": case.precision, "sharding_mode": case.sharding,
         "gradient_checkpointing": case.checkpointing, "reduce_dtype": "float32", "gpus": case.processes,
@@ -28,7 +28,7 @@ def planned(case: Case, **changes) -> plan.Plan:
         "available": 10**10, "max_length": TEXT, "supervised": SUPERVISED, "text_length": 60, "text_only": 0.0,
         "examples": 1000, "epochs": 1, "max_steps": None, "flops_per_second": 1e12,
     }  # fmt: skip
-    return plan.plan_finetune(small_config(), **(settings | changes))
+    return plan.plan_finetune(small_config(layers), **(settings | changes))
 
 
 def measured(name: str) -> int:
@@ -74,7 +74,7 @@ def test_sizes_of_llama_by_hand():
 def test_sharding_divides():
     case = CASES["bf16"]
     runs = {
-        (mode, gpus): planned(case, sharding_mode=mode, gpus=gpus, global_batch_size=64).memory
+        (mode, gpus): planned(case, 2, sharding_mode=mode, gpus=gpus, global_batch_size=64).memory
         for mode, gpus in (("none", 1), ("none", 16), ("full", 8), ("full", 16), ("hybrid", 16), ("grad-op", 8))
     }
     whole = runs["none", 1]["optimizer states"]
@@ -87,9 +87,9 @@ def test_sharding_divides():
 
 
 def test_what_a_stage_trains_has_states():
-    states = {s: planned(Case(stage=s)).memory["optimizer states"] for s in ("align", "lora", "finetune")}
+    states = {s: planned(Case(stage=s), 2).memory["optimizer states"] for s in ("align", "lora", "finetune")}
     assert states["align"] < states["lora"] < states["finetune"]
-    assert planned(Case("full-finetune")).memory["optimizer states"] > states["finetune"]
+    assert planned(Case("full-finetune"), 2).memory["optimizer states"] > states["finetune"]
 
 
 def test_any_number_of_rows_follows_from_two():
@@ -116,10 +116,10 @@ def test_operations_are_those_that_torch_counts_on_real_tensors():
 
 def test_the_largest_batch_is_the_last_that_fits():
     case = CASES["checkpointing"]
-    size = planned(case, global_batch_size=64, per_device_batch_size=16).peak
-    done = planned(case, global_batch_size=64, per_device_batch_size=32, available=size)
+    size = planned(case, 2, global_batch_size=64, per_device_batch_size=16).peak
+    done = planned(case, 2, global_batch_size=64, per_device_batch_size=32, available=size)
     assert done.largest_batch == 16 and not done.fits
-    assert planned(case, available=10**6).largest_batch == 0
+    assert planned(case, 2, available=10**6).largest_batch == 0
 
 
 def test_what_is_replaced_for_the_trace_is_put_back():
@@ -128,7 +128,7 @@ def test_what_is_replaced_for_the_trace_is_put_back():
     from vision_backbones import soft_cap
 
     before = masking_utils.find_packed_sequence_indices, soft_cap.CHUNK, soft_cap._tanh
-    planned(CASES["finetune"])
+    planned(CASES["finetune"], 2)
     assert before == (masking_utils.find_packed_sequence_indices, soft_cap.CHUNK, soft_cap._tanh)
 
 
