@@ -76,6 +76,7 @@ def shortened(command, first):
     quick = {f"--{name}": value for name, value in (quick | {"data.held_out_limit": "8"}).items()}
     if "recipes/finetune.py" not in command or "--help" in command:
         return command
+    command = re.sub(r"--max_steps 20\b", "--max_steps 2", command)
     return " ".join([command, *(f"{name} {value}" for name, value in quick.items() if name not in command)])
 
 

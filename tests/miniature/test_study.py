@@ -24,7 +24,7 @@ from recipes.reproduce_settings import ReproduceConfig, parse_reproduce
 
 TINY = {
     "seeds": 1, "ablation_seeds": 0, "projectors": "gelu-mlp", "align_scenes": 64,
-    "probe_scenes": 48, "finetune_rows": 64, "finetune_epochs": 1, "eval_scenes": 20,
+    "probe_scenes": 32, "finetune_rows": 32, "finetune_epochs": 1, "eval_scenes": 6,
 }  # fmt: skip
 
 
@@ -159,22 +159,51 @@ runpy.run_path("recipes/reproduce.py", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("stages", ["forked", pytest.param("started", marks=pytest.mark.slow)])
+class Running:
+    """A study at a tiny size, its stages forked or started as they are for users."""
+
+    def __init__(self, folder, forked_stages):
+        self.folder = folder
+        self.environment = os.environ | {
+            "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT / "tests"),
+        }  # fmt: skip
+        settings = TINY | {"run_root": folder / "stages", "out": folder / "out"}
+        flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+        self.command = [*(["-c", FORKED_STAGES] if forked_stages else ["recipes/reproduce.py"]), *flags]
+
+    def ended(self):
+        """Files of the stages that have ended, and when each was written."""
+        return {path: path.stat().st_mtime_ns for path in (self.folder / "stages").glob(f"*/{stage.DONE}")}
+
+    def kill_after(self, stages, kill=signal.SIGKILL):
+        """Starts it, kills it once so many stages have ended, and gives those."""
+        process, deadline = forked.Process(self.command, env=self.environment), time.monotonic() + 240
+        while len(self.ended()) < stages and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[1][-3000:]
+            time.sleep(0.05)
+        process.send_signal(kill)
+        process.wait()
+        return self.ended()
+
+
+def test_a_killed_study_goes_on(tmp_path):
+    study = Running(tmp_path, forked_stages=True)
+    early = study.kill_after(1)
+    later = study.kill_after(len(early) + 1, signal.SIGINT)  # which stops the stages at work, too
+    assert early and early.items() < later.items() and not (tmp_path / "out").exists()
+    for path in later:
+        told = stage.read(path.parent)
+        assert told["command"].startswith("python -m recipes.") and told["processor_seconds"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", ["forked", "started"])
 def test_a_killed_study_goes_on_and_reports(stages, tmp_path):
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT / "tests")}
-    places = ["--run_root", str(tmp_path / "stages"), "--out", str(tmp_path / "out")]
-    settings = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
-    command = [*(["recipes/reproduce.py"] if stages == "started" else ["-c", FORKED_STAGES]), *settings, *places]
-    first = forked.Process(command, env=environment)
-    ended = lambda: list((tmp_path / "stages").glob(f"*/{stage.DONE}"))  # noqa: E731
-    deadline = time.monotonic() + 240
-    while not ended() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    early = {path: path.stat().st_mtime_ns for path in ended()}
+    study = Running(tmp_path, stages == "forked")
+    early = study.kill_after(1)
     assert early and len(early) < 7 and not (tmp_path / "out").exists()
 
+    command, environment = study.command, study.environment
     second = forked.run(command, env=environment, timeout=900)
     assert second.returncode == 0, second.stderr[-3000:]
     assert all(path.stat().st_mtime_ns == time_ for path, time_ in early.items())

@@ -1,7 +1,7 @@
 """Trains a small model in processes that are killed at random moments; started by test_resume.py.
 
 `kill_worker.py OUT PROCESSES KILLS STEPS` trains once without interruption and once with so many kills, if it lasts for
-so many, and prints how many there were. Processes are forked from this one, which has everything imported, so that a life is short.
+so many, and prints how many there were. Processes are forked from this one: a life is short.
 """
 
 import json

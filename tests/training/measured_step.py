@@ -15,9 +15,9 @@ from prismatic.models.load import as_stage
 from prismatic.training import loop, objective, optim, sharding
 
 
-def build(stage: str, precision: str, checkpointing: bool) -> nn.Module:
+def build(stage: str, precision: str, checkpointing: bool, layers: int = 6) -> nn.Module:
     torch.manual_seed(0)
-    model = PrismaticForConditionalGeneration(small_config())
+    model = PrismaticForConditionalGeneration(small_config(layers))
     model.llm.set_attn_implementation("sdpa")
     model = as_stage(model, stage, LORA)
     if precision == "bf16":
@@ -37,10 +37,10 @@ def batch_of(model: nn.Module, rows: int) -> objective.Batch:
     return {"input_ids": ids, "labels": labels, "pixel_values": torch.randn(rows, 3, 224, 224)}
 
 
-def main(case: Case) -> None:
+def main(case: Case, layers: int) -> None:
     accelerator = loop.launch(case.precision, [], ".")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        model = build(case.stage, case.precision, case.checkpointing)
+        model = build(case.stage, case.precision, case.checkpointing, layers)
         batches = [batch_of(model, case.rows) for _ in range(case.accumulation)]
         weights = [1 / sum(map(objective.TEXT.terms, batches))] * case.accumulation
         model = sharding.shard(model, case.sharding, accelerator)
@@ -65,4 +65,4 @@ def main(case: Case) -> None:
 
 
 if __name__ == "__main__":
-    main(CASES[sys.argv[1]])
+    main(CASES[sys.argv[1]], int(sys.argv[2]))

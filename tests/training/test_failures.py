@@ -151,13 +151,12 @@ def goes_on(run: Run, expected: tuple[list[float], dict]) -> None:
 
 def test_a_run_survives_one_fault_after_another(data, expected, tmp_path):
     run = Run(data, tmp_path / "faults")
-    seconds = [raises(run), is_killed(run, 1, 7)]
+    print(raises(run))
     goes_on(run, expected)
-    print(*seconds, sep="\n")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("fault", "rank"), [(is_killed, 0), (hangs, 0), (hangs, 1)])
+@pytest.mark.parametrize(("fault", "rank"), [(is_killed, 0), (is_killed, 1), (hangs, 0), (hangs, 1)])
 def test_it_does_not_matter_which_process(fault, rank, data, expected, tmp_path):
     run = Run(data, tmp_path / "faults")
     print(fault(run, rank, 3))
