@@ -19,6 +19,8 @@ def build_vit(spec: BackboneSpec, *, pretrained: bool = False) -> nn.Module:
     kwargs = {**spec.arch_kwargs, "img_size": spec.image_size, "num_classes": 0}
     if spec.soft_cap:
         kwargs["attn_layer"] = SoftCapAttention
+    if torch.get_default_device().type == "meta" and timm.models.is_model_in_modules(spec.arch, ["vision_transformer"]):
+        kwargs["weight_init"] = "skip"  # drawing numbers that nobody keeps takes most of the time
     vit = timm.create_model(spec.arch, pretrained=pretrained, **kwargs)
     for module in vit.modules():
         if isinstance(module, SoftCapAttention):

@@ -39,7 +39,8 @@ def read(run_dir: Path) -> tuple[list[float], dict]:
     return losses, load_file(run_dir / "checkpoints" / "epoch-02" / "model.safetensors")
 
 
-def test_two_processes_are_one(tmp_path):
+@pytest.mark.parametrize("launcher", ["forked", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_two_processes_are_one(launcher, tmp_path):
     (one, weights), (two, same) = run(1, tmp_path), run(2, tmp_path)
     assert len(one) == 5 and two == pytest.approx(one, rel=1e-5)
     assert weights.keys() == same.keys()
@@ -48,15 +49,17 @@ def test_two_processes_are_one(tmp_path):
 
     # Asked to stop (as a scheduler does before it takes the machine), the run goes on later as if nothing had been.
     stopped = tmp_path / "stopped"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*torchrun, *recipe(tmp_path, "stopped")]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, **streams) as launcher:
-        while not (stopped / "metrics.jsonl").exists() or not (stopped / "metrics.jsonl").read_text():
-            assert launcher.poll() is None
-            time.sleep(0.02)
-        launcher.send_signal(signal.SIGTERM)
-        out = launcher.communicate(timeout=60)[0]
+    if launcher == "torchrun":
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen([*torchrun, *recipe(tmp_path, "stopped")], cwd=ROOT, **streams)
+    else:
+        process = forked.Process(recipe(tmp_path, "stopped"), processes=2, stderr=subprocess.STDOUT)
+    while not (stopped / "metrics.jsonl").exists() or not (stopped / "metrics.jsonl").read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out = process.communicate(timeout=60)[0]
     step = json.loads((stopped / "resumable.json").read_text())["step"]
     assert step < 5 and f"stopped after step {step} as asked" in out, out[-3000:]
     assert prismatic.load(stopped)[0].num_parameters() > 1e6, "an unfinished run can be loaded"
