@@ -1,9 +1,9 @@
-# make finetune | align | probe | evaluate | reproduce | test | setup | smollm2 | lint | benchmarks; everything lands in .venv, nothing else is touched.
+# make finetune | align | probe | evaluate | reproduce | test | setup | smollm2 | lint | benchmarks | mutants; everything lands in .venv, nothing else is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 ACCELERATE := $(BIN)/accelerate launch --config_file recipes/configs/accelerate/one-process.yaml
 
-.PHONY: finetune align probe evaluate reproduce setup test lint smollm2 benchmarks
+.PHONY: finetune align probe evaluate reproduce setup test lint smollm2 benchmarks mutants
 
 ## Finetune, evaluate and sample a vision-language model on the miniature world.
 finetune: setup
@@ -46,6 +46,11 @@ test: setup .venv/tokenizers
 .venv/tokenizers: .venv/installed
 	-$(BIN)/python -m pip install --quiet --no-deps --target .venv/tokenizers mistral-common
 	mkdir -p $@ && touch $@
+
+## Plant 200 small faults, one at a time, and see which of them no test notices; half an hour. Not part of CI.
+mutants: setup
+	$(BIN)/python -m pip install --quiet "cosmic-ray>=8.4"
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

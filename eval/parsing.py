@@ -75,10 +75,11 @@ def box_fractions(corners: Sequence[float], width: float, height: float) -> Box:
         ValueError: It is no box of four finite numbers, or the image has no size.
     """
     x1, y1, x2, y2 = corners
-    box = [round(x1 / width, 2), round(y1 / height, 2), round(x2 / width, 2), round(y2 / height, 2)]
-    if not all(map(math.isfinite, box)) or not (0 < width < math.inf and 0 < height < math.inf):
-        raise ValueError(f"{corners} is no box in an image of {width} x {height} pixels")
-    return box
+    if 0 < width < math.inf and 0 < height < math.inf:
+        box = [round(x1 / width, 2), round(y1 / height, 2), round(x2 / width, 2), round(y2 / height, 2)]
+        if all(map(math.isfinite, box)):
+            return box
+    raise ValueError(f"{corners} is no box in an image of {width} x {height} pixels")
 
 
 def from_padded_square(box: Box, width: int, height: int) -> Box:

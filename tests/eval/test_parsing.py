@@ -1,6 +1,7 @@
 """Boxes and choices against the reference's parser, and against whatever text there can be."""
 
 import json
+import math
 
 import pytest
 from golden_cases import golden_dir, load_json, requires_golden
@@ -157,6 +158,15 @@ def test_any_text_is_taken(text):
         assert 0 <= min(strict) and max(strict) <= 1
     parsing.parse_choice(text, "ABCD")
     parsing.says_no(text)
+
+
+@pytest.mark.parametrize("size", [(0, 9), (9, 0), (-1, 9), (9, -1), (math.inf, 9), (9, math.nan)])
+def test_an_image_without_a_size_has_no_boxes(size):
+    with pytest.raises(ValueError, match="is no box in an image of"):
+        parsing.box_fractions((0, 0, 1, 1), *size)
+    for corner in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="is no box"):
+            parsing.box_fractions((0, corner, 1, 1), 9, 9)
 
 
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=4))

@@ -105,7 +105,7 @@ class MaskedImageStudent(nn.Module):
         return self.encoder.head(masked_features(self.encoder, pixels, masks))
 
 
-def with_head(vit: nn.Module, width: int, head: str, as_reference: bool = False) -> nn.Module:
+def with_head(vit: nn.Module, width: int, head: str, as_reference: bool) -> nn.Module:
     """The ViT without pooling and with a new head to `width` channels that gives zero.
 
     Raises:

@@ -136,6 +136,14 @@ def test_reliability_is_scikit_learns(case):
     np.testing.assert_allclose(metrics.calibration_error(counts)[0], error, rtol=1e-6)
 
 
+def test_reliability_has_a_row_a_class():
+    logits = torch.tensor([[[-9.0, 9.0, 9.0]] * 2])  # an image of two patches, three classes
+    counts = metrics.reliability(logits, torch.tensor([[[0, 1, 0]] * 2]), "union")
+    assert counts.shape == (3, 3, metrics.RELIABILITY_BINS)
+    assert counts[0, :, 0].tolist() == [2, 0, 0] and counts[0, :, -1].tolist() == [0, 2, 2]
+    assert counts[2].sum(-1).tolist() == [0, 2, 0]
+
+
 def test_loss_against_its_formula(case):
     kind, logits, labels = case
     if kind == "majority":

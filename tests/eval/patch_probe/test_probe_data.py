@@ -126,6 +126,14 @@ def test_labels_by_their_definition(kind, size, patch, classes):
         assert np.array_equal(reduce_labels(label_map, patch, classes, kind), by_hand(label_map, patch, classes, kind))
 
 
+def test_one_pixel_is_enough_for_a_class_to_be_there():
+    labels = np.zeros((8, 8), int)
+    labels[5, 2] = 3
+    assert reduce_labels(labels, 4, 4, "global-union").tolist() == [True, False, False, True]
+    assert reduce_labels(labels, 4, 4, "union")[1, 0].tolist() == [False, False, False, True]
+    assert reduce_labels(labels, 4, 4, "majority").tolist() == [[0, 0], [0, 0]]
+
+
 def test_labels_that_cannot_be():
     with pytest.raises(ValueError, match="closest: union"):
         reduce_labels(np.zeros((4, 4), int), 2, 3, "unoin")

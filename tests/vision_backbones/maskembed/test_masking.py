@@ -6,7 +6,7 @@ import torch
 from vision_backbones import BackboneSpec
 from vision_backbones.maskembed import masking
 from vision_backbones.maskembed.build import check_pair
-from vision_backbones.maskembed.loss import check_loss, reconstruction_loss
+from vision_backbones.maskembed.loss import LOSSES, check_loss, reconstruction_loss
 from vision_backbones.maskembed.masks import sample_masks
 from vision_backbones.maskembed.student import MaskEmbedStudent, with_head
 from vision_backbones.maskembed.teacher import Teacher, merge_moments, moments, unit_scale
@@ -161,3 +161,7 @@ def test_what_does_not_fit():
         check_loss("masked-mse", prefix_only=False)
     with pytest.raises(ValueError, match="prefix_only leaves none"):
         check_loss("unmasked_mse", prefix_only=True)
+    for loss in ("mse", "cosine", "l1"):
+        check_loss(loss, prefix_only=True)
+    for loss in LOSSES:
+        check_loss(loss, prefix_only=False)
