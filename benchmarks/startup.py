@@ -1,4 +1,4 @@
-"""Measures how long commands take to answer, and recipes to come to their first step: `python benchmarks/startup.py`."""
+"""Measures how long commands take to answer, and recipes to their first step: `python benchmarks/startup.py`."""
 
 import subprocess
 import sys
