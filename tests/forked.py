@@ -159,6 +159,7 @@ def serve(address: str) -> None:
             if pids[-1] == 0:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have their background jobs ignore it
                 for number, stream in enumerate((os.open(os.devnull, os.O_RDONLY), *streams)):
                     os.dup2(stream, number)
                 for open_ in (listening, connection, *(c for c, *_ in running)):
