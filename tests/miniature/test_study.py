@@ -96,7 +96,7 @@ def test_cells_are_compared_with_the_control_of_the_same_projector_size():
 
 def test_a_constant_answer_scores_its_share(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    jobs = {job.key: job for job in read_jobs(["vsr", "ai2d"], data_root("miniature:20"), allow_partial=True)}
+    jobs = {job.key: job for job in read_jobs(["vsr", "ai2d"], data_root("miniature:8"), allow_partial=True)}
     for key, answer in (("vsr", "True"), ("ai2d", "C")):
         examples = jobs[key].examples
         share = sum(e.answer == answer for e in examples) / len(examples)
@@ -105,7 +105,7 @@ def test_a_constant_answer_scores_its_share(tmp_path, monkeypatch):
 
 def test_operations_of_an_evaluation_are_those_of_weights_and_tokens(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    counted = evaluation_flops(replace(small_stage(tmp_path, "e"), needs=(small_stage(Path(), "miniature"),)), 20)
+    counted = evaluation_flops(replace(small_stage(tmp_path, "e"), needs=(small_stage(Path(), "miniature"),)), 8)
     model, processor = prismatic.load("miniature", dtype=torch.float32)
 
     def weights(part):
@@ -114,7 +114,7 @@ def test_operations_of_an_evaluation_are_those_of_weights_and_tokens(tmp_path, m
     head = model.llm.get_output_embeddings().weight.numel()
     llm = weights(model.llm) - head
     expected = 0
-    for job in read_jobs(TASKS, data_root("miniature:20"), allow_partial=True):
+    for job in read_jobs(TASKS, data_root("miniature:8"), allow_partial=True):
         images = len({example.image for example in job.examples})
         expected += 2 * images * 37 * (weights(model.vision_backbone) + weights(model.projector) + llm)
         texts = [job.task.prompt(example) for example in job.examples]

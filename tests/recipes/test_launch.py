@@ -80,6 +80,7 @@ def test_two_cpu_processes_are_a_group_that_finishes(tmp_path):
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["steps"] == 2
 
 
+@pytest.mark.slow
 def test_processes_that_form_no_group_do_not_train(tmp_path):
     launcher = [str(BIN / "accelerate"), "launch", "--cpu", "--num_processes", "2", "recipes/finetune.py"]
     run = start([*launcher, *RUN, "--max_steps", "2", "--run_root", str(tmp_path), "--run_id", "apart"])
@@ -89,6 +90,7 @@ def test_processes_that_form_no_group_do_not_train(tmp_path):
     assert not (tmp_path / "apart").exists()
 
 
+@pytest.mark.slow
 def test_a_launcher_of_one_process_hands_sigterm_on(tmp_path):
     run_dir = tmp_path / "one"
     run = start(accelerate("one-gpu.yaml", tmp_path, "one", "--max_steps", "40", "--epochs", "9"))

@@ -41,7 +41,7 @@ CASES = {
 }
 
 
-def small_config(layers: int = 6) -> PrismaticConfig:
+def small_config(layers: int = 6, blocks: int = 12) -> PrismaticConfig:
     """ViT-tiny 224/16, gelu-mlp, Llama 512 wide with 32,064 words."""
     text = LlamaConfig(
         vocab_size=32_064,
@@ -51,5 +51,5 @@ def small_config(layers: int = 6) -> PrismaticConfig:
         num_attention_heads=8,
         num_key_value_heads=4,
     )
-    spec = BackboneSpec("vit-tiny", arch="vit_tiny_patch16_224", image_size=224)
+    spec = BackboneSpec("vit-tiny", "vit_tiny_patch16_224", 224, arch_kwargs={"depth": blocks})
     return PrismaticConfig(text_config=text, vision_config=spec.to_dict(), image_token_id=32_063)

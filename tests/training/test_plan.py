@@ -19,7 +19,7 @@ LLAMA_2_7B, ADDED_ROWS = 6_738_415_616, 2 * 64 * 4096  # <PAD> and <image>, padd
 GELU_MLP = (1024 * 4096 + 4096) + (4096 * 4096 + 4096)
 
 
-def planned(case: Case, layers: int = 6, **changes) -> plan.Plan:
+def planned(case: Case, *size: int, **changes) -> plan.Plan:
     settings = {
         "stage": case.stage, "lora": LORA, "precision": case.precision, "sharding_mode": case.sharding,
         "gradient_checkpointing": case.checkpointing, "reduce_dtype": "float32", "gpus": case.processes,
@@ -27,7 +27,7 @@ def planned(case: Case, layers: int = 6, **changes) -> plan.Plan:
         "available": 10**10, "max_length": TEXT, "supervised": SUPERVISED, "text_length": 60, "text_only": 0.0,
         "examples": 1000, "epochs": 1, "max_steps": None, "flops_per_second": 1e12,
     }  # fmt: skip
-    return plan.plan_finetune(small_config(layers), **(settings | changes))
+    return plan.plan_finetune(small_config(*size), **(settings | changes))
 
 
 def measured(name: str, layers: int) -> int:
@@ -75,7 +75,7 @@ def test_sizes_of_llama_by_hand():
 def test_sharding_divides():
     case = CASES["bf16"]
     runs = {
-        (mode, gpus): planned(case, 3, sharding_mode=mode, gpus=gpus, global_batch_size=64).memory
+        (mode, gpus): planned(case, 3, 2, sharding_mode=mode, gpus=gpus, global_batch_size=64).memory
         for mode, gpus in (("none", 1), ("none", 16), ("full", 8), ("hybrid", 16), ("grad-op", 8))
     }
     whole = runs["none", 1]["optimizer states"]
@@ -88,9 +88,9 @@ def test_sharding_divides():
 
 
 def test_what_a_stage_trains_has_states():
-    states = {s: planned(Case(stage=s), 2).memory["optimizer states"] for s in ("align", "lora", "finetune")}
+    states = {s: planned(Case(stage=s), 2, 2).memory["optimizer states"] for s in ("align", "lora", "finetune")}
     assert states["align"] < states["lora"] < states["finetune"]
-    assert planned(Case("full-finetune"), 2).memory["optimizer states"] > states["finetune"]
+    assert planned(Case("full-finetune"), 2, 2).memory["optimizer states"] > states["finetune"]
 
 
 def test_any_number_of_rows_follows_from_two():
@@ -117,10 +117,10 @@ def test_operations_are_those_that_torch_counts_on_real_tensors():
 
 def test_the_largest_batch_is_the_last_that_fits():
     case = CASES["checkpointing"]
-    size = planned(case, 2, global_batch_size=64, per_device_batch_size=16).peak
-    done = planned(case, 2, global_batch_size=64, per_device_batch_size=32, available=size)
+    size = planned(case, 2, 2, global_batch_size=64, per_device_batch_size=16).peak
+    done = planned(case, 2, 2, global_batch_size=64, per_device_batch_size=32, available=size)
     assert done.largest_batch == 16 and not done.fits
-    assert planned(case, 2, available=10**6).largest_batch == 0
+    assert planned(case, 2, 2, available=10**6).largest_batch == 0
 
 
 def test_what_is_replaced_for_the_trace_is_put_back():
@@ -129,7 +129,7 @@ def test_what_is_replaced_for_the_trace_is_put_back():
     from vision_backbones import soft_cap
 
     before = masking_utils.find_packed_sequence_indices, soft_cap.CHUNK, soft_cap._tanh
-    planned(CASES["finetune"], 2)
+    planned(CASES["finetune"], 2, 2)
     assert before == (masking_utils.find_packed_sequence_indices, soft_cap.CHUNK, soft_cap._tanh)
 
 

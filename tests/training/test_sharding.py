@@ -1,5 +1,6 @@
 """Several processes are one: sharded in every mode, with uneven data, and from checkpoints of other numbers of them."""
 
+import functools
 import json
 import os
 import sys
@@ -25,48 +26,63 @@ def launch(processes: int, out: Path, cases: list[str], **environment) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> Path:
-    """What one, two and four processes made of every case; resumed by other numbers of processes than saved."""
+def read(tmp_path_factory):
+    """Losses and weights that so many processes made of a case; resumed by other numbers of processes than saved."""
     out = tmp_path_factory.mktemp("sharded")
-    launch(1, out, [*ALONE, "resume-a-3"])
-    launch(2, out, [*TWO, "resume-a-6", "resume-b-3", "resume-c-3", "resume-c-6", "resume-ddp-3", "resume-ddp-6"])
-    launch(4, out, [*FOUR, "resume-b-6"], NODES_OF="2")
-    return out
+
+    @functools.cache
+    def group(processes: int) -> Path:
+        if processes == 1:
+            launch(1, out, [*ALONE, "resume-a-3"])
+        elif processes == 2:
+            group(1)
+            resumed = ["resume-a-6", "resume-b-3", "resume-c-3", "resume-c-6", "resume-ddp-3", "resume-ddp-6"]
+            launch(2, out, [*TWO, *resumed])
+        else:
+            group(2)
+            launch(4, out, [*FOUR, "resume-b-6"], NODES_OF="2")
+        return out / str(processes)
+
+    def read(processes: int, case: str):
+        file = group(processes) / case
+        return json.loads(file.with_suffix(".json").read_text()), load_file(file.with_suffix(".safetensors"))
+
+    return read
 
 
-def read(results: Path, processes: int, case: str):
-    file = results / str(processes) / case
-    return json.loads(file.with_suffix(".json").read_text()), load_file(file.with_suffix(".safetensors"))
+def four(*arguments):
+    """A test that takes four processes."""
+    return pytest.param(*arguments, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("processes", "case"), [*((2, c) for c in TWO if c != "bf16"), *((4, c) for c in FOUR)])
-def test_several_processes_are_one(results, processes, case):
-    losses, weights = read(results, processes, case)
-    expected, expected_weights = read(results, 1, "full" if case == "hybrid" else case)
+@pytest.mark.parametrize(("processes", "case"), [*((2, c) for c in TWO if c != "bf16"), *(four(4, c) for c in FOUR)])
+def test_several_processes_are_one(read, processes, case):
+    losses, weights = read(processes, case)
+    expected, expected_weights = read(1, "full" if case == "hybrid" else case)
     assert len(losses) == 6 and losses == pytest.approx(expected, rel=1e-5)
     assert weights.keys() == expected_weights.keys()
     for name, value in weights.items():
         torch.testing.assert_close(value, expected_weights[name], atol=1e-4, rtol=0)
 
 
-def test_every_case_trains_something_else(results):
+def test_every_case_trains_something_else(read):
     """Equal results would prove little if cases were equal: every one must differ from the plain one if it should."""
-    plain = read(results, 1, "full")[0]
+    plain = read(1, "full")[0]
     for case in ("text-steps", "empty-last", "lora", "align", "full-finetune"):
-        assert read(results, 1, case)[0] != pytest.approx(plain, rel=1e-5), case
+        assert read(1, case)[0] != pytest.approx(plain, rel=1e-5), case
     for case in ("none", "grad-op", "micro-batches-of-2", "text-on-one-side", "checkpointed"):
-        assert read(results, 1, case)[0] == pytest.approx(plain, rel=1e-5), case
+        assert read(1, case)[0] == pytest.approx(plain, rel=1e-5), case
 
 
-def test_bfloat16_units_compute_what_autocast_does(results):
-    assert read(results, 2, "bf16")[0] == pytest.approx(read(results, 1, "bf16")[0], rel=2e-3)
+def test_bfloat16_units_compute_what_autocast_does(read):
+    assert read(2, "bf16")[0] == pytest.approx(read(1, "bf16")[0], rel=2e-3)
 
 
-@pytest.mark.parametrize(("case", "saved_by", "resumed_by"), [("a", 1, 2), ("b", 2, 4), ("c", 2, 2), ("ddp", 2, 2)])
-def test_a_resumed_run_equals_one_that_was_not_interrupted(results, case, saved_by, resumed_by):
-    expected, expected_weights = read(results, resumed_by, "none" if case == "ddp" else "full")
-    first, _ = read(results, saved_by, f"resume-{case}-3")
-    rest, weights = read(results, resumed_by, f"resume-{case}-6")
+@pytest.mark.parametrize(("case", "saved_by", "resumed_by"), [("a", 1, 2), four("b", 2, 4), ("c", 2, 2), ("ddp", 2, 2)])
+def test_a_resumed_run_equals_one_that_was_not_interrupted(read, case, saved_by, resumed_by):
+    expected, expected_weights = read(resumed_by, "none" if case == "ddp" else "full")
+    first, _ = read(saved_by, f"resume-{case}-3")
+    rest, weights = read(resumed_by, f"resume-{case}-6")
     if saved_by == resumed_by:
         assert first + rest == expected
         assert all(torch.equal(weights[name], value) for name, value in expected_weights.items())
