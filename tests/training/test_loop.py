@@ -260,3 +260,10 @@ def test_the_references_trajectory(stage, accelerator, tmp_path):
     for key, value in final.items():
         if ours(key) in parameters:
             torch.testing.assert_close(parameters[ours(key)].detach(), value, atol=2e-3, rtol=0)
+
+
+def test_attention_never_takes_cudnn():
+    """Which plans for every new length: packed rows in bf16 took thirty times as long on a GPU (docs/benchmarks.md)."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    loop.launch("fp32", [], ".")
+    assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()

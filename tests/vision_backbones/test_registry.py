@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 
 import vision_backbones.registry as registry
 from vision_backbones import (
@@ -19,6 +20,7 @@ from vision_backbones import (
     resolve_spec,
 )
 from vision_backbones.__main__ import main
+from vision_backbones.vit import Layout, layout
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,6 +35,20 @@ def python(*args, **environment):
 def scratch_registry(monkeypatch):
     """Registrations that go away with the test."""
     monkeypatch.setattr(registry, "_specs", dict(registry._specs))
+
+
+def test_a_vit_is_looked_at_once(monkeypatch):
+    """For all specs of it; a spec does not change with the dict that it was made of."""
+    built, create = [], timm.create_model
+    monkeypatch.setattr("timm.create_model", lambda *args, **kwargs: built.append(args) or create(*args, **kwargs))
+    own = {"patch_size": 8, "embed_dim": 24, "depth": 5, "num_heads": 3}
+    first = BackboneSpec("first", arch="vit_tiny_patch16_224", image_size=40, arch_kwargs=own)
+    assert layout(first) == Layout(patch=8, grid=(5, 5), depth=5)
+    check_spec(dataclasses.replace(first, id="second", aligned=True, weights="elsewhere"))
+    assert len(built) == 1
+    own["depth"] = 4
+    other = BackboneSpec("other", arch="vit_tiny_patch16_224", image_size=40, arch_kwargs=own)
+    assert (layout(first).depth, layout(other).depth, len(built)) == (5, 4, 2)
 
 
 def test_listing_imports_neither_torch_nor_timm():
