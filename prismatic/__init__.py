@@ -16,7 +16,7 @@ _HOMES = {
     "build": "prismatic.models.load",
     "load": "prismatic.models.load",
 }
-__all__ = list(_HOMES)  # noqa: PLE0604
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str):

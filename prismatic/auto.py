@@ -6,7 +6,7 @@ transformers' modules of Auto classes imports ours with it.
 
 import importlib
 import sys
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
@@ -22,27 +22,16 @@ class _Finder(MetaPathFinder):
     """Finds the modules in `OURS` as usual, and has what belongs to them imported after them."""
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
-        if name not in OURS:
-            return None
-        spec = PathFinder.find_spec(name, path, target)
+        spec = PathFinder.find_spec(name, path, target) if name in OURS else None
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            execute = spec.loader.exec_module
+
+            def execute_and_import_ours(module: ModuleType) -> None:
+                execute(module)
+                importlib.import_module(OURS[name])
+
+            spec.loader.exec_module = execute_and_import_ours
         return spec
-
-
-class _Loader(Loader):
-    def __init__(self, loader: Loader):
-        self.loader = loader
-
-    def __getattr__(self, name: str):
-        return getattr(self.loader, name)
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self.loader.exec_module(module)
-        importlib.import_module(OURS[module.__name__])
 
 
 def register() -> None:

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # compiling anew takes a second of every process
@@ -14,8 +15,6 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
-import pytest  # noqa: E402
-
 FIRST = (  # files that take longest, so that no worker is left alone with one at the end
     "test_docs", "test_launch", "test_study", "test_plan", "test_failures", "test_processes", "test_resume",
 )  # fmt: skip
@@ -26,33 +25,10 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
-@pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory) -> Path:
-    """A folder of this session, the same for all workers."""
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-
-@pytest.fixture(scope="session")
-def once(shared_folder):
-    """`once(name, make)` gives a folder that `make(folder)` filled, once for all workers; tests only read it."""
-    from filelock import FileLock
-
-    def filled(name, make):
-        folder = shared_folder / name
-        with FileLock(f"{folder}.lock"):
-            if not (done := folder.with_suffix(".done")).exists():
-                folder.mkdir()
-                make(folder)
-                done.touch()
-        return folder
-
-    return filled
-
-
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(shared_folder):
-    """Drawn scenes and indices are cached in the session's own folder."""
+def own_cache(tmp_path_factory):
+    """Drawn scenes and indices are cached in a folder of this session, the same for all workers."""
+    base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(shared_folder / "cache"))
+        patch.setenv("XDG_CACHE_HOME", str((base.parent if worker else base) / "cache"))
         yield

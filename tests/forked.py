@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -48,6 +49,11 @@ class Process:
         self._connection.sendall(line(about))
         self._reader = self._connection.makefile("rb")
         self.pids = json.loads(self._reader.readline())
+
+    @property
+    def pid(self):
+        """Of the first process."""
+        return self.pids[0]
 
     def poll(self):
         """The exit status, None while the command runs."""
@@ -105,6 +111,7 @@ def _address() -> str:
         return given
     if _server is None:
         folder = tempfile.mkdtemp(prefix="forked-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         address = f"{folder}/socket"
         with open(f"{folder}/log", "wb") as log:
             path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -201,7 +208,6 @@ def _become(about: dict, rank: int, port: int) -> list[str]:
         group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in group.items()} | {"MASTER_ADDR": "127.0.0.1"}
     os.chdir(about["cwd"])
-    time.tzset()
     sys.stdin = open(0, closefd=False)
     sys.stdout = open(1, "w", closefd=False)
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)

@@ -131,6 +131,7 @@ def main() -> None:
             path, name, text = waiting.pop(0)
             folder = free.pop()
             (folder / path).write_text(text or (ROOT / path).read_text())
+            shutil.rmtree((folder / path).parent / "__pycache__", ignore_errors=True)
             running[tests_of(path, folder)] = folder, path, name, text, time.monotonic()
         child, status = os.waitpid(-1, os.WNOHANG)
         for pid, (*_, started) in running.items():

@@ -18,7 +18,6 @@ REVIEWED = {
     ("vision_backbones/image_files.py", "Image.open"): "the one place that opens images, within bounds",
     ("prismatic/__init__.py", "importlib.import_module"): "our own modules, by a table in the file",
     ("prismatic/auto.py", "importlib.import_module"): "the same",
-    ("prismatic/auto.py", "self.loader.exec_module"): "the same, of transformers",
     ("eval/task.py", "importlib.import_module"): "this package's own tasks",
     ("prismatic/miniature/study/stage.py", "import runpy"): "runs the recipes that plan.py names",
     ("prismatic/miniature/study/stage.py", "runpy.run_module"): "the same",

@@ -42,8 +42,9 @@ def layout(spec: BackboneSpec) -> Layout:
     Raises:
         ValueError: If timm does not build a plain ViT of it.
     """
+    decisive = {name: getattr(spec, name) for name in ("arch", "image_size", "arch_kwargs", "soft_cap")}
     try:
-        found = _layout(BackboneSpec("", spec.arch, spec.image_size, "", spec.arch_kwargs, spec.soft_cap))
+        found = _layout(BackboneSpec("", **decisive))
     except (TypeError, RuntimeError, AssertionError) as error:
         asked = f"it was given image size {spec.image_size}, arch_kwargs {spec.arch_kwargs}, soft_cap {spec.soft_cap}"
         raise ValueError(f"backbone '{spec.id}': timm cannot build {spec.arch} as asked: {error}; {asked}") from error

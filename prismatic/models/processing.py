@@ -1,4 +1,4 @@
-"""From prompts and pictures to model inputs: image processor and processor, saved beside the model."""
+"""From prompts and pictures to model inputs: the processor that is saved beside the model."""
 
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin

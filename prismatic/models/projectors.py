@@ -135,7 +135,7 @@ def decoder_options(shapes: dict[str, list[int]]) -> dict[str, Any]:
 
 
 def build_projector(
-    name, vision_dim, llm_dim, *, num_tokens=None, num_prefix_tokens=None, num_heads=None, act_layer=nn.GELU,
+    name, vision_dim, llm_dim, *, num_tokens=None, num_prefix_tokens=0, num_heads=None, act_layer=nn.GELU,
     tail=None, options=None,
 ):  # fmt: skip
     """The projector called `name` (one of `PROJECTORS`), newly initialised.

@@ -259,12 +259,16 @@ def matmul_peak(accelerator: Accelerator) -> float:
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     side = 1024 if device.type == "cpu" else 8192
     a = torch.randn(side, side, device=device, dtype=dtype)
-    best, begun = float("inf"), math.inf
-    while time.perf_counter() - begun < 0.25 or begun == math.inf:
+
+    def seconds() -> float:
         started = time.perf_counter()
         a @ a
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-        begun = min(begun, time.perf_counter())  # the first product loads the library
+        return time.perf_counter() - started
+
+    seconds()  # loads the library
+    best, ends = seconds(), time.perf_counter() + 0.25
+    while time.perf_counter() < ends:
+        best = min(best, seconds())
     return 2 * side**3 / best

@@ -147,12 +147,9 @@ import runpy, sys
 import forked
 from prismatic.miniature.study import run, stage
 
-class Process(forked.Process):
-    pid = property(lambda self: self.pids[0])
-
 def start(one, jobs):
     one.folder.parent.mkdir(parents=True, exist_ok=True)
-    return Process(["-m", stage.__name__, str(one.folder), one.module, *one.arguments])
+    return forked.Process(["-m", stage.__name__, str(one.folder), one.module, *one.arguments])
 
 run.start = start
 runpy.run_path("recipes/reproduce.py", run_name="__main__")

@@ -83,6 +83,16 @@ def test_decoder_weights_are_taken_over(name):
         torch.testing.assert_close(projector.state_dict()[key], expected, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("prefix", [{}, {"num_prefix_tokens": 0}, {"num_prefix_tokens": 1}])
+def test_prefix_tokens_alone_are_not_seen(prefix):
+    projector = build_projector("pretrained-decoder", 24, 40, num_tokens=17, num_heads=4, **prefix)
+    nn.init.normal_(projector.head.weight)
+    features = torch.randn(1, 17, 24)
+    other = features.clone()
+    other[:, 0] += 1
+    assert torch.equal(projector(features), projector(other)) == (prefix.get("num_prefix_tokens") == 1)
+
+
 def test_a_decoder_of_another_shape_is_refused_by_name():
     projector = build_projector("pretrained-decoder", 24, 40, num_tokens=17, num_heads=4, num_prefix_tokens=1)
     state = {f"decoder.{k}": v for k, v in projector.state_dict().items() if not k.startswith("in_proj")}
