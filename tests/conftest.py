@@ -1,8 +1,10 @@
 """What holds for every test: no network, a core for each of several workers, one copy of what they share."""
 
+import gc
 import os
 import sys
 
+import forked
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,9 +22,18 @@ FIRST = (  # files that take longest, so that no worker is left alone with one a
 )  # fmt: skip
 
 
+def pytest_configure(config):
+    if getattr(config.option, "numprocesses", None) and not worker and not config.option.collectonly:
+        forked.start()  # one for all workers, while they collect
+
+
 def pytest_collection_modifyitems(items):
     order = {f"{name}.py": number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # looking through a million objects of the libraries again and again takes a second each time
 
 
 @pytest.fixture(scope="session", autouse=True)

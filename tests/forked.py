@@ -104,26 +104,30 @@ def line(message) -> bytes:
     return json.dumps(message).encode() + b"\n"
 
 
-def _address() -> str:
-    """Where the server of this process listens; it is started by the first command, and ends with this process."""
+def start() -> None:
+    """Starts the server of this process and of all that inherit its environment; it ends with this process."""
     global _server
-    if given := os.environ.get(ADDRESS):  # this process was forked from that server itself
-        return given
-    if _server is None:
-        folder = tempfile.mkdtemp(prefix="forked-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        address = f"{folder}/socket"
-        with open(f"{folder}/log", "wb") as log:
-            path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": path}
-            _server = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=log,
-                                       stderr=log, cwd=ROOT, env=environment)  # fmt: skip
-        _server.address = address
-        atexit.register(_server.stdin.close)
-    while not os.path.exists(_server.address):
-        assert _server.poll() is None, Path(_server.address).with_name("log").read_text()
+    folder = tempfile.mkdtemp(prefix="forked-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    address = os.environ[ADDRESS] = f"{folder}/socket"
+    with open(f"{folder}/log", "wb") as log:
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": path}
+        _server = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=log,
+                                   stderr=log, cwd=ROOT, env=environment)  # fmt: skip
+    atexit.register(_server.stdin.close)
+
+
+def _address() -> str:
+    """Where the server listens, as soon as it does."""
+    if ADDRESS not in os.environ:
+        start()
+    address, ends = os.environ[ADDRESS], time.monotonic() + 120
+    while not os.path.exists(address):
+        failed = time.monotonic() > ends if _server is None else _server.poll() is not None
+        assert not failed, Path(address).with_name("log").read_text()
         time.sleep(0.02)
-    return _server.address
+    return address
 
 
 def serve(address: str) -> None:
