@@ -20,7 +20,7 @@ from prismatic.data.image_sources import ImageSource, open_images
 from prismatic.data.images import TrainingImages, collate_images, evaluation_transform, training_transform
 from prismatic.training import loop, optim, report
 from prismatic.training.checkpoint import STATE, load_state, save_state, write_json
-from prismatic.training.objective import Batch, Objective, image_counts
+from prismatic.training.objective import Batch, Objective, image_counts, two_images
 from prismatic.training.tracking import metrics_log, read_metrics
 from vision_backbones import BackboneSpec
 from vision_backbones.maskembed.teacher import merge_moments, moments
@@ -259,6 +259,7 @@ def train(
             lambda batch: len(batch["pixel_values"]),
             image_counts,
             "images",
+            sample=two_images,
         ),
         epochs=images.epochs(done),
         total_steps=steps,

@@ -173,6 +173,7 @@ def count_flops(model, optimizer, batch: Batch, objective: Objective, accelerato
 
     Not on a real step: the counter takes operations apart, which changes the last bits of what they give.
     """
+    batch = objective.sample(batch)
     with FlopCounterMode(display=False) as counter:
         accumulate(model, [batch], [0.0], objective.loss_sum, accelerator)
     optimizer.zero_grad(set_to_none=True)

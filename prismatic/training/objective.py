@@ -20,12 +20,14 @@ class Objective:
         terms: Number of terms in that sum.
         work: Units of real work in a micro-batch, and places with padding; 0 places are an empty batch.
         unit: What the units are, for rates such as `tokens_per_second`.
+        sample: What of a micro-batch suffices to count the operations of a unit.
     """
 
     loss_sum: Callable[[torch.nn.Module, Batch], torch.Tensor]
     terms: Callable[[Batch], int]
     work: Callable[[Batch], tuple[int, int]]
     unit: str
+    sample: Callable[[Batch], Batch] = lambda batch: batch
 
 
 def supervised_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -62,6 +64,13 @@ def token_counts(batch: Batch) -> tuple[int, int]:
 def image_counts(batch: Batch) -> tuple[int, int]:
     """Images of a micro-batch, twice: nothing is padded."""
     return len(batch["pixel_values"]), len(batch["pixel_values"])
+
+
+def two_images(batch: Batch) -> Batch:
+    """The first two images of a micro-batch: any image takes the same operations, but mixing takes two."""
+    images = max(1, len(batch["pixel_values"]))
+    sampled = {name: rows[: 2 * len(rows) // images] for name, rows in batch.items() if isinstance(rows, torch.Tensor)}
+    return batch | sampled
 
 
 TEXT = Objective(supervised_loss, supervised_tokens, token_counts, "tokens")

@@ -11,8 +11,8 @@ from prismatic.training.checkpoint import STATE
 from recipes import align
 from recipes.image_settings import parse_align
 
-SMALL = ["--data.train", "miniature:24", "--data.validation", "miniature:7:4", "--data.workers", "0",
-         "--global_batch_size", "8", "--per_device_batch_size", "8", "--epochs", "2"]  # fmt: skip
+SMALL = ["--data.train", "miniature:12", "--data.validation", "miniature:7:4", "--data.workers", "0",
+         "--global_batch_size", "4", "--per_device_batch_size", "4", "--epochs", "2"]  # fmt: skip
 
 
 def run_align(root, id, *arguments):

@@ -1,5 +1,7 @@
 """The alignment end to end, on a handful of miniature scenes: what it leaves, computes, continues and refuses."""
 
+import contextlib
+
 import forked
 import numpy as np
 import pytest
@@ -45,9 +47,19 @@ def loss_by_hand(run, weights):
     return torch.nn.functional.mse_loss(made, wanted * variance**-0.5).item(), variance
 
 
-def test_a_run_leaves_a_better_student_that_is_a_backbone(tmp_path, capsys):
-    summary, run = run_align(tmp_path, "first"), tmp_path / "first"
-    assert summary == read_summary(run)
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run with no settings of its own, to be read; what it prints is in `printed`."""
+    root = tmp_path_factory.mktemp("first")
+    with pytest.MonkeyPatch.context() as patch, (root / "printed").open("w") as printed:
+        patch.setattr("prismatic.training.loop.matmul_peak", lambda accelerator: 1e12)
+        with contextlib.redirect_stdout(printed):
+            assert run_align(root, "first") == read_summary(root / "first")
+    return root / "first"
+
+
+def test_a_run_leaves_a_better_student_that_is_a_backbone(first):
+    summary, run = read_summary(first), first
     assert summary["baseline_loss"] == 1 and summary["steps"] == 6
     rows = metrics(run)
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
@@ -72,10 +84,10 @@ def test_a_run_leaves_a_better_student_that_is_a_backbone(tmp_path, capsys):
     decoder = load_file(run / "checkpoints" / "best" / "backbone.decoder.safetensors")
     kept = {name: value for name, value in weights.items() if name.startswith(("decoder.", "encoder.head."))}
     assert same(decoder, kept)
-    assert f"--vision_backbone {run}" in capsys.readouterr().out
+    assert f"--vision_backbone {run}" in (run.parent / "printed").read_text()
 
     with pytest.raises(ValueError, match="holds a finished run: choose another --run_id"):
-        run_align(tmp_path, "first")
+        run_align(run.parent, "first")
 
 
 def test_best_is_of_the_lowest_validation_loss_and_last_of_the_end(tmp_path, monkeypatch, students):
@@ -94,7 +106,7 @@ def test_best_is_of_the_lowest_validation_loss_and_last_of_the_end(tmp_path, mon
     assert get_spec(str(tmp_path / "run")).weights == str(tmp_path / "run/checkpoints/best/backbone.safetensors")
 
 
-AUGMENTED = ["--data.crop_mode", "rrc", "--per_device_batch_size", "4"]
+AUGMENTED = ["--data.crop_mode", "rrc", "--per_device_batch_size", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -174,23 +186,20 @@ def test_what_may_change_when_a_run_continues(tmp_path, monkeypatch, capsys):
     assert [row["step"] for row in metrics(tmp_path / "run") if "loss" in row] == [1, 2, 3, 4, 5, 6]
 
 
-def test_two_processes_are_one_are_one_that_accumulates(tmp_path):
-    """33 validation images: the processes' parts are uneven."""
-    settings = ["--data.validation", "miniature:33:4", "--max_steps", "4", "--data.crop_mode", "rkrc"]
-    place = ["--run_root", tmp_path, "--run_id", "two"]
-    done = forked.run(["recipes/align.py", *SMALL, *settings, *place], processes=2)
+def test_two_processes_are_one_are_one_that_accumulates(first, tmp_path):
+    """Of 7 validation images, the processes' parts are uneven."""
+    place = ["--run_root", tmp_path, "--run_id", "two", "--per_device_batch_size", "2"]
+    done = forked.run(["recipes/align.py", *SMALL, *place], processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    run_align(tmp_path, "one", *settings)
-    run_align(tmp_path, "accumulated", *settings, "--per_device_batch_size", "4")
-    one = tmp_path / "one"
+    run_align(tmp_path, "accumulated", "--per_device_batch_size", "2")
     for other in (tmp_path / "two", tmp_path / "accumulated"):
         for name in ("loss", "validation_loss", "learning_rate", "grad_norm", "loss_terms"):
-            expected = [row[name] for row in metrics(one) if name in row]
+            expected = [row[name] for row in metrics(first) if name in row]
             assert expected
             assert [row[name] for row in metrics(other) if name in row] == pytest.approx(expected, rel=1e-4), name
-        variance = read_summary(one)["teacher_variance"]
+        variance = read_summary(first)["teacher_variance"]
         assert read_summary(other)["teacher_variance"] == pytest.approx(variance, rel=1e-6)
-        for name, weights in state(one, "model").items():
+        for name, weights in state(first, "model").items():
             torch.testing.assert_close(state(other, "model")[name], weights, atol=1e-4, rtol=0)
 
 
@@ -217,13 +226,8 @@ def test_ema_is_what_is_validated_and_exported(tmp_path, monkeypatch, students):
     assert validation(run)[-1] == pytest.approx(loss_by_hand(run, stored)[0], rel=1e-4)
 
 
-def test_bf16_computes_nearly_the_same(tmp_path):
-    from accelerate.state import AcceleratorState
-
-    run_align(tmp_path, "fp32", "--epochs", "1")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    summary = run_align(tmp_path, "bf16", "--epochs", "1", "--precision", "bf16")
-    full = read_summary(tmp_path / "fp32")
+def test_bf16_computes_nearly_the_same(first, tmp_path):
+    summary, full = run_align(tmp_path, "bf16", "--precision", "bf16"), read_summary(first)
     for name in ("loss_first", "loss_last", "validation_loss_last", "teacher_variance"):
         assert summary[name] == pytest.approx(full[name], rel=0.03), name
     assert all(value.dtype == torch.float32 for value in state(tmp_path / "bf16").values())
@@ -274,7 +278,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
 
     def poisoned(*args, **kwargs):
         calls.append(1)
-        return real(*args, **kwargs) * (float("nan") if len(calls) == 7 else 1)  # validation, FLOPs, 3 steps, ...
+        return real(*args, **kwargs) * (float("nan") if len(calls) == 9 else 1)  # validation (2), FLOPs, 3 steps, ...
 
     with monkeypatch.context() as patch:
         patch.setattr(losses, "reconstruction_loss", poisoned)
@@ -301,12 +305,11 @@ def test_weights_that_are_not_numbers_are_not_stored(tmp_path, monkeypatch, stud
         assert all(torch.isfinite(value).all() for value in tensors.values())
 
 
-def test_an_aligned_run_and_its_decoder_in_a_finetune(tmp_path):
-    run_align(tmp_path, "aligned", *TWO_STEPS)
+def test_an_aligned_run_and_its_decoder_in_a_finetune(first, tmp_path):
     arguments = ["--data.annotations", "miniature:16", "--data.workers", "0", "--data.held_out_limit", "4",
                  "--global_batch_size", "8", "--per_device_batch_size", "8", "--max_steps", "2",
                  "--projector", "pretrained-decoder", "--eval_tasks", "[]"]  # fmt: skip
-    backbone = ["--vision_backbone", str(tmp_path / "aligned")]
+    backbone = ["--vision_backbone", str(first)]
     summary = finetune(parse_finetune([*arguments, *backbone, "--run_root", str(tmp_path), "--run_id", "vlm"]))
     assert summary["steps"] == 2 and np.isfinite(summary["loss_last"])
     assert (tmp_path / "vlm" / "checkpoints" / "epoch-01" / "model.safetensors").is_file()

@@ -128,6 +128,7 @@ def test_the_cache_changes_nothing(tmp_path, precision):
     results = {}
     for cache in ("off", "memory", "disk"):
         arguments = ["--cache", cache, "--precision", precision, "--labels", "union,global-union"]
+        arguments += ["--data_root", "miniature:9:3"]
         results[cache] = untimed(probe(tmp_path, f"with-{cache}", *arguments)["probes"])
         left = {p.name for p in (tmp_path / f"with-{cache}").iterdir()}
         assert left == {"comparison.png", "config.yaml", "miniature", "results.json"}

@@ -168,6 +168,21 @@ def test_metrics_of_a_step(accelerator):
     assert 6 * weights < flops < 12 * weights
 
 
+def test_operations_of_an_image_are_counted_on_two(accelerator):
+    """Forward and for the gradient of the weights, two a weight each; masks have several rows an image."""
+    model, seen = torch.nn.Linear(48, 7), []
+    batch = {"pixel_values": torch.randn(6, 48), "masks": torch.ones(18, 4, dtype=torch.bool), "skipped": 0}
+
+    def loss_sum(model, batch):
+        seen.append((len(batch["pixel_values"]), len(batch["masks"]), batch["skipped"]))
+        return model(batch["pixel_values"]).sum()
+
+    images = objective.Objective(loss_sum, len, objective.image_counts, "images", sample=objective.two_images)
+    optimizer = torch.optim.AdamW(model.parameters())
+    assert loop.count_flops(model, optimizer, batch, images, accelerator) == 4 * 48 * 7
+    assert seen == [(2, 6, 0)] and model.weight.grad is None
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_step(accelerator):
     model = tiny_model()
     before = copy.deepcopy(model.state_dict())
