@@ -36,15 +36,17 @@ _server = None
 class Process:
     """A command that runs; like `subprocess.Popen`. Of several processes, `pids` are in the order of their ranks."""
 
-    def __init__(self, argv, processes=1, cwd=ROOT, env=None, stderr=None):
+    def __init__(self, argv, processes=1, cwd=ROOT, env=None, stdout=None, stderr=None):
         self.args, self.returncode = argv, None
-        self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self._out, self._err = stdout or tempfile.TemporaryFile(), tempfile.TemporaryFile()
         if stderr is subprocess.STDOUT:
             self._err = self._out
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._connection.connect(_address())
         about = {"argv": list(map(str, argv)), "processes": processes, "cwd": str(cwd)}
         about["env"] = dict(os.environ if env is None else env)
+        if processes == 1 and hasattr(os, "sched_getaffinity"):  # several may take the cores of other workers, too
+            about["cores"] = sorted(os.sched_getaffinity(0))
         socket.send_fds(self._connection, [b"\n"], [self._out.fileno(), self._err.fileno()])
         self._connection.sendall(line(about))
         self._reader = self._connection.makefile("rb")
@@ -136,6 +138,9 @@ def serve(address: str) -> None:
 
     for name in PRELOADED:
         importlib.import_module(name)
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("llama")  # compiles a thousand expressions, once a process
     gc.collect(), gc.freeze()  # children would copy every page that their collector writes to
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(f"{address}.new")
@@ -206,6 +211,8 @@ def _ended(connection: socket.socket, alive: list[int], statuses: list[int]) -> 
 
 def _become(about: dict, rank: int, port: int) -> list[str]:
     """Makes this process what was asked for, and gives the arguments to run."""
+    if "cores" in about:
+        os.sched_setaffinity(0, about["cores"])
     os.environ.clear()
     os.environ.update(about["env"] | {ADDRESS: sys.argv[1]})
     if (world := about["processes"]) > 1:

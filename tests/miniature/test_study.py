@@ -1,9 +1,11 @@
 """The study: its plan, how stages are run and cached, statistics, and the whole chain at a tiny size."""
 
+import inspect
 import json
 import math
 import os
 import signal
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +26,7 @@ from recipes.reproduce_settings import ReproduceConfig, parse_reproduce
 
 TINY = {
     "seeds": 1, "ablation_seeds": 0, "projectors": "gelu-mlp", "align_scenes": 64,
-    "probe_scenes": 32, "finetune_rows": 32, "finetune_epochs": 1, "eval_scenes": 6,
+    "probe_scenes": 16, "finetune_rows": 32, "finetune_epochs": 1, "eval_scenes": 4,
 }  # fmt: skip
 
 
@@ -64,7 +66,15 @@ def small_stage(folder: Path, name: str, needs=(), module="json.tool", settings=
     return Stage(name, "probe", module, settings, tuple(needs), folder / name, 1)
 
 
-def test_a_failed_stage_says_which_and_shows_its_log(tmp_path):
+def forked_stage(one: Stage, jobs: int) -> forked.Process:
+    """Starts a stage as `run.start` does."""
+    one.folder.parent.mkdir(parents=True, exist_ok=True)
+    command = ["-m", stage.__name__, str(one.folder), one.module, *one.arguments]
+    return forked.Process(command, stdout=open(run.log_path(one), "ab"), stderr=subprocess.STDOUT)  # noqa: SIM115
+
+
+def test_a_failed_stage_says_which_and_shows_its_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "start", forked_stage)
     failing = small_stage(tmp_path, "bad", module="recipes.probe", settings=(("backbone", "minature"),))
     with pytest.raises(ValueError, match=r"stage bad ended with 1(.|\n)*closest: miniature(.|\n)*start"):
         run.run_all([failing], jobs=1)
@@ -105,7 +115,7 @@ def test_a_constant_answer_scores_its_share(tmp_path, monkeypatch):
 
 def test_operations_of_an_evaluation_are_those_of_weights_and_tokens(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    counted = evaluation_flops(replace(small_stage(tmp_path, "e"), needs=(small_stage(Path(), "miniature"),)), 8)
+    counted = evaluation_flops(replace(small_stage(tmp_path, "e"), needs=(small_stage(Path(), "miniature"),)), 3)
     model, processor = prismatic.load("miniature", dtype=torch.float32)
 
     def weights(part):
@@ -114,7 +124,7 @@ def test_operations_of_an_evaluation_are_those_of_weights_and_tokens(tmp_path, m
     head = model.llm.get_output_embeddings().weight.numel()
     llm = weights(model.llm) - head
     expected = 0
-    for job in read_jobs(TASKS, data_root("miniature:8"), allow_partial=True):
+    for job in read_jobs(TASKS, data_root("miniature:3"), allow_partial=True):
         images = len({example.image for example in job.examples})
         expected += 2 * images * 37 * (weights(model.vision_backbone) + weights(model.projector) + llm)
         texts = [job.task.prompt(example) for example in job.examples]
@@ -142,16 +152,14 @@ def test_quick_is_a_preset_that_settings_change():
     assert (config.seeds, config.embedded_seeds, config.eval_scenes) == (1, 1, 7)
 
 
-FORKED_STAGES = """
-import runpy, sys
+FORKED_STAGES = f"""
+import runpy, subprocess, sys
 import forked
 from prismatic.miniature.study import run, stage
+from prismatic.miniature.study.plan import Stage
 
-def start(one, jobs):
-    one.folder.parent.mkdir(parents=True, exist_ok=True)
-    return forked.Process(["-m", stage.__name__, str(one.folder), one.module, *one.arguments])
-
-run.start = start
+{inspect.getsource(forked_stage)}
+run.start = forked_stage
 runpy.run_path("recipes/reproduce.py", run_name="__main__")
 """
 

@@ -94,7 +94,7 @@ def test_a_run_does_not_continue_on_fewer_pictures(tmp_path, monkeypatch):
     pictures = write_pictures(tmp_path / "pictures", 8)
     data = ["--data.train", str(pictures), "--data.validation", "miniature:2:4", "--data.crop_mode", "rkrc"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt(patch, 2)
+        interrupt(patch, 3)
         run_align(tmp_path, "run", *data)
     (pictures / "3.png").unlink()
     with pytest.raises(ValueError, match="was trained on 8 images, .*pictures now holds 7: bring back those"):

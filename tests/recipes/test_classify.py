@@ -7,6 +7,7 @@ from recipes.classify import main
 from recipes.image_settings import parse_classify
 from vision_backbones.classifier import load_classifier, mix
 
+pytestmark = pytest.mark.usefixtures("quick")
 SMALL = (
     "--data.train miniature:64 --data.validation miniature:32:4 --data.workers 0 --epochs 1 --global_batch_size 16 "
     "--per_device_batch_size 16"
@@ -33,9 +34,7 @@ def test_a_run_and_what_it_leaves(tmp_path, head):
 
 
 def test_it_learns(tmp_path):
-    summary = run(
-        tmp_path, "--data.train", "miniature:1024", "--mixup", "0", "--cutmix", "0", "--learning_rate", "1e-3"
-    )
+    summary = run(tmp_path, "--data.train", "miniature:512", "--mixup", "0", "--cutmix", "0", "--learning_rate", "1e-3")
     assert summary["top1_last"] > 2 * max(summary["top1_before"], 1 / 16)
 
 

@@ -24,10 +24,10 @@ BAD_STEP = 5  # its image of process 1 is taken away
 
 
 class Run:
-    """A run of the real recipe on two processes, under torchrun."""
+    """A run of the real recipe on two processes, under torchrun or forked."""
 
-    def __init__(self, data: Path, run_dir: Path):
-        self.data, self.run_dir = data, run_dir
+    def __init__(self, data: Path, run_dir: Path, launcher: str = "torchrun"):
+        self.data, self.run_dir, self.launcher = data, run_dir, launcher
         settings = {
             "processes": 2, "data.annotations": data / "train.json", "data.sampler": "shuffle", "data.workers": 1,
             "eval_tasks": [], "global_batch_size": SIZE, "per_device_batch_size": MICRO, "seed": SEED, "epochs": 2,
@@ -36,7 +36,9 @@ class Run:
         flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
         self.recipe = ["recipes/finetune.py", *flags]
 
-    def start(self, *more: str) -> subprocess.Popen:
+    def start(self, *more: str) -> subprocess.Popen | forked.Process:
+        if self.launcher == "forked":
+            return forked.Process([*self.recipe, *more], processes=2, stderr=subprocess.STDOUT)
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         return subprocess.Popen(
             [*torchrun, *self.recipe, *more], cwd=ROOT, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}, text=True,
@@ -60,14 +62,17 @@ class Run:
         return losses, load_file(self.run_dir / "checkpoints" / "epoch-02" / "model.safetensors")
 
 
-def processes_of(launcher: subprocess.Popen) -> tuple[list[psutil.Process], dict[int, psutil.Process]]:
+def processes_of(launcher) -> tuple[list[psutil.Process], dict[int, psutil.Process]]:
     """All that the launcher started, and of these the processes that train, by rank."""
+    if isinstance(launcher, forked.Process):
+        ranks = dict(enumerate(map(psutil.Process, launcher.pids)))
+        return list(ranks.values()), ranks
     every = psutil.Process(launcher.pid).children(recursive=True)
     ranks = [p for p in every if p.ppid() == launcher.pid and "finetune.py" in " ".join(p.cmdline())]
     return every, {int(p.environ()["RANK"]): p for p in ranks}
 
 
-def ends(launcher: subprocess.Popen, every: list[psutil.Process], within: float) -> tuple[float, str]:
+def ends(launcher, every: list[psutil.Process], within: float) -> tuple[float, str]:
     """Seconds until nothing is left of a run, and what it printed."""
     started = time.perf_counter()
     out = launcher.communicate(timeout=within)[0]
@@ -153,9 +158,12 @@ def goes_on(run: Run, expected: tuple[list[float], dict]) -> None:
     assert all(torch.equal(weights[name], value) for name, value in expected[1].items())
 
 
-@pytest.mark.parametrize("faults", [[raises], pytest.param([raises, killed_later], marks=pytest.mark.slow)])
-def test_a_run_survives_one_fault_after_another(faults, data, expected, tmp_path):
-    run = Run(data, tmp_path / "faults")
+@pytest.mark.parametrize(
+    ("launcher", "faults"),
+    [("forked", [raises]), pytest.param("torchrun", [raises, killed_later], marks=pytest.mark.slow)],
+)
+def test_a_run_survives_one_fault_after_another(launcher, faults, data, expected, tmp_path):
+    run = Run(data, tmp_path / "faults", launcher)
     for fault in faults:
         print(fault(run))
     goes_on(run, expected)

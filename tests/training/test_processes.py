@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 import prismatic
 
 ARGUMENTS = (
-    "--data.annotations miniature:48 --data.workers 0 --data.held_out_limit 1 --data.sampler split-modality "
+    "--data.annotations miniature:24 --data.workers 0 --data.held_out_limit 1 --data.sampler split-modality "
     "--eval_tasks [] "
-    "--global_batch_size 16 --per_device_batch_size 4 --max_steps 5"
+    "--global_batch_size 8 --per_device_batch_size 2 --max_steps 5"
 ).split()
 
 
