@@ -11,7 +11,7 @@ from golden_cases import requires_samples, samples_dir
 from image_runs import run_align
 from PIL import Image
 
-from eval.patch_probe import features, metrics
+from eval.patch_probe import features, metrics, train
 from eval.patch_probe.backbone import ProbedBackbone
 from eval.patch_probe.data import PatchExamples, find_root, get_dataset, list_pairs
 from eval.patch_probe.heads import make_head
@@ -30,6 +30,19 @@ SMALL = [*WORLD, "--backbone", "miniature", "--batch_size", "8", "--epochs", "2"
 SMALL += ["--precision", "fp32", "--workers", "0"]
 
 
+@pytest.fixture
+def drawn():
+    """Requested by tests of what is drawn."""
+
+
+@pytest.fixture(autouse=True)
+def draws(request, monkeypatch):
+    """Only tests that look at pictures have them drawn: that is most of the time of a small run."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(train, "draw_samples", lambda *args: None)
+        monkeypatch.setattr(train, "draw_classes", lambda *args: None)
+
+
 def probe(root, id, *arguments):
     return main(parse_probe([*SMALL, "--run_root", str(root), "--run_id", id, *arguments]))
 
@@ -41,7 +54,7 @@ def untimed(content):
     return [untimed(value) for value in content] if isinstance(content, list) else content
 
 
-def test_what_a_run_leaves(tmp_path, capsys):
+def test_what_a_run_leaves(tmp_path, capsys, drawn):
     """Two backbones with local and global labels: numbers, tables and pictures, best and last told apart."""
     result = probe(
         tmp_path, "r", "--backbone", "miniature,miniature-aligned", "--labels", "union,global-union,majority"
@@ -220,7 +233,7 @@ def test_runs_of_align_and_other_architectures(tmp_path):
 
 @requires_samples
 @pytest.mark.parametrize(("dataset", "where", "classes"), [("coco-things", "coco", 92), ("ade20k", "ade20k", 151)])
-def test_genuine_pairs(tmp_path, dataset, where, classes):
+def test_genuine_pairs(drawn, tmp_path, dataset, where, classes):
     root = ["--dataset", dataset, "--data_root", str(samples_dir() / where)]
     with pytest.raises(ValueError, match="--partial true"):
         probe(tmp_path, "r", *root)

@@ -127,7 +127,7 @@ def main() -> None:
         if rng.random() < 0.2:  # while it starts, or any time in its first few steps
             alive = wait(alive, rng.uniform(0, 1))
         else:
-            until = log_length(out / "killed") + rng.randint(1, 3)
+            until = log_length(out / "killed") + rng.randint(1, 2)
             while (alive := wait(alive, 0.01)) and log_length(out / "killed") < until:
                 pass
             alive = wait(alive, rng.uniform(0, 0.05))

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from prismatic.data import batching
 from prismatic.training.tracking import read_metrics
 
-ROWS, SIZE, MICRO, SEED, STEPS = 48, 8, 4, 7, 10  # six steps an epoch, one micro-batch a step on each of two processes
-BAD_STEP = 5  # its image of process 1 is taken away
+ROWS, SIZE, MICRO, SEED, STEPS = 32, 8, 4, 7, 7  # four steps an epoch, one micro-batch a step on each of two processes
+BAD_STEP = 3  # its image of process 1 is taken away
 
 
 class Run:
@@ -134,7 +134,7 @@ def is_killed(run: Run, rank: int, step: int) -> str:
 
 
 def killed_later(run: Run) -> str:
-    return is_killed(run, 1, 7)
+    return is_killed(run, 1, 5)
 
 
 def hangs(run: Run, rank: int, step: int) -> str:

@@ -88,9 +88,9 @@ def test_sharding_divides():
 
 
 def test_what_a_stage_trains_has_states():
-    states = {s: planned(Case(stage=s), 2, 2).memory["optimizer states"] for s in ("align", "lora", "finetune")}
+    states = {s: planned(Case(stage=s), 1, 2).memory["optimizer states"] for s in ("align", "lora", "finetune")}
     assert states["align"] < states["lora"] < states["finetune"]
-    assert planned(Case("full-finetune"), 2, 2).memory["optimizer states"] > states["finetune"]
+    assert planned(Case("full-finetune"), 1, 2).memory["optimizer states"] > states["finetune"]
 
 
 def test_any_number_of_rows_follows_from_two():
@@ -117,10 +117,10 @@ def test_operations_are_those_that_torch_counts_on_real_tensors():
 
 def test_the_largest_batch_is_the_last_that_fits():
     case = CASES["checkpointing"]
-    size = planned(case, 2, 2, global_batch_size=64, per_device_batch_size=16).peak
-    done = planned(case, 2, 2, global_batch_size=64, per_device_batch_size=32, available=size)
+    size = planned(case, 1, 2, global_batch_size=64, per_device_batch_size=16).peak
+    done = planned(case, 1, 2, global_batch_size=64, per_device_batch_size=32, available=size)
     assert done.largest_batch == 16 and not done.fits
-    assert planned(case, 2, 2, available=10**6).largest_batch == 0
+    assert planned(case, 1, 2, available=10**6).largest_batch == 0
 
 
 def test_what_is_replaced_for_the_trace_is_put_back():
@@ -129,7 +129,7 @@ def test_what_is_replaced_for_the_trace_is_put_back():
     from vision_backbones import soft_cap
 
     before = masking_utils.find_packed_sequence_indices, soft_cap.CHUNK, soft_cap._tanh
-    planned(CASES["finetune"], 2, 2)
+    planned(CASES["finetune"], 1, 2)
     assert before == (masking_utils.find_packed_sequence_indices, soft_cap.CHUNK, soft_cap._tanh)
 
 
