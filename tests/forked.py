@@ -141,6 +141,9 @@ def serve(address: str) -> None:
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     get_checkpoint_conversion_mapping("llama")  # compiles a thousand expressions, once a process
+    from prismatic.training import loop
+
+    loop.matmul_peak = lambda accelerator: 1e12  # commands do not measure the machine: a third of a second each
     gc.collect(), gc.freeze()  # children would copy every page that their collector writes to
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(f"{address}.new")

@@ -2,14 +2,15 @@
 
 import pytest
 from accelerate.state import AcceleratorState
+from image_runs import measure_nothing
 
-from prismatic.training import images, loop
+from prismatic.training import images
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Runs do not measure the machine, and may differ in precision."""
-    monkeypatch.setattr(loop, "matmul_peak", lambda accelerator: 1e12)
+    """Runs measure neither the machine nor their operations, and may differ in precision."""
+    measure_nothing(monkeypatch)
     AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process, else
 
 

@@ -6,7 +6,19 @@ import forked
 import numpy as np
 import pytest
 import torch
-from image_runs import SMALL, copied, exported, interrupt, metrics, read_summary, run_align, same, state, validation
+from image_runs import (
+    SMALL,
+    copied,
+    exported,
+    interrupt,
+    measure_nothing,
+    metrics,
+    read_summary,
+    run_align,
+    same,
+    state,
+    validation,
+)
 from safetensors.torch import load_file
 
 from prismatic.data.image_sources import open_images
@@ -52,7 +64,7 @@ def first(tmp_path_factory):
     """A run with no settings of its own, to be read; what it prints is in `printed`."""
     root = tmp_path_factory.mktemp("first")
     with pytest.MonkeyPatch.context() as patch, (root / "printed").open("w") as printed:
-        patch.setattr("prismatic.training.loop.matmul_peak", lambda accelerator: 1e12)
+        measure_nothing(patch)
         with contextlib.redirect_stdout(printed):
             assert run_align(root, "first") == read_summary(root / "first")
     return root / "first"
@@ -114,7 +126,7 @@ def uninterrupted(tmp_path_factory):
     """Two runs that nothing disturbs, without and with EMA."""
     root = tmp_path_factory.mktemp("uninterrupted")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prismatic.training.loop.matmul_peak", lambda accelerator: 1e12)
+        measure_nothing(patch)
         for name, more in (("plain", []), ("ema", ["--ema_decay", "0.6"])):
             run_align(root, name, *AUGMENTED, *more)
     return root
@@ -278,7 +290,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
 
     def poisoned(*args, **kwargs):
         calls.append(1)
-        return real(*args, **kwargs) * (float("nan") if len(calls) == 9 else 1)  # validation (2), FLOPs, 3 steps, ...
+        return real(*args, **kwargs) * (float("nan") if len(calls) == 8 else 1)  # validation (2), 3 steps, ...
 
     with monkeypatch.context() as patch:
         patch.setattr(losses, "reconstruction_loss", poisoned)

@@ -40,7 +40,7 @@ def for_model(*argv: str) -> plan.Plan:
     return make_plan(parse_plan(list(argv)))
 
 
-QUICK = ("checkpointing", "lora")
+QUICK = ("lora",)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
