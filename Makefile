@@ -1,9 +1,9 @@
-# make finetune | align | probe | evaluate | reproduce | test | setup | smollm2 | lint | benchmarks | mutants; everything lands in .venv, nothing else is touched.
+# make finetune | align | probe | evaluate | reproduce | test | test-slow | setup | smollm2 | lint | benchmarks | mutants; everything lands in .venv, nothing else is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 ACCELERATE := $(BIN)/accelerate launch --config_file recipes/configs/accelerate/one-process.yaml
 
-.PHONY: finetune align probe evaluate reproduce setup test lint smollm2 benchmarks mutants
+.PHONY: finetune align probe evaluate reproduce setup test test-slow lint smollm2 benchmarks mutants
 
 ## Finetune, evaluate and sample a vision-language model on the miniature world.
 finetune: setup
@@ -35,11 +35,14 @@ setup: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-## The test suite, a file at a time on each of up to four cores. With ARGS="tests/test_docs.py -k align" just that;
-## ARGS="-m slow" runs the long tests.
+## The test suite, a file at a time on each of up to four cores. With ARGS="tests/test_docs.py -k align" just that.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: setup .venv/tokenizers
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(PARALLEL))
+
+## The long tests: kill campaigns, two nodes, the study in small, plans of every named model, ...
+test-slow: setup .venv/tokenizers
+	$(BIN)/python -m pytest -m "slow and not gpu and not network" $(if $(ARGS),$(ARGS),$(PARALLEL))
 
 # Mistral's real sentencepiece model, for tokenizer tests. Beside site-packages: transformers changes its behaviour when
 # it finds this package installed, and the package pins an older numpy.
