@@ -34,10 +34,10 @@ def commands(page):
 
 
 QUICK_MAKE = {  # as `make finetune` does, in less time
-    "finetune": "--max_steps 20 --eval_root miniature:8 --data.held_out_limit 40",
-    "align": "--max_steps 20",
-    "probe": "--max_steps 20",
-    "evaluate": "--data_root miniature:20",
+    "finetune": "--max_steps 2 --eval_root miniature:4 --data.held_out_limit 8 --data.annotations miniature:200",
+    "align": "--max_steps 2 --data.train miniature:256 --data.validation miniature:8:4",
+    "probe": "--max_steps 2 --data_root miniature:64:16",
+    "evaluate": "--data_root miniature:8",
     "reproduce": "--quick --align_scenes 64 --probe_scenes 32 --finetune_rows 32 --eval_scenes 6 --projectors gelu-mlp",
 }
 
@@ -93,7 +93,7 @@ def checkout(tmp_path_factory):
 
 BATCH = {"global_batch_size": "8", "per_device_batch_size": "8"}
 SHORT = {  # what commands take where they say nothing else: nobody looks at what these models learn
-    "finetune": {"eval_tasks": "[]", "data.held_out_limit": "8"} | BATCH,
+    "finetune": {"eval_tasks": "[]", "data.held_out_limit": "8", "max_steps": "2"} | BATCH,
     "align": BATCH, "mim": BATCH, "classify": BATCH, "probe": {"batch_size": "8"},
 }  # fmt: skip
 SHORTER = (
@@ -139,7 +139,7 @@ def test_command(command, real, checkout):
     }
     command = shortened(command).replace("$LLAVA", environment["LLAVA"])
     if not real and (found := as_forked(command)):
-        done = forked.run(found[0], processes=found[1], cwd=checkout, env=environment)
+        done = forked.run(found[0], processes=found[1], cwd=checkout, env=environment, timeout=900)
     else:
         options = {"capture_output": True, "text": True, "timeout": 900}
         done = subprocess.run(command, shell=True, cwd=checkout, env=environment, **options)

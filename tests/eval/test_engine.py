@@ -49,11 +49,17 @@ def asked(kinds, seed=0):
     return [questions[i] for i in rng.permutation(len(questions))]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
-def test_answers_equal_those_of_one_question_at_a_time(parts, batch_size):
+@pytest.fixture(scope="module")
+def one_at_a_time(parts):
+    """Questions of every kind, and what the plain engine answers to each alone."""
     model, processor, pictures = parts
     questions = asked([Generate(12), Generate(1), LETTERS, LONG, Generate(24)])
-    expected = ask(PlainEngine(model, processor, 1), pictures, questions)
+    return questions, ask(PlainEngine(model, processor, 1), pictures, questions)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
+def test_answers_equal_those_of_one_question_at_a_time(parts, one_at_a_time, batch_size):
+    (model, processor, pictures), (questions, expected) = parts, one_at_a_time
     given = ask(SharedPrefixEngine(model, processor, batch_size), pictures, questions)
     assert [answer.text for answer in given] == [answer.text for answer in expected]
     texts = {answer.text for answer in given if answer.probabilities is None}

@@ -19,7 +19,7 @@ from prismatic.models.load import as_stage
 from prismatic.training import loop, objective, optim, sharding
 from prismatic.training.saving import Checkpoints, resume
 
-STEPS, SIZE = 6, 16
+STEPS, SIZE = 4, 16
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "down_proj"]}
 CASES = {
     "none": {"mode": "none"},
@@ -47,7 +47,7 @@ def items_of(step: int, order: str) -> list:
     pictured = [item for item in items if item["pixel_values"] is not None]
     if order == "text last":
         return pictured + texts
-    if order == "text steps" and step in (2, 3):
+    if order == "text steps" and step in (1, 2):
         return [texts[i % len(texts)] for i in range(SIZE)]
     if order == "empty last":
         return items[: SIZE - 4] + [None] * 4
@@ -105,7 +105,7 @@ def main() -> None:
             torch.set_num_threads(1)
             if case.startswith("resume"):
                 mode = "none" if "ddp" in case else "full"
-                losses, weights = train(accelerator, mode=mode, folder=out / case[:-2], save_at=3, until=int(case[-1]))
+                losses, weights = train(accelerator, mode=mode, folder=out / case[:-2], save_at=2, until=int(case[-1]))
             else:
                 losses, weights = train(accelerator, **CASES[case])
             if accelerator.is_main_process:
