@@ -31,7 +31,7 @@ class Run:
         settings = {
             "processes": 2, "data.annotations": data / "train.json", "data.sampler": "shuffle", "data.workers": 1,
             "eval_tasks": [], "global_batch_size": SIZE, "per_device_batch_size": MICRO, "seed": SEED, "epochs": 2,
-            "max_steps": STEPS, "save_every_steps": 2, "run_root": run_dir.parent, "run_id": run_dir.name,
+            "max_steps": STEPS, "save_every_steps": 1, "run_root": run_dir.parent, "run_id": run_dir.name,
         }  # fmt: skip
         flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
         self.recipe = ["recipes/finetune.py", *flags]
