@@ -27,6 +27,7 @@ def pytest_configure(config):
         forked.start()  # one for all workers, while they collect
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     order = {f"{name}.py": number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))

@@ -32,7 +32,7 @@ def planned(case: Case, *size: int, **changes) -> plan.Plan:
 
 
 def measured(name: str, layers: int) -> int:
-    done = forked.run([HERE / "measured_step.py", name, layers], processes=CASES[name].processes)
+    done = forked.run([HERE / "measured_step.py", name, layers], processes=CASES[name].processes, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])["allocated"]
 
