@@ -27,13 +27,15 @@ def pytest_configure(config):
         forked.start()  # one for all workers, while they collect
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_itemcollected(item):
+    """`--dist loadgroup` keeps a file on one worker, but for the plans, which share nothing."""
+    if item.path.name != "test_plan.py":
+        item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 def pytest_collection_modifyitems(items):
     order = {f"{name}.py": number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
-    for item in items:  # `--dist loadgroup` keeps a file on one worker, but for the plans, which share nothing
-        if item.path.name != "test_plan.py":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 def pytest_collection_finish():
