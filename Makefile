@@ -36,7 +36,7 @@ setup: .venv/installed
 	touch $@
 
 ## The test suite, a file at a time on each of up to four cores. With ARGS="tests/test_docs.py -k align" just that.
-PARALLEL := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: setup .venv/tokenizers
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(PARALLEL))
 

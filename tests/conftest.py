@@ -27,12 +27,6 @@ def pytest_configure(config):
         forked.start()  # one for all workers, while they collect
 
 
-def pytest_itemcollected(item):
-    """`--dist loadgroup` keeps a file on one worker, but for the plans, which share nothing."""
-    if item.path.name != "test_plan.py":
-        item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 def pytest_collection_modifyitems(items):
     order = {f"{name}.py": number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
