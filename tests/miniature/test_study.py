@@ -70,7 +70,8 @@ def forked_stage(one: Stage, jobs: int) -> forked.Process:
     """Starts a stage as `run.start` does."""
     one.folder.parent.mkdir(parents=True, exist_ok=True)
     command = ["-m", stage.__name__, str(one.folder), one.module, *one.arguments]
-    return forked.Process(command, stdout=open(run.log_path(one), "ab"), stderr=subprocess.STDOUT)  # noqa: SIM115
+    log = open(run.log_path(one), "a+b")  # which the process keeps, to tell of it
+    return forked.Process(command, stdout=log, stderr=subprocess.STDOUT)
 
 
 def test_a_failed_stage_says_which_and_shows_its_log(tmp_path, monkeypatch):
