@@ -35,8 +35,8 @@ setup: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-## The test suite, a file at a time on each of up to four cores. With ARGS="tests/test_docs.py -k align" just that.
-PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+## The test suite, a file or a class at a time on each of up to four cores. ARGS="tests/test_docs.py -k align": just that.
+PARALLEL := -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 test: setup .venv/tokenizers
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(PARALLEL))
 

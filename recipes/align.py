@@ -4,8 +4,7 @@
 folder is a backbone: `--vision_backbone runs/NAME`.
 """
 
-import sys
-
+from recipes import command
 from recipes.image_settings import AlignConfig, parse_align
 
 
@@ -109,7 +108,4 @@ def main(config: AlignConfig) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_align(sys.argv[1:]))
-    except (ValueError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from None
+    command.run(main, parse_align)

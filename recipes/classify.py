@@ -3,8 +3,7 @@
 `accelerate launch recipes/classify.py` alone runs the miniature world on a laptop; `--help` lists every setting.
 """
 
-import sys
-
+from recipes import command
 from recipes.image_settings import ClassifyConfig, parse_classify
 
 
@@ -85,7 +84,4 @@ def main(config: ClassifyConfig) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_classify(sys.argv[1:]))
-    except (ValueError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from None
+    command.run(main, parse_classify)

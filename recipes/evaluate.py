@@ -4,8 +4,7 @@
 setting, `python -m eval list` every benchmark. A run that was interrupted continues when it is started again.
 """
 
-import sys
-
+from recipes import command
 from recipes.eval_settings import EvaluateConfig, parse_evaluate
 
 
@@ -73,7 +72,4 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_evaluate(sys.argv[1:]))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+    command.run(main, parse_evaluate)

@@ -3,10 +3,9 @@
 `accelerate launch recipes/finetune.py` alone runs the miniature world on a laptop; `--help` lists every setting.
 """
 
-import sys
 import time
 
-from recipes import evaluate
+from recipes import command, evaluate
 from recipes.eval_settings import EvaluateConfig
 from recipes.settings import MAY_CHANGE, PARTS, FinetuneConfig, parse_finetune
 
@@ -138,10 +137,4 @@ def main(config: FinetuneConfig) -> dict:
 
 
 if __name__ == "__main__":
-    configuration = parse_finetune(sys.argv[1:])
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    try:
-        record(main)(configuration)  # so that launchers show the error of the process that failed
-    except (ValueError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from None
+    command.run(main, parse_finetune)

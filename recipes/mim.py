@@ -4,8 +4,7 @@
 folder is a backbone, for instance to align: `recipes/align.py --student runs/NAME`.
 """
 
-import sys
-
+from recipes import command
 from recipes.image_settings import MimConfig, parse_mim
 
 
@@ -86,7 +85,4 @@ def main(config: MimConfig) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_mim(sys.argv[1:]))
-    except (ValueError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from None
+    command.run(main, parse_mim)

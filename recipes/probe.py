@@ -4,8 +4,7 @@
 setting.
 """
 
-import sys
-
+from recipes import command
 from recipes.probe_settings import ProbeConfig, parse_probe
 
 
@@ -96,7 +95,4 @@ def main(config: ProbeConfig) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_probe(sys.argv[1:]))
-    except (ValueError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from None
+    command.run(main, parse_probe)

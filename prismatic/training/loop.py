@@ -1,6 +1,7 @@
 """The one training loop. A recipe hands it a model, its batches and what the loss of a batch is."""
 
 import ctypes
+import gc
 import itertools
 import math
 import os
@@ -208,6 +209,8 @@ def launch(
         ValueError: a tracker is not installed (accelerate itself would leave it out without a word), or other
             processes than expected form a group.
     """
+    if not gc.isenabled():  # a command's imports are done, and what they made stays
+        gc.enable(), gc.freeze()
     available = [tracker.value for tracker in get_available_trackers()]
     if absent := [name for name in trackers if name not in available]:
         raise ValueError(

@@ -31,7 +31,7 @@ CASES = {
     "lora": Case("lora", layers=2),
     "full-finetune": Case("full-finetune"),
     "accumulation": Case(checkpointing=True, accumulation=2),
-    "bf16": Case(precision="bf16", rows=1),
+    "bf16": Case(precision="bf16", rows=1, layers=2),
     "ddp": Case(checkpointing=True, processes=2),
     "full": Case(sharding="full", processes=2),
     "full-checkpointing": Case(checkpointing=True, sharding="full", processes=2),
