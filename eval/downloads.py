@@ -5,7 +5,6 @@ file, tried in order) and `to`, a file or folder. An archive is kept as `save` i
 or its member `from` alone, becomes `to`. A single folder around everything in an archive is left out.
 """
 
-import hashlib
 import http.client
 import json
 import shutil
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from eval.task import get_task
 from eval.unpack import unpack
+from vision_backbones.files import describe, read_json, write_json
 
 ARCHIVES = "archives"  # folder of a data root with archives, unfinished files and checksums
 TRIES = 5  # connections to one server that bring nothing new, one after another
@@ -115,10 +115,11 @@ def fetch(url: str, path: Path) -> None:
     Raises:
         FetchError: The server cannot be reached, refuses, sends a web page instead, or breaks off again and again.
     """
-    idle = 0
+    idle, most = 0, 0
     with tqdm(desc=path.name.removesuffix(".unfinished"), unit="B", unit_scale=True, unit_divisor=1024) as progress:
         while True:
-            before, hopeless = path.stat().st_size if path.exists() else 0, False
+            have, hopeless = path.stat().st_size if path.exists() else 0, False
+            most = max(most, have)
             try:
                 if _continue(url, path, progress):
                     return
@@ -130,7 +131,7 @@ def fetch(url: str, path: Path) -> None:
                 cause = getattr(error, "reason", error)
                 reason = str(cause) or type(cause).__name__
                 hopeless = isinstance(cause, (socket.gaierror, ConnectionRefusedError))
-            idle = 0 if path.exists() and path.stat().st_size > before else idle + 1
+            idle = 0 if path.exists() and path.stat().st_size > most else idle + 1
             if hopeless or idle >= TRIES:
                 raise FetchError(reason)
             time.sleep(min(2**idle / 4, 8))
@@ -152,18 +153,24 @@ def _continue(url: str, path: Path, progress: tqdm) -> bool:
         total = error.headers.get("Content-Range", "").rpartition("/")[2]
         if total == str(have):
             return True
-        path.unlink()  # longer than what the server has: another file
-        return False
+        path.unlink()
+        raise http.client.HTTPException("has fewer bytes than were there, or does not say how many") from None
     with answer:
         if answer.headers.get_content_type() == "text/html":
             raise FetchError("sent a web page, not the file; it may ask for a confirmation")
-        continued = answer.status == 206
+        encoding = answer.headers.get("Content-Encoding", "identity")
+        if encoding != "identity" and not path.name.split(".unfinished")[0].rpartition(".")[0].endswith("gz"):
+            raise FetchError(f"sent the file encoded as {encoding[:40]}, though asked for it as it is")
+        continued, etag = answer.status == 206, answer.headers.get("ETag", "")
+        if continued and not _is_rest(answer, have, version):
+            path.unlink(missing_ok=True)
+            version_path.unlink(missing_ok=True)
+            raise http.client.HTTPException("sent another part or version of the file than was asked for")
         length = answer.headers.get("Content-Length")
         start = have if continued else 0
         total = start + int(length) if length else None
         if total and total - start > shutil.disk_usage(path.parent).free:
             raise FetchError(f"{total - start:,} bytes do not fit on the disk of {path.parent}")
-        etag = answer.headers.get("ETag", "")
         version_path.write_text(etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified", ""))
         progress.total, progress.n = total, start
         with path.open("ab" if continued else "wb") as file:
@@ -173,6 +180,13 @@ def _continue(url: str, path: Path, progress: tqdm) -> bool:
         return total is None or path.stat().st_size == total
 
 
+def _is_rest(answer, have: int, version: str) -> bool:
+    """Whether a partial answer is what follows the bytes that are there, of the same version of the file."""
+    marks = {answer.headers.get("ETag"), answer.headers.get("Last-Modified")} - {None}
+    starts = answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+    return bool(have and version) and starts and (not marks or version in marks)
+
+
 def check_sum(name: str, path: Path, root: Path) -> None:
     """Compares a file with the sha256 of its first download, or records it.
 
@@ -180,24 +194,15 @@ def check_sum(name: str, path: Path, root: Path) -> None:
         ValueError: It is another one.
     """
     recorded_path = root / ARCHIVES / "checksums.json"
-    recorded = json.loads(recorded_path.read_text()) if recorded_path.exists() else {}
-    digest = sha256(path)
+    recorded = read_json(recorded_path, "delete it to take files as they are") if recorded_path.exists() else {}
+    digest = describe(path)["sha256"]
     if recorded.setdefault(name, digest) != digest:
         raise ValueError(
             f"{path} has sha256 {digest}, expected {recorded[name]} of the first one: delete it to fetch it again, "
             f"or delete the line '{name}' of {recorded_path} if the new file is right"
         )
     recorded_path.parent.mkdir(parents=True, exist_ok=True)
-    recorded_path.write_text(json.dumps(recorded, indent=1) + "\n")
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    write_json(recorded_path, recorded)
 
 
 def verify(task_name: str, data_root: Path) -> int:
@@ -231,10 +236,10 @@ def verify(task_name: str, data_root: Path) -> int:
                 problems += 1
                 print(error)
     recorded_path = root / ARCHIVES / "checksums.json"
-    recorded = json.loads(recorded_path.read_text()) if recorded_path.exists() else {}
+    recorded = read_json(recorded_path, "delete it to take files as they are") if recorded_path.exists() else {}
     for name in recorded.keys() & {entry.get("save", entry["to"]) for entry in _entries_or_none(default.name)}:
         for path in (root / ARCHIVES / name, root / name):
-            if path.is_file() and sha256(path) != recorded[name]:
+            if path.is_file() and describe(path)["sha256"] != recorded[name]:
                 problems += 1
                 print(f"{path} has changed since its download: delete it and run python -m eval prepare {default.name}")
     return int(bool(problems))

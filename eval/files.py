@@ -54,12 +54,23 @@ def reading(path: Path, task: str, shape: str) -> Iterator[Callable[[Iterable], 
     try:
         yield each
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        reason = (f"no {error}" if isinstance(error, KeyError) else str(error))[:300]
         where = path if reached is None else f"{path}: row {reached}"
         raise ValueError(
             f"{where} is not as expected ({reason}): expected {shape}; fetch it again with "
             f"python -m eval prepare {task}"
         ) from error
+
+
+def text(value: Any) -> str:
+    """A text, as it is.
+
+    Raises:
+        TypeError: It is anything else.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{shown(value)} is no text")
+    return value
 
 
 def texts(value: Any) -> list[str]:
@@ -70,9 +81,56 @@ def texts(value: Any) -> list[str]:
         UnicodeEncodeError: A text holds half a surrogate pair.
     """
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise TypeError(f"{ascii(value)[:80]} is no list of texts")
+        raise TypeError(f"{shown(value)} is no list of texts")
     "".join(value).encode()
     return value
+
+
+def name_of(value: Any) -> str:
+    """An id, a text or a whole number, as text.
+
+    Raises:
+        TypeError: It is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"{shown(value)} is neither a text nor a whole number")
+    return str(value)
+
+
+def whole(value: Any, below: int | None = None) -> int:
+    """A whole number, also one that is written as text or with .0; from 0 to `below` - 1 where that is given.
+
+    Raises:
+        ValueError: It is anything else.
+    """
+    try:
+        number = int(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
+    except (ValueError, OverflowError):
+        number = None
+    if number is None or (not isinstance(value, str) and number != value):
+        raise ValueError(f"{shown(value)} is no whole number")
+    if below is not None and not 0 <= number < below:
+        raise ValueError(f"{number}, expected 0 to {below - 1}")
+    return number
+
+
+def flag(value: Any) -> bool:
+    """Yes or no: true, 1, "true", "yes" and "1" are yes, their opposites no.
+
+    Raises:
+        ValueError: It is anything else.
+    """
+    said = value.strip().lower() if isinstance(value, str) else value
+    if isinstance(said, bool | int | str) and said in (True, "true", "yes", "1"):
+        return True
+    if isinstance(said, bool | int | str) and said in (False, "false", "no", "0"):
+        return False
+    raise ValueError(f"{shown(value)} is neither true nor false")
+
+
+def shown(value: Any) -> str:
+    """A value of a stranger's file for an error; what holds other values by its type alone."""
+    return ascii(value)[:80] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
 def read_json(path: Path, task: str, shape: str) -> Any:
@@ -82,7 +140,7 @@ def read_json(path: Path, task: str, shape: str) -> Any:
         ValueError: It is no JSON.
     """
     with reading(path, task, shape):
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
 def read_rows(path: Path, task: str, shape: str) -> list[dict]:
@@ -92,7 +150,7 @@ def read_rows(path: Path, task: str, shape: str) -> list[dict]:
         ValueError: It is neither.
     """
     with reading(path, task, shape) as each:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if text.lstrip().startswith("["):
             return json.loads(text)
         return [json.loads(line) for line in each(line for line in text.split("\n") if line.strip())]

@@ -79,7 +79,19 @@ def box_fractions(corners: Sequence[float], width: float, height: float) -> Box:
         box = [round(x1 / width, 2), round(y1 / height, 2), round(x2 / width, 2), round(y2 / height, 2)]
         if all(map(math.isfinite, box)):
             return box
-    raise ValueError(f"{corners} is no box in an image of {width} x {height} pixels")
+    raise ValueError(f"{[x1, y1, x2, y2]} is no box in an image of {width} x {height} pixels")
+
+
+def true_box(corners: Sequence[float], width: float, height: float) -> Box:
+    """What `box_fractions` gives of a data set's box, which lies inside its image (two pixels may be beyond).
+
+    Raises:
+        ValueError: It does not, or its corners are in another order.
+    """
+    box, (x1, y1, x2, y2) = box_fractions(corners, width, height), corners
+    if -2 <= x1 <= x2 <= width + 2 and -2 <= y1 <= y2 <= height + 2:
+        return box
+    raise ValueError(f"box {[x1, y1, x2, y2]} (x1, y1, x2, y2) is not inside its image of {width} x {height} pixels")
 
 
 def from_padded_square(box: Box, width: int, height: int) -> Box:

@@ -7,7 +7,7 @@ from functools import wraps
 from pathlib import Path
 
 from eval.data import SEED
-from eval.files import MissingData, read_json, reading, texts
+from eval.files import MissingData, flag, name_of, read_json, reading, text, texts, whole
 from eval.task import Example
 
 
@@ -53,61 +53,61 @@ def read_prepared(path: Path, family: str, task: str = "") -> list[Example]:
 
 def _box(row: dict) -> list[float]:
     x1, y1, x2, y2 = box = row["bbox"]
-    if not math.isfinite(x1 + y1 + x2 + y2):
-        raise ValueError(f"bbox {box}, expected four finite numbers")
+    if not math.isfinite(x1 + y1 + x2 + y2) or x1 > x2 or y1 > y2:
+        raise ValueError(f"bbox {[x1, y1, x2, y2]}, expected four finite numbers x1, y1, x2, y2")
     return box
 
 
 def _refcoco(row: dict) -> Example:
-    id = f"{row['refer_dataset']}-{row['ref_id']}-{row['sent_id']}"
+    id = f"{row['refer_dataset']}-{name_of(row['ref_id'])}-{name_of(row['sent_id'])}"
     return Example(id, row["img_path"], row["ref_expression"], _box(row), row["refer_dataset"])
 
 
 def _ocid_ref(row: dict) -> Example:
     clutter, size = row["clutter_split"].split()[0], {"width": 640, "height": 480}
-    return Example(str(row["example_id"]), row["img_path"], row["ref_expression"], _box(row), clutter, size)
+    return Example(name_of(row["example_id"]), row["img_path"], row["ref_expression"], _box(row), clutter, size)
 
 
 def _tallyqa(row: dict) -> Example:
     choices = {"choices": [str(i) for i in range(16)]}
-    letter = "ABCDEFGHIJKLMNOP"[row["answer"]]
-    return Example(str(row["question_id"]), row["img_path"], row["question"], letter, row["split"], choices)
+    letter = "ABCDEFGHIJKLMNOP"[whole(row["answer"], below=16)]
+    return Example(name_of(row["question_id"]), row["img_path"], row["question"], letter, row["split"], choices)
 
 
 def _vsr(row: dict) -> Example:
-    info = {"relation": row["relation"]}
-    answer = {"True": "True", "False": "False"}[str(row["true_false"])]
-    return Example(str(row["example_id"]), row["img_path"], row["caption"], answer, "", info)
+    info = {"relation": text(row["relation"])}
+    answer = str(flag(row["true_false"]))
+    return Example(name_of(row["example_id"]), row["img_path"], row["caption"], answer, "", info)
 
 
 def _ai2d(row: dict) -> Example:
     info = {"choices": texts(row["answer_choices"])}
-    letter = "ABCD"[row["answer_label"]]
-    return Example(str(row["question_id"]), row["img_path"], row["question"], letter, row["split"], info)
+    letter = "ABCD"[whole(row["answer_label"], below=4)]
+    return Example(name_of(row["question_id"]), row["img_path"], row["question"], letter, row["split"], info)
 
 
 def _vqav2(row: dict) -> Example:
-    info = {"answer_type": row["answer_type"], "question_type": row["question_type"]}
-    return Example(str(row["question_id"]), row["img_path"], row["question"], texts(row["all_answers"]), "", info)
+    info = {kind: text(row[kind]) for kind in ("answer_type", "question_type")}
+    return Example(name_of(row["question_id"]), row["img_path"], row["question"], texts(row["all_answers"]), "", info)
 
 
 def _gqa(row: dict) -> Example:
-    return Example(str(row["question_id"]), row["img_path"], row["question"], row["answer"])
+    return Example(name_of(row["question_id"]), row["img_path"], row["question"], text(row["answer"]))
 
 
 def _vizwiz(row: dict) -> Example:
     answers = row["answers"][0] if isinstance(row["answers"][0], list) else row["answers"]
-    info = {"answerable": row["answerable"]}
+    info = {"answerable": int(flag(row["answerable"]))}
     said = texts([answer["answer"] for answer in answers])
-    return Example(str(row["question_id"]), row["img_path"], row["question"], said, "", info)
+    return Example(name_of(row["question_id"]), row["img_path"], row["question"], said, "", info)
 
 
 def _textvqa(row: dict) -> Example:
-    return Example(str(row["question_id"]), row["img_path"], row["question"], texts(row["answers"]))
+    return Example(name_of(row["question_id"]), row["img_path"], row["question"], texts(row["answers"]))
 
 
 def _pope(row: dict) -> Example:
-    id = f"{row['split']}-{row['split_question_id']}"
+    id = f"{row['split']}-{name_of(row['split_question_id'])}"
     answer = {"yes": "Yes", "no": "No"}[row["answer"].lower()]
     return Example(id, row["img_path"], row["question"], answer, row["split"])
 

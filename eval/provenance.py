@@ -5,10 +5,13 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vision_backbones.files import describe
 
 if TYPE_CHECKING:
     from eval.runner import Job
@@ -26,23 +29,49 @@ def made_by() -> dict[str, Any]:
 
 
 def model_fingerprint(model) -> str:
-    """A hash of the model's configuration and of all its weights."""
+    """A hash of the model's configuration, less what saving writes into it, and of all its weights."""
     import torch
 
-    config = {k: v for k, v in model.config.to_dict().items() if not k.startswith(("_", "transformers_version"))}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(_settings(model.config.to_dict()), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
+def _settings(config: dict) -> dict:
+    """Without what depends on how a model was saved: equal models, saved another way, are equal."""
+    saved = ("architectures", "dtype", "torch_dtype", "transformers_version")
+    kept = {key: value for key, value in config.items() if not str(key).startswith("_") and key not in saved}
+    return {key: _settings(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def speech(model, processor) -> dict[str, Any]:
+    """What, besides weights, decides what a model says to a prompt: tokenizer, chat template, generation settings."""
+    tokenizer = processor.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = json.loads(backend.to_str()) if backend else tokenizer.get_vocab()
+    words = {key: value for key, value in words.items() if key not in ("padding", "truncation")}  # of the last call
+    generation = getattr(model, "generation_config", None)
+    return {
+        "tokenizer": hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest(),
+        "special_tokens": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        "chat_template": tokenizer.chat_template or processor.chat_template,
+        "generation": _settings(generation.to_dict()) if generation else None,
+    }
+
+
 def job_fingerprint(job: "Job", model: str, settings: dict[str, Any]) -> str:
-    """A hash of all that answers depend on: model, task version, prompts, examples, sizes of the images, settings."""
+    """A hash of all that answers depend on: model, task version, prompts, examples, the images' bytes, settings."""
+    from tqdm import tqdm
+
     digest = hashlib.sha256(json.dumps([model, job.key, job.task.version, settings], sort_keys=True).encode())
     for example in job.examples:
         said = [asdict(example), job.task.prompt(example), repr(job.task.answer(example))]
         digest.update(json.dumps(said, sort_keys=True).encode())
-    for image in sorted({example.image for example in job.examples}):
-        digest.update(str((job.root / image).stat().st_size).encode())
+    images = sorted({example.image for example in job.examples})
+    with ThreadPoolExecutor(4) as pool:  # hashing and reading release the interpreter
+        found = pool.map(lambda image: describe(job.root / image)["sha256"], images)
+        for sha256 in tqdm(found, desc=f"{job.key}: images' digests", total=len(images), delay=5, leave=False):
+            digest.update(sha256.encode())
     return digest.hexdigest()[:16]

@@ -1,7 +1,5 @@
 """Runs tasks through an engine: resumable, over several processes, each answer written as soon as it is there."""
 
-import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,19 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jsonlines
 import torch
 from tqdm import tqdm
 
 from eval.bootstrap import intervals
 from eval.data import SEED, load_examples, majority_share
 from eval.engine import Answer, Question
+from eval.records import SAMPLES, appending, check_unchanged, read_results, stored, write_samples
 from eval.task import Choose, Example, Record, Task
-from prismatic.training.checkpoint import write_json
-from vision_backbones.image_files import open_image
-from vision_backbones.transforms import to_rgb
+from vision_backbones.files import describe
+from vision_backbones.image_files import open_image, to_rgb
 
-RESULTS, SAMPLES = "results.json", "samples.jsonl"
+ENOUGH = 8  # failed questions with which an evaluation that has answered none gives up
 LOADERS = 4  # threads that decode the next batch's pictures while this one is computed
 
 
@@ -111,23 +108,24 @@ def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: 
         for file in folder.glob("*.jsonl"):
             file.unlink()
     state.wait_for_everyone()
-    answered = _stored(folder, fingerprint)
+    check_unchanged(folder, read_results(out).get("tasks", {}).get(job.key), fingerprint)
+    answered = stored(folder, fingerprint)
     state.wait_for_everyone()  # every process has read before one writes
     started = time.perf_counter()
     groups = _by_image(job, answered)[state.process_index :: state.num_processes]
     about = {"box_frame": box_frame, "fingerprint": fingerprint}
-    with _appending(folder / f"rank-{state.process_index}.partial.jsonl") as writer:
+    with appending(folder / f"rank-{state.process_index}.partial.jsonl") as writer:
         for records in _answer_all(job, groups, engine, state):
             writer.write_all(record | about for record in records)
     state.wait_for_everyone()
     if not state.is_main_process:
         return {}
     seconds = time.perf_counter() - started
-    records = _stored(folder, fingerprint)
+    records = stored(folder, fingerprint)
     if missing := [e.id for e in job.examples if e.id not in records]:
         raise ValueError(f"{folder}: {len(missing)} answers are not there, the first of example '{missing[0]}'")
     samples = [judge(job.task, records[example.id]) for example in job.examples]
-    _write_samples(folder / SAMPLES, samples)
+    write_samples(folder / SAMPLES, samples)
     for file in folder.glob("*.partial.jsonl"):
         file.unlink()
     fresh = len(job.examples) - len(answered)
@@ -148,6 +146,7 @@ def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: 
         "answered_before": len(answered),
         "prompt": job.task.prompt(job.examples[0]),
         "fingerprint": fingerprint,
+        "samples": describe(folder / SAMPLES)["sha256"],
         "seed": SEED,
     }
 
@@ -155,34 +154,6 @@ def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: 
 def judge(task: Task, record: Record) -> Record:
     """The record with its score; a model's output never stops an evaluation, however odd it is."""
     return record | task.scorer.judge(record)
-
-
-def _stored(folder: Path, fingerprint: str) -> dict[str, Record]:
-    """Records by example id, of a finished or interrupted evaluation with this fingerprint."""
-    records = {}
-    for file in sorted(folder.glob("*.jsonl")):
-        with jsonlines.open(file) as reader:
-            for record in reader.iter(type=dict, skip_invalid=True):  # a line that was cut off is not valid
-                if record.get("fingerprint") == fingerprint:
-                    records[record["id"]] = record
-    return records
-
-
-def _appending(file: Path):
-    """A jsonlines writer that continues a file after its last whole line, and flushes every line."""
-    if file.exists():
-        content = file.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(file, whole)
-    return jsonlines.open(file, "a", flush=True, dumps=json.dumps)
-
-
-def _write_samples(file: Path, samples: Sequence[Record]) -> None:
-    beside = file.with_name(f".{file.name}.unfinished")
-    with jsonlines.open(beside, "w", dumps=json.dumps) as writer:  # outputs may hold lone surrogates
-        writer.write_all(samples)
-    beside.replace(file)
 
 
 def _by_image(job: Job, answered: dict[str, Record]) -> list[list[Example]]:
@@ -196,7 +167,7 @@ def _by_image(job: Job, answered: dict[str, Record]) -> list[list[Example]]:
 
 def _answer_all(job: Job, groups: list[list[Example]], engine, state):
     """Yields records in batches; the next batch's pictures are decoded while one is computed."""
-    batches = _batches(groups, engine.batch_size)
+    batches, waiting, useful = _batches(groups, engine.batch_size), [], False
     bar = tqdm(
         total=sum(map(len, groups)), desc=job.key, unit="q", disable=not state.is_main_process, dynamic_ncols=True
     )
@@ -211,8 +182,16 @@ def _answer_all(job: Job, groups: list[list[Example]], engine, state):
             coming = load(batches[number + 1]) if number + 1 < len(batches) else []
             asked = [(picture, example) for picture, group in zip(pictures, batch, strict=True) for example in group]
             answers = answer_within_memory(job.task, engine, asked)
-            yield [_record(job.task, example, answer) for (_, example), answer in zip(asked, answers, strict=True)]
+            waiting += [_record(job.task, example, answer) for (_, example), answer in zip(asked, answers, strict=True)]
+            failed = [record["error"] for record in waiting if "error" in record]
             bar.update(len(asked))
+            if useful or len(failed) < len(waiting):
+                yield waiting
+                waiting, useful = [], True
+            elif len(waiting) >= ENOUGH or len(waiting) == bar.total:
+                raise ValueError(
+                    f"{job.key}: none of the first {len(waiting)} questions could be answered: {failed[0][:300]}"
+                )
 
 
 def _batches(groups: list[list[Example]], rows: int) -> list[list[list[Example]]]:
@@ -290,16 +269,3 @@ def _record(task: Task, example: Example, answer: Answer) -> Record:
     if isinstance(kind, Choose):
         record |= {"options": list(kind.options), "probabilities": answer.probabilities}
     return record | ({"error": answer.error} if answer.error else {})
-
-
-def write_results(out: Path, entry: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
-    """Adds tasks to `results.json`, beside those of earlier runs with the same model; gives the whole content."""
-    path = out / RESULTS
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    old = before["tasks"] if before.get("model_fingerprint") == about["model_fingerprint"] else {}
-    for key, new in entry.items():
-        if new["questions_per_second"] is None and old.get(key, {}).get("fingerprint") == new["fingerprint"]:
-            entry[key] = new | {name: old[key][name] for name in ("seconds", "questions_per_second")}
-    results = about | {"tasks": old | entry}
-    write_json(path, results)
-    return results

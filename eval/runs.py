@@ -9,7 +9,9 @@ from typing import Any
 
 import jsonlines
 
+from eval.records import check_record
 from eval.task import Record
+from vision_backbones.files import describe
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Run:
             raise ValueError(f"{path} is not there: evaluate again, to the same folder") from None
         except (jsonlines.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is damaged ({error}): delete it and evaluate again") from None
+        for number, record in enumerate(records, 1):
+            check_record(record, f"{path}: line {number}")
+        known = self.tasks[key].get("samples")
+        if known and describe(path)["sha256"] != known:
+            raise ValueError(f"{path} was changed after it was written (SHA-256 differs): evaluate again")
         expected = self.tasks[key]["examples"]
         if len(records) != expected:
             raise ValueError(f"{path} has {len(records):,} records, expected {expected:,}: evaluate again")

@@ -1,5 +1,8 @@
 """Unpacks downloaded archives without letting them write anywhere else."""
 
+import bz2
+import gzip
+import lzma
 import os
 import shutil
 import stat
@@ -7,7 +10,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, NoReturn
 
@@ -17,7 +19,9 @@ from vision_backbones.image_files import leads_out
 
 MOST_TIMES = 100  # its own size that an archive may unpack to; genuine ones stay below 30, a zip bomb reaches 1,000
 SMALL = 64 << 20  # bytes that any archive may unpack to
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, OSError, RuntimeError)
+MANY, BYTES_EACH = 100_000, 500  # files that any archive may hold; more if it has so many bytes for each
+LONGEST = 1 << 20  # bytes that are read at once: what is longer is the header of a tar file, read whole
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
 
 
 class Member(NamedTuple):
@@ -67,20 +71,53 @@ def unpack(archive: Path, to: Path, member: str | None = None) -> None:
 
 
 def _opened(archive: Path) -> zipfile.ZipFile | tarfile.TarFile:
-    if zipfile.is_zipfile(archive):
+    with archive.open("rb") as file:
+        start, directory = file.read(6), zipfile.is_zipfile(file) and zipfile._EndRecData(file)
+    if directory:
+        _check_count(directory[zipfile._ECD_SIZE] // 46, archive)  # bytes of an entry, which are read all at once
         return zipfile.ZipFile(archive)
-    if tarfile.is_tarfile(archive):
-        return tarfile.open(archive)
-    raise ValueError(f"{archive} is neither a zip nor a tar file: delete it and fetch it again")
+    known = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
+    opens = next((opens for magic, opens in known if start.startswith(magic)), open)
+    try:
+        return tarfile.open(archive, "r:", _Sober(opens(archive, "rb")))
+    except (tarfile.ReadError, EOFError) as error:
+        if "header" in str(error) and "bytes" in str(error):
+            raise
+        raise ValueError(f"{archive} is neither a zip nor a tar file: delete it and fetch it again") from None
+
+
+class _Sober:
+    """A file that is never read in pieces of more than `LONGEST` bytes, whatever a header claims."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+
+    def read(self, size: int = -1) -> bytes:
+        """Reads as the file does.
+
+        Raises:
+            tarfile.TarError: It is too much.
+        """
+        if not 0 <= size <= LONGEST:
+            raise tarfile.TarError(f"it has a header of {size:,} bytes, expected at most {LONGEST:,}")
+        return self.file.read(size)
 
 
 def _within_size(members: Iterator[Member], archive: Path) -> Iterator[Member]:
     """The members; stops at the one with which an archive would grow beyond measure, before it is unpacked."""
     total = 0
-    for member in members:
+    for number, member in enumerate(members, 1):
+        _check_count(number, archive)
         total += member.size
         _check_size(total, archive)
         yield member
+
+
+def _check_count(files: int, archive: Path) -> None:
+    packed = archive.stat().st_size
+    if files > max(MANY, packed // BYTES_EACH):
+        raise ValueError(f"{archive} is refused: {packed:,} bytes hold {files:,} files or more; nothing was kept of it")
 
 
 def _check_size(unpacked: int, archive: Path) -> None:
@@ -131,7 +168,7 @@ def _safe(name: str, archive: str) -> PurePosixPath:
 
 
 def _refuse(name: str, why: str, archive: object) -> NoReturn:
-    raise ValueError(f"{archive} is refused: its member '{name}' is {why}; nothing was kept of it")
+    raise ValueError(f"{archive} is refused: its member {ascii(name)[:200]} is {why}; nothing was kept of it")
 
 
 def _below(files: list[Member], member: str | None, archive: Path) -> list[Member]:
@@ -143,7 +180,7 @@ def _below(files: list[Member], member: str | None, archive: Path) -> list[Membe
     else:
         found = sorted({p[: p.index(member) + 1] for p in parts if member in p}, key=len)
         if not found:
-            listed = ", ".join(sorted({p[0] for p in parts})[:10])
+            listed = ", ".join(ascii(top)[1:-1][:80] for top in sorted({p[0] for p in parts})[:10])
             raise ValueError(f"{archive} holds no '{member}', expected it somewhere below: {listed}")
         top = found[0]
     inside = [f for f in files if f.path.parts[: len(top)] == top]

@@ -4,10 +4,12 @@
 folder is a backbone: `--vision_backbone runs/NAME`.
 """
 
+from prismatic.training.lock import releases
 from recipes import command
 from recipes.image_settings import AlignConfig, parse_align
 
 
+@releases
 def main(config: AlignConfig) -> dict:
     """Runs the alignment and gives the content of `summary.json` (on the main process)."""
     from pathlib import Path
@@ -16,8 +18,8 @@ def main(config: AlignConfig) -> dict:
     from accelerate.utils import set_seed
 
     from prismatic.training import images, loop, optim, report
-    from prismatic.training.checkpoint import open_run
     from prismatic.training.pictures import draw_patches
+    from prismatic.training.run import finished_run, open_run
     from vision_backbones import create_backbone, import_plugins
     from vision_backbones.maskembed.build import check_pair, mask_sampler
     from vision_backbones.maskembed.loss import check_loss, reconstruction_loss
@@ -57,6 +59,8 @@ def main(config: AlignConfig) -> dict:
         make(pretrained=False)
     run_dir = open_run(config, accelerator, f"{config.model or config.teacher}+align", images.MAY_CHANGE)
 
+    if summary := finished_run(run_dir, accelerator):
+        return summary
     set_seed(config.seed)
     teacher, student = make(pretrained=True)
     if config.precision == "bf16":

@@ -3,10 +3,12 @@
 `accelerate launch recipes/classify.py` alone runs the miniature world on a laptop; `--help` lists every setting.
 """
 
+from prismatic.training.lock import releases
 from recipes import command
 from recipes.image_settings import ClassifyConfig, parse_classify
 
 
+@releases
 def main(config: ClassifyConfig) -> dict:
     """Runs the finetune and gives the content of `summary.json` (on the main process)."""
     import torch
@@ -15,7 +17,7 @@ def main(config: ClassifyConfig) -> dict:
     from timm.data import Mixup
 
     from prismatic.training import images, loop, optim, report
-    from prismatic.training.checkpoint import open_run
+    from prismatic.training.run import finished_run, open_run
     from vision_backbones import check_spec, import_plugins
     from vision_backbones.classifier import build_classifier, layer_decay_groups, mix, save_classifier
 
@@ -40,6 +42,8 @@ def main(config: ClassifyConfig) -> dict:
         build_classifier(spec, config.head, len(classes), pretrained=False)
     run_dir = open_run(config, accelerator, f"{config.vision_backbone}+classify", images.MAY_CHANGE)
 
+    if summary := finished_run(run_dir, accelerator):
+        return summary
     set_seed(config.seed)
     model = build_classifier(spec, config.head, len(classes), pretrained=True).to(accelerator.device)
     title = f"{spec.id}, {config.head} head, {len(classes)} classes"

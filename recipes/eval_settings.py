@@ -21,6 +21,7 @@ class EvaluateConfig:
     limit: int | None = None  # so many random examples of each task, always the same ones
     allow_partial: bool = False  # accept another number of examples than the official one
     overwrite: bool = False  # forget stored answers
+    max_error_share: float = 0.01  # of a task's questions; more that end in errors make exit status 1
 
     batch_size: int = 128  # questions at once; halved when memory does not suffice
     precision: str = "bf16"  # bf16 or fp32, of weights and computation
@@ -48,6 +49,8 @@ def check(config: EvaluateConfig) -> None:
         raise ValueError(f"--precision is {config.precision!r}: expected bf16 or fp32")
     if config.box_frame not in (None, "image", "padded-square"):
         raise ValueError(f"--box_frame is {config.box_frame!r}: expected image, padded-square or null")
+    if not 0 <= config.max_error_share <= 1:
+        raise ValueError(f"--max_error_share is {config.max_error_share}: expected 0 to 1")
     for name in ("batch_size", "limit"):
         value = getattr(config, name)
         if value is not None and value < 1:

@@ -4,10 +4,12 @@
 setting, `python -m eval list` every benchmark. A run that was interrupted continues when it is started again.
 """
 
+from prismatic.training.lock import releases
 from recipes import command
 from recipes.eval_settings import EvaluateConfig, parse_evaluate
 
 
+@releases
 def main(config: EvaluateConfig, accelerator=None) -> dict:
     """Runs the evaluation and gives the content of `results.json` (on the main process).
 
@@ -19,10 +21,11 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
     import torch
     from accelerate.utils import broadcast_object_list
 
-    from eval import provenance, report, runner
+    from eval import provenance, records, report, runner
     from eval.adapters import load_engine
     from eval.runs import read_runs
     from prismatic.training import loop
+    from prismatic.training.run import one_writer
     from vision_backbones import import_plugins
 
     alone = accelerator is None
@@ -36,6 +39,7 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
     accelerator.print(", ".join(f"{job.key}: {len(job.examples):,} questions" for job in jobs))
     read_runs(config.compare)
     out = Path(config.out) if config.out else runner.default_out(config.model)
+    one_writer(out, accelerator, "wait for it, or choose another --out")
 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     engine = load_engine(
@@ -47,6 +51,7 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
         language_model = getattr(engine.model, "llm", engine.model)
         language_model.forward = torch.compile(language_model.forward, dynamic=True)
     settings = {"precision": config.precision, "strict": config.strict, "box_frame": box_frame}
+    said = settings | provenance.speech(engine.model, engine.processor)
     about = provenance.made_by() | {
         "model": config.model,
         "model_fingerprint": fingerprint,
@@ -57,17 +62,20 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
 
     results = {}
     for job in jobs:
-        job_fingerprint = provenance.job_fingerprint(job, fingerprint, settings)
+        once = accelerator.is_main_process and provenance.job_fingerprint(job, fingerprint, said)
+        job_fingerprint = broadcast_object_list([once])[0]
         entry = runner.run_job(
             job, engine, accelerator, out, job_fingerprint, box_frame=box_frame, overwrite=config.overwrite
         )
         if accelerator.is_main_process:
-            results = runner.write_results(out, {job.key: entry}, about)
+            results = records.write_results(out, {job.key: entry}, about)
     if accelerator.is_main_process:
         print(f"\n{report.scores_table(results)}\n\n{out}: results.json, report.html, samples.jsonl of every task")
         report.write_report(out, [Path(other) for other in config.compare])
     if alone:
         accelerator.end_training()
+        if accelerator.is_main_process:
+            records.check_errors({key: results["tasks"][key] for key in config.tasks}, config.max_error_share)
     return results
 
 

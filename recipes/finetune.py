@@ -5,29 +5,33 @@
 
 import time
 
+from prismatic.training.lock import releases
 from recipes import command, evaluate
 from recipes.eval_settings import EvaluateConfig
 from recipes.settings import MAY_CHANGE, PARTS, FinetuneConfig, parse_finetune
 
 
+@releases
 def main(config: FinetuneConfig) -> dict:
     """Runs the finetune and gives the content of `summary.json` (on the main process)."""
     import torch
     from accelerate.utils import set_seed
 
-    from eval import runner
+    from eval import records, runner
     from eval.held_out import generate_answers, read_items, scores, write_samples
     from prismatic.data.batching import accumulation_steps
     from prismatic.data.rows import RowBatches
     from prismatic.data.sources import open_data
     from prismatic.models.attention import SEGMENTED
-    from prismatic.models.load import check_parts, load, save_parts, start_stage
+    from prismatic.models.load import PARTS_FILE, check_parts, load, start_stage
     from prismatic.models.placeholders import fill, place, weight_files
     from prismatic.training import loop, objective, optim, report, sharding
-    from prismatic.training.checkpoint import open_run, save_model, write_json
+    from prismatic.training.checkpoint import TRAINED, epoch_folder, has_epoch, save_model
+    from prismatic.training.run import finished_run, open_run, slower
     from prismatic.training.saving import Checkpoints, resume
     from prismatic.training.tracking import metrics_log
     from vision_backbones import import_plugins
+    from vision_backbones.files import write_json
 
     started = time.perf_counter()
     waits = config.timeout_minutes
@@ -45,8 +49,10 @@ def main(config: FinetuneConfig) -> dict:
     if config.eval_tasks:
         eval_root = runner.data_root(config.eval_root)
         runner.read_jobs(config.eval_tasks, eval_root, allow_partial=config.eval_root.startswith("miniature:"))
-    may_change = None if config.resume == "never" else MAY_CHANGE
-    run_dir = open_run(config, accelerator, f"{config.model or config.vision_backbone}+{config.stage}", may_change)
+    name = f"{config.model or config.vision_backbone}+{config.stage}"
+    run_dir = open_run(config, accelerator, name, MAY_CHANGE, anew=config.resume == "never")
+    if summary := finished_run(run_dir, accelerator, needed=config.eval_tasks):
+        return summary
 
     # The model, what of it is trained, and the optimizer. Sharded, a process reads its own part of the LLM alone.
     set_seed(config.seed)
@@ -67,8 +73,7 @@ def main(config: FinetuneConfig) -> dict:
     trained = sharding.shard(model, config.sharding, accelerator, getattr(torch, config.reduce_dtype))
     if later:
         fill(sharding.base_model(model).llm, config.llm, accelerator.device)
-    decay = config.weight_decay if config.decay == "matrices" else 0.0
-    groups = optim.parameter_groups(model.named_parameters(), decay)
+    groups = optim.parameter_groups(model.named_parameters(), config.weight_decay * (config.decay == "matrices"))
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
 
     # The data, and where an interrupted run goes on.
@@ -76,18 +81,21 @@ def main(config: FinetuneConfig) -> dict:
     done = resume(config.resume, run_dir, accelerator, model, optimizer, rows=len(source))
     log = metrics_log(accelerator, config, run_dir, done)
     checkpoints = Checkpoints(
-        run_dir, accelerator, model, optimizer, every=config.save_every_steps, keep_last=config.keep_last,
+        run_dir, accelerator, model, optimizer, every=config.save_every_steps, last=batches.steps,
+        keep_last=config.keep_last,
         keep_every=config.keep_every, log=log, timeout_minutes=waits,
         about={"parts": parts, "stage": config.stage, "lora": vars(config.lora), "rows": len(source)},
     )  # fmt: skip
 
     def end_of_epoch(epoch: int, steps_done: int) -> None:
+        if done and steps_done == done and has_epoch(run_dir, epoch, steps_done, accelerator):
+            return
+        sharding.check_finite(model, accelerator, steps_done, slower(run_dir))
         weights = sharding.full_state(model, adapters=config.stage == "lora")
         if accelerator.is_main_process:
-            folder = run_dir / "checkpoints" / f"epoch-{epoch + 1:02d}"
-            save_model(model, processor, folder, weights, replace=True)
-            if config.stage == "lora":
-                save_parts(folder, parts)
+            about = {TRAINED: {"step": steps_done, "epoch": epoch + 1}}
+            about |= {PARTS_FILE: parts} if config.stage == "lora" else {}
+            save_model(model, processor, epoch_folder(run_dir, epoch), weights, replace=True, about=about)
         accelerator.wait_for_everyone()
 
     if done and (done == batches.steps or done % batches.steps_per_epoch == 0):  # it may not have come to this
@@ -110,16 +118,18 @@ def main(config: FinetuneConfig) -> dict:
         done_steps=done,
         seed=config.seed,
         matmul_peak=loop.matmul_peak(accelerator),
+        remedy=slower(run_dir),
     )
     checkpoints.close()
     model = trained = optimizer = groups = checkpoints = None  # frees what the evaluations need
     after = generate_answers(*load(run_dir), held_out, items, accelerator=accelerator) if items else []
+    tasks = {}
     if config.eval_tasks:
         evaluation = EvaluateConfig(
             model=str(run_dir), tasks=config.eval_tasks, data_root=config.eval_root, precision=config.precision,
             allow_partial=config.eval_root.startswith("miniature:"), plugins=config.plugins,
         )  # fmt: skip
-        results = evaluate.main(evaluation, accelerator)
+        tasks = evaluate.main(evaluation, accelerator).get("tasks", {})
     accelerator.end_training()
 
     if not accelerator.is_main_process:
@@ -129,10 +139,10 @@ def main(config: FinetuneConfig) -> dict:
         summary |= scores(data.held_out, items, before, after)
         write_samples(run_dir, held_out, items, before, after)
         report.print_samples(items, before, after)
-    if config.eval_tasks:
-        summary |= {key: task["metrics"][task["main"]] for key, task in results["tasks"].items()}
+    summary |= {key: task["metrics"][task["main"]] for key, task in tasks.items()}
     write_json(run_dir / "summary.json", summary)
     report.print_summary(run_dir, summary, f"python -c \"import prismatic; prismatic.load('{run_dir}')\"")
+    records.check_errors(tasks, EvaluateConfig.max_error_share)
     return summary
 
 

@@ -4,10 +4,12 @@
 folder is a backbone, for instance to align: `recipes/align.py --student runs/NAME`.
 """
 
+from prismatic.training.lock import releases
 from recipes import command
 from recipes.image_settings import MimConfig, parse_mim
 
 
+@releases
 def main(config: MimConfig) -> dict:
     """Runs the training and gives the content of `summary.json` (on the main process)."""
     from pathlib import Path
@@ -16,7 +18,7 @@ def main(config: MimConfig) -> dict:
     from accelerate.utils import set_seed
 
     from prismatic.training import images, loop, optim, report
-    from prismatic.training.checkpoint import open_run
+    from prismatic.training.run import finished_run, open_run
     from vision_backbones import import_plugins
     from vision_backbones.maskembed.build import check_pair, mask_sampler
     from vision_backbones.maskembed.loss import check_loss, reconstruction_loss
@@ -44,6 +46,8 @@ def main(config: MimConfig) -> dict:
         make(pretrained=False)
     run_dir = open_run(config, accelerator, f"{config.teacher}+mim", images.MAY_CHANGE)
 
+    if summary := finished_run(run_dir, accelerator):
+        return summary
     set_seed(config.seed)
     teacher, student = make(pretrained=True)
     if config.precision == "bf16":

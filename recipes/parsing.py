@@ -5,6 +5,7 @@ Lives here and not in `prismatic`, whose import brings torch and transformers: `
 
 import dataclasses
 import difflib
+import math
 import operator
 import sys
 import tempfile
@@ -36,11 +37,24 @@ def parse(config_class, argv: list[str], *, default: str, named: str | None = No
     """
     try:
         config = _parse(config_class, argv, default, named)
+        _check_numbers(config)
         check(config)
         return config
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _check_numbers(config, prefix: str = "") -> None:
+    """Raises ValueError for a number that is not finite, and for a seed that numpy does not take."""
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            _check_numbers(value, f"{prefix}{name}.")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"--{prefix}{name} is {number}: expected a finite number")
+        if name == "seed" and not 0 <= value < 2**32:
+            raise ValueError(f"--{prefix}{name} is {value}: expected 0 to {2**32 - 1}")
 
 
 def check_choices(config, choices: dict[str, tuple[str, ...]], positive: tuple[str, ...]) -> None:

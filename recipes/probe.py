@@ -4,10 +4,15 @@
 setting.
 """
 
+from prismatic.training.lock import releases
 from recipes import command
 from recipes.probe_settings import ProbeConfig, parse_probe
 
+RESULTS, OUTCOME = "results.json", "outcome.json"  # of all probes, of one
+MAY_CHANGE = ("workers", "run_root", "cache", "data_root")
 
+
+@releases
 def main(config: ProbeConfig) -> dict:
     """Probes every backbone with every kind of labels, and gives the content of `results.json`."""
     import torch
@@ -23,8 +28,9 @@ def main(config: ProbeConfig) -> dict:
     from eval.patch_probe.train import train
     from prismatic.data.batching import fill_batches
     from prismatic.training import loop, report
-    from prismatic.training.checkpoint import open_run, write_json
+    from prismatic.training.run import finished_run, open_run
     from vision_backbones import check_spec, import_plugins
+    from vision_backbones.files import read_json, write_json
     from vision_backbones.weights import find_weights
 
     accelerator = loop.launch(config.precision, [], config.run_root)
@@ -51,7 +57,9 @@ def main(config: ProbeConfig) -> dict:
     root = data.find_root(dataset, config.data_root)
     pairs = {split: data.list_pairs(dataset, root, split, config.partial) for split in dataset.folders}
     accelerator.print(f"{dataset.name}: {', '.join(f'{len(p):,} {s}' for s, p in pairs.items())} images, all in pairs")
-    run_dir = open_run(config, accelerator, f"{'+'.join(config.backbone)}+probe", finished="results.json")
+    run_dir = open_run(config, accelerator, f"{'+'.join(config.backbone)}+probe", MAY_CHANGE, finished=RESULTS)
+    if content := finished_run(run_dir, accelerator, RESULTS):
+        return content
     peak = loop.matmul_peak(accelerator)
 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -59,6 +67,10 @@ def main(config: ProbeConfig) -> dict:
     for name, spec in specs.items():
         for labels in config.labels:
             keep = tokens_for(config.head, labels)
+            folder = run_dir / name.replace("/", "_").replace(":", "_") / labels
+            if (folder / OUTCOME).is_file():  # of the run that this one continues
+                results.append(read_json(folder / OUTCOME, "delete it to probe anew", "backbone", "labels", "best"))
+                continue
             if config.full_finetune or backbone is None or (backbone.spec, backbone.keep) != (spec, keep):
                 backbone = load(spec, labels, pretrained=True).to(accelerator.device)
                 splits = {
@@ -80,17 +92,17 @@ def main(config: ProbeConfig) -> dict:
                 for split, part in splits.items():
                     path = run_dir / f"{split}.features" if config.cache == "disk" else None
                     part.keep(plans[split], accelerator, probe, path)
-            folder = run_dir / name.replace("/", "_").replace(":", "_") / labels
             folder.mkdir(parents=True, exist_ok=True)
             outcome = train(config, accelerator, probe, splits, plans["val"], labels, folder, peak)
             results.append({"backbone": name, "labels": labels, "head": config.head, "tokens": keep} | outcome)
+            write_json(folder / OUTCOME, results[-1])
     (run_dir / "checkpoints").rmdir()  # nothing is kept of a head
     content = {"dataset": dataset.name, "images": {s: len(p) for s, p in pairs.items()}, "partial": config.partial}
     content |= {"classes": len(dataset.classes), "probes": results}
     draw_comparison(run_dir / "comparison.png", results)
-    write_json(run_dir / "results.json", content)
+    write_json(run_dir / RESULTS, content)
     accelerator.print(f"\n{results_table(results)}")
-    accelerator.print(f"\nEverything is in {run_dir}/: {', '.join(sorted(p.name for p in run_dir.iterdir()))}")
+    accelerator.print(f"\nEverything is in {run_dir}/: {', '.join(sorted(p.name for p in run_dir.glob('[!.]*')))}")
     return content
 
 

@@ -19,6 +19,7 @@ PARTS = ("vision_backbone", "llm", "projector", "image_resize_strategy", "image_
 MAY_CHANGE = (  # settings in which a run may differ from the unfinished one that it continues
     "data.workers", "per_device_batch_size", "gradient_checkpointing", "processes", "sharding", "timeout_minutes",
     "save_every_steps", "keep_last", "keep_every", "resume", "run_root", "trackers", "eval_tasks", "eval_root",
+    "learning_rate", "min_learning_rate", "max_grad_norm",
 )  # fmt: skip
 
 

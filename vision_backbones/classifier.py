@@ -15,7 +15,7 @@ from torch import nn
 
 from vision_backbones.spec import BackboneSpec, closest
 from vision_backbones.vit import load_vit
-from vision_backbones.weights import write_tensors
+from vision_backbones.weights import check_numbers, write_tensors
 
 HEADS = ("linear", "transformer", "attention")
 
@@ -128,5 +128,7 @@ def load_classifier(path: Path | str) -> tuple[nn.Module, list[str]]:
     classes = json.loads(metadata["classes"])
     spec = BackboneSpec.from_dict(json.loads(metadata["spec"]))
     model = build_classifier(spec, metadata["head"], len(classes), pretrained=False)
-    model.load_state_dict(load_file(file))
+    weights = load_file(file)
+    check_numbers(weights, file)
+    model.load_state_dict(weights)
     return model.eval(), classes

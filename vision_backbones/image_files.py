@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -39,3 +41,30 @@ def open_image(file: str | Path | IO[bytes]) -> "Iterator[Image.Image]":
                 f"{width:,} x {height:,} pixels, expected at most {limit:,}: it may be a decompression bomb"
             )
         yield image
+
+
+def to_rgb(image: "Image.Image") -> "Image.Image":
+    """The image in mode RGB; grey of more bits is scaled to 8, transparency is dropped.
+
+    Raises:
+        ValueError: The values of a 32-bit image have no range that is known: 0 to 1, to 255 or to 65535.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip at 255 instead of scaling
+        from PIL import Image
+
+        image = Image.fromarray(_eight_bits(image))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: "Image.Image") -> np.ndarray:
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if not (0 <= low and high <= 65535):  # nan included
+        raise ValueError(f"its values are {low:g} to {high:g}, expected 0 to 1, 255 or 65535: convert it to 8 bits")
+    if image.mode == "F" and high <= 1:
+        values = values * 255
+    elif image.mode.startswith("I;16") or (image.mode == "I" and image.format != "TIFF") or high > 255:
+        values = values // 256
+    return values.astype(np.uint8)

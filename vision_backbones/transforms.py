@@ -7,9 +7,12 @@ import torch
 from PIL import Image, ImageOps
 from torchvision import transforms as T
 
+from vision_backbones.image_files import to_rgb
 from vision_backbones.registry import resolve_spec
 from vision_backbones.spec import BackboneSpec, closest
 
+MOST_PIXELS = 2**25  # of an image on the way to the square; more only where the image itself is as large
+LONGEST = 2**16  # pixels of an edge that is resized as it is
 STRATEGIES = ("resize-naive", "resize-crop", "letterbox")
 
 
@@ -35,19 +38,39 @@ def image_transform(
     if strategy == "resize-naive":
         square = [T.Resize((size, size), mode)]
     else:
-        square = [T.Resize(math.floor(size / spec.crop_pct), mode), T.CenterCrop(size)]
+        short = math.floor(size / spec.crop_pct)
+        square = [Middle(short, size), T.Resize(short, mode), T.CenterCrop(size)]
     if strategy == "letterbox":
         square.insert(0, Letterbox(spec.mean))
-    return T.Compose([T.Lambda(to_rgb), *square, T.ToTensor(), T.Normalize(spec.mean, spec.std)])
+    return T.Compose([T.Lambda(to_rgb), Shorten(), *square, T.ToTensor(), T.Normalize(spec.mean, spec.std)])
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Gives the image in mode RGB; 16-bit grey is scaled to 8 bits, transparency is dropped."""
-    if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow would clip at 255 instead of scaling
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+class Shorten:
+    """Averages neighbouring pixels along an edge of more than 2**16: resizing it would take gigabytes."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Gives the image, or a shorter one."""
+        factors = tuple(max(1, length >> 15) if length > LONGEST else 1 for length in image.size)
+        return image if factors == (1, 1) else image.reduce(factors)
+
+
+class Middle:
+    """Cuts from a very thin image the middle that a crop of `size` pixels, its shorter edge resized to `short`, needs.
+
+    The whole of it resized would take gigabytes. Other images stay as they are.
+    """
+
+    def __init__(self, short: int, size: int):
+        self.short, self.size = short, size
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Gives the image, or the middle of it."""
+        scale, pixels = self.short / min(image.size), image.width * image.height
+        if pixels * scale**2 <= max(MOST_PIXELS, pixels):
+            return image
+        kept = math.ceil(self.size / scale) + 8  # and what filters reach beyond
+        left, top = (max(0, (length - kept) // 2) for length in image.size)
+        return image.crop((left, top, image.width - left, image.height - top))
 
 
 class Letterbox:
@@ -60,8 +83,12 @@ class Letterbox:
         self.fill = tuple(int(255 * value) for value in mean)
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Gives the padded image."""
-        side = max(image.size)
+        """Gives the padded image; a thin one is made smaller before, else a few pixels would fill gigabytes."""
+        side, pixels = max(image.size), image.width * image.height
+        if side**2 > max(MOST_PIXELS, 4 * pixels):
+            shrink = math.isqrt(MOST_PIXELS) / side
+            image = image.resize([max(1, round(length * shrink)) for length in image.size], Image.Resampling.BICUBIC)
+            side = max(image.size)
         horizontal, vertical = ((side - length) // 2 for length in image.size)
         return ImageOps.expand(image, (horizontal, vertical, horizontal, vertical), self.fill)
 

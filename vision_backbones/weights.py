@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vision_backbones.files import replacing
 from vision_backbones.spec import BackboneSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 ASSETS = Path(__file__).parent / "assets"
+MOST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar")
 HEAD = ("head.", "fc_norm.", "attn_pool.")
 LAYER_SCALE = re.compile(r"(blocks\.\d+\.)ls([12])\.gamma")
@@ -73,13 +75,15 @@ def read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
-            if length > os.path.getsize(path):
-                raise ValueError("the length of its header is beyond its end")
+            if length > min(os.path.getsize(path), MOST_HEADER):
+                raise ValueError(
+                    f"its header has {length:,} bytes, expected at most {MOST_HEADER:,} and inside the file"
+                )
             header = json.loads(file.read(length))
             metadata = header.pop("__metadata__", {})
             return {name: entry["shape"] for name, entry in header.items()}, metadata
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is not a safetensors file: {error}") from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} is not a safetensors file: {str(error)[:200]}") from error
 
 
 def load_weights(vit: "nn.Module", path: Path) -> None:
@@ -124,7 +128,24 @@ def fit_state(vit: "nn.Module", found: "dict[str, Tensor]", source: Path) -> "di
             f"another shape, {len(missing)} are missing, {len(unexpected)} are unexpected: {'; '.join(shapes)}{more}; "
             "is it a checkpoint of another architecture?"
         )
+    check_numbers(found, source)
     return found
+
+
+def check_numbers(tensors: "dict[str, Tensor]", source: Path | str) -> None:
+    """Looks at every weight of a checkpoint.
+
+    Raises:
+        ValueError: If one is no floating-point number, infinite or not a number; counts them, names the first.
+    """
+    import torch
+
+    bad = [f"{name} is {value.dtype}" for name, value in tensors.items() if not value.is_floating_point()]
+    for name, value in tensors.items():
+        if value.is_floating_point() and value.numel() and not torch.isfinite(torch.stack(torch.aminmax(value))).all():
+            bad.append(f"{name} has values that are infinite or not a number")
+    if bad:
+        raise ValueError(f"weights {source} are damaged: {bad[0]}{f' ({len(bad)} such tensors)' * (len(bad) > 1)}")
 
 
 def _timm_names(vit: "nn.Module", state: "dict[str, Tensor]") -> "dict[str, Tensor]":
@@ -199,17 +220,5 @@ def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, 
     """Writes a safetensors file, all or nothing: beside its place, then renamed."""
     from safetensors.torch import save_file
 
-    beside = path.with_name(f".{path.name}.unfinished")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, beside, metadata)
-    sync(beside)
-    beside.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with replacing(path) as beside:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, beside, metadata)

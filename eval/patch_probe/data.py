@@ -21,9 +21,8 @@ from eval.patch_probe.labels import pack, reduce_labels
 from prismatic.data.sources import BadImageError
 from prismatic.miniature.scenes import CLASSES as SCENE_CLASSES
 from vision_backbones import BackboneSpec
-from vision_backbones.image_files import open_image
+from vision_backbones.image_files import open_image, to_rgb
 from vision_backbones.spec import closest
-from vision_backbones.transforms import to_rgb
 
 SHOWN = 10  # names in a message
 THINGS = 92  # COCO's unlabeled and thing classes

@@ -5,7 +5,7 @@ All are asked of the plain pictures, as the reference does; questions about lett
 
 from pathlib import Path
 
-from eval.files import find, image_folder, read_json, reading, texts
+from eval.files import find, flag, image_folder, read_json, reading, texts, whole
 from eval.prepared import or_prepared
 from eval.scorers import choice
 from eval.task import Choose, Example, Task, register
@@ -22,7 +22,7 @@ def read(root: Path, split: str) -> list[Example]:
     """One example a question, by number of picture; subsets are test (listed ids) and val (all others)."""
     ids_path = find(root, "ai2d", FOLDERS, "ai2d_test_ids.csv")
     with reading(ids_path, "ai2d", "one number a line"):
-        test_ids = {int(line) for line in ids_path.read_text().split()}
+        test_ids = {int(line) for line in ids_path.read_text(encoding="utf-8-sig").split()}
     folder = find(root, "ai2d", FOLDERS, *(f"{name}/questions" for name in UNPACKED))
     images = image_folder(root, FOLDERS, *(f"{name}/images" for name in UNPACKED))
     names = ((path.name.removesuffix(".png.json"), path) for path in folder.glob("*.png.json"))
@@ -32,8 +32,8 @@ def read(root: Path, split: str) -> list[Example]:
         content = read_json(path, "ai2d", SHAPE)
         with reading(path, "ai2d", SHAPE) as each:
             for text, row in each(content["questions"].items()):
-                choices, letter = texts(row["answerTexts"]), dict(enumerate(OPTIONS))[row["correctAnswer"]]
-                info = {"choices": choices, "abc_label": row["abcLabel"]}
+                choices, letter = texts(row["answerTexts"]), OPTIONS[whole(row["correctAnswer"], below=len(OPTIONS))]
+                info = {"choices": choices, "abc_label": flag(row["abcLabel"])}
                 subset = "test" if number in test_ids else "val"
                 examples.append(Example(row["questionId"], f"{images}/{number}.png", text, letter, subset, info))
     return examples

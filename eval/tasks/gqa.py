@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from eval.files import find, image_folder, read_json, reading
+from eval.files import find, image_folder, name_of, read_json, reading, text
 from eval.normalise import gqa_prediction
 from eval.prepared import or_prepared
 from eval.scorers import exact_match
@@ -22,7 +22,7 @@ def read(root: Path, split: str) -> list[Example]:
     questions = read_json(path, "gqa", SHAPE)
     with reading(path, "gqa", SHAPE) as each:
         return [
-            Example(id, f"{images}/{row['imageId']}.jpg", row["question"], row["answer"])
+            Example(id, f"{images}/{name_of(row['imageId'])}.jpg", row["question"], text(row["answer"]))
             for id, row in each(questions.items())
         ]
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from eval.files import find, image_folder, read_json, reading
-from eval.parsing import box_fractions
+from eval.files import find, image_folder, read_json, reading, text, whole
+from eval.parsing import true_box
 from eval.prepared import or_prepared
 from eval.scorers import iou_at
 from eval.task import Example, Generate, Task, register
@@ -24,12 +24,12 @@ def read(root: Path, split: str) -> list[Example]:
     expressions = read_json(path, "ocid-ref", SHAPE)
     with reading(path, "ocid-ref", SHAPE) as each:
         for id, row in each(expressions.items()):
-            take = row["take_id"]
+            take = whole(row["take_id"])
             clutter = "Minimum" if take <= 9 else "Medium" if take <= 16 else "Maximum"
             corners = json.loads(row["bbox"])  # x1, y1, x2, y2, though its documentation says x, y, w, h
-            box = box_fractions(corners, WIDTH, HEIGHT)
+            box = true_box(corners, WIDTH, HEIGHT)
             size = {"width": WIDTH, "height": HEIGHT}
-            examples.append(Example(id, f"{images}/{row['scene_path']}", row["sentence"], box, clutter, size))
+            examples.append(Example(id, f"{images}/{text(row['scene_path'])}", row["sentence"], box, clutter, size))
     return examples
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from eval.files import find, image_folder, read_rows, reading
+from eval.files import find, image_folder, name_of, read_rows, reading, text
 from eval.prepared import or_prepared
 from eval.scorers import yes_no
 from eval.task import Choose, Example, Task, register
@@ -23,7 +23,7 @@ def read(root: Path, split: str) -> list[Example]:
         rows = read_rows(path, "pope", SHAPE)
         with reading(path, "pope", SHAPE) as each:
             for row in each(rows):
-                id, image = f"{subset}-{row['question_id']}", f"{images}/{row['image']}"
+                id, image = f"{subset}-{name_of(row['question_id'])}", f"{images}/{text(row['image'])}"
                 examples.append(Example(id, image, row["text"], LABELS[row["label"]], subset))
     return examples
 

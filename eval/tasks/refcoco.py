@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from eval.files import find, image_folder, read_json, reading
-from eval.parsing import box_fractions
+from eval.files import find, image_folder, name_of, read_json, reading, whole
+from eval.parsing import true_box
 from eval.prepared import or_prepared
 from eval.restricted_pickle import load_plain
 from eval.scorers import iou_at
@@ -48,10 +48,10 @@ def read_dataset(root: Path, subset: str, split: str, images: str) -> list[Examp
             if ref["split"] != split:
                 continue
             (width, height), (x, y, w, h) = sizes[ref["image_id"]], boxes[ref["ann_id"]]
-            image = f"{images}/COCO_train2014_{ref['image_id']:012d}.jpg"  # a ref's file_name is no image
-            box = box_fractions((x, y, x + w, y + h), width, height)
+            image = f"{images}/COCO_train2014_{whole(ref['image_id']):012d}.jpg"  # a ref's file_name is no image
+            box = true_box((x, y, x + w, y + h), width, height)
             for sentence in ref["sentences"]:
-                id = f"{subset}-{ref['ref_id']}-{sentence['sent_id']}"
+                id = f"{subset}-{name_of(ref['ref_id'])}-{name_of(sentence['sent_id'])}"
                 size = {"width": width, "height": height}
                 examples.append(Example(id, image, sentence["sent"], box, subset, size))
     return examples

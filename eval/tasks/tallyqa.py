@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from eval.files import find, image_folder, read_rows, reading
+from eval.files import find, flag, image_folder, name_of, read_rows, reading, text, whole
 from eval.prepared import or_prepared
 from eval.scorers import choice
 from eval.task import Choose, Example, Task, register
@@ -23,8 +23,9 @@ def read(root: Path, split: str) -> list[Example]:
     rows = read_rows(path, "tallyqa", SHAPE)
     with reading(path, "tallyqa", SHAPE) as each:
         for row in each(rows):
-            letter, subset = LETTERS[CHOICES.index(str(row["answer"]))], "simple" if row["issimple"] else "complex"
-            id, image = str(row["question_id"]), f"{images}/{row['image']}"
+            letter = LETTERS[whole(row["answer"], below=len(LETTERS))]
+            subset = "simple" if flag(row["issimple"]) else "complex"
+            id, image = name_of(row["question_id"]), f"{images}/{text(row['image'])}"
             examples.append(Example(id, image, row["question"], letter, subset, {"choices": CHOICES}))
     return examples
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from eval.files import find, image_folder, read_json, read_rows, reading, texts
+from eval.files import find, image_folder, name_of, read_json, read_rows, reading, text, texts
 from eval.normalise import textvqa_answer
 from eval.prepared import or_prepared
 from eval.scorers import vqa_accuracy
@@ -23,15 +23,17 @@ def read(root: Path, split: str) -> list[Example]:
     shape = "an object with data: questions with question_id, image_id and answers of ten people"
     content = read_json(data_path, "textvqa", shape)
     with reading(data_path, "textvqa", shape) as each:
-        rows = [(str(row["question_id"]), row["image_id"], texts(row["answers"])) for row in each(content["data"])]
+        rows = [
+            (name_of(row["question_id"]), text(row["image_id"]), texts(row["answers"])) for row in each(content["data"])
+        ]
     shape = f"JSON lines with text, one for each question of {data_path.name}, in its order"
     hinted = read_rows(ocr_path, "textvqa", shape)
     with reading(ocr_path, "textvqa", shape) as each:  # by place: its question_id is the image's id, and repeats
         if (names := [row["image"].removesuffix(".jpg") for row in each(hinted)]) != [image for _, image, _ in rows]:
             raise ValueError(f"{len(names)} lines whose images are not those of the {len(rows)} questions")
         return [
-            Example(id, f"{images}/{image}.jpg", text["text"], answers)
-            for (id, image, answers), text in each(zip(rows, hinted, strict=True))
+            Example(id, f"{images}/{image}.jpg", text(hint["text"]), answers)
+            for (id, image, answers), hint in each(zip(rows, hinted, strict=True))
         ]
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from eval.files import find, image_folder, read_rows, reading, texts
+from eval.files import find, flag, image_folder, read_rows, reading, text, texts
 from eval.normalise import vizwiz_prediction
 from eval.prepared import or_prepared
 from eval.scorers import vqa_accuracy
@@ -23,10 +23,10 @@ def read(root: Path, split: str) -> list[Example]:
         return [
             Example(
                 id=str(place),
-                image=f"{images}/{row['image']}",
+                image=f"{images}/{text(row['image'])}",
                 question=row["question"],
                 answer=texts([said["answer"] for said in row["answers"]]),
-                info={"answerable": row["answerable"]},
+                info={"answerable": int(flag(row["answerable"]))},
             )
             for place, row in enumerate(each(rows))
         ]

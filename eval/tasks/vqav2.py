@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from eval.files import find, image_folder, read_json, reading, texts
+from eval.files import find, image_folder, name_of, read_json, reading, text, texts, whole
 from eval.normalise import strip_punctuation, vqav2_prediction
 from eval.prepared import or_prepared
 from eval.scorers import vqa_accuracy
@@ -25,16 +25,16 @@ def read(root: Path, split: str) -> list[Example]:
         annotations = {a["question_id"]: a for a in each(content["annotations"])}
         answers = {id: texts([said["answer"] for said in a["answers"]]) for id, a in each(annotations.items())}
         info = {
-            id: {"answer_type": a.get("answer_type"), "question_type": a.get("question_type")}
-            for id, a in annotations.items()
+            id: {kind: text(a[kind]) if kind in a else None for kind in ("answer_type", "question_type")}
+            for id, a in each(annotations.items())
         }
     shape = "an object with questions: question_id, image_id and question, each with an annotation"
     content = read_json(questions_path, "vqav2", shape)
     with reading(questions_path, "vqav2", shape) as each:
         return [
             Example(
-                id=str(row["question_id"]),
-                image=f"{images}/COCO_val2014_{row['image_id']:012d}.jpg",
+                id=name_of(row["question_id"]),
+                image=f"{images}/COCO_val2014_{whole(row['image_id']):012d}.jpg",
                 question=row["question"],
                 answer=answers[row["question_id"]],
                 info=info[row["question_id"]],

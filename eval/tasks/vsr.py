@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from eval.files import find, image_folder, read_rows, reading
+from eval.files import find, flag, image_folder, read_rows, reading, text
 from eval.prepared import or_prepared
 from eval.scorers import choice
 from eval.task import Choose, Example, Task, register
@@ -23,10 +23,10 @@ def read(root: Path, split: str) -> list[Example]:
         return [
             Example(
                 id=str(line),
-                image=f"{images}/{row['image']}",
+                image=f"{images}/{text(row['image'])}",
                 question=row["caption"],
-                answer={1: "True", 0: "False"}[int(row["label"])],
-                info={"relation": row["relation"]},
+                answer=str(flag(row["label"])),
+                info={"relation": text(row["relation"])},
             )
             for line, row in enumerate(each(rows))
         ]

@@ -44,7 +44,7 @@ class ImageSource:
         raise NotImplementedError
 
     def __getitem__(self, row: int) -> tuple[Image.Image, int]:
-        from vision_backbones.transforms import to_rgb  # brings torch, which checking files does without
+        from vision_backbones.image_files import to_rgb
 
         return to_rgb(self.load(row)), self.label(row)
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from PIL import Image, ImageOps
 
 from prismatic.data.arrow_index import index_of
-from vision_backbones.image_files import leads_out, open_image
+from vision_backbones.image_files import leads_out, open_image, to_rgb
 
 READS_PER_RELEASE = 64
 OTHER_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".JPG", ".JPEG", ".PNG", ".GIF")
@@ -133,9 +133,7 @@ def _open_rgb(path: Path, where: str, exif_rotate: bool) -> Image.Image:
             image.load()
             if exif_rotate:
                 image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
-                image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
-            return image.convert("RGB")
+            return to_rgb(image)
     except BadImageError:
         raise
     except Exception as error:  # damaged files raise nearly anything: OSError, SyntaxError, struct.error, ...

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from prismatic.models.configuration import PrismaticConfig
@@ -17,12 +18,13 @@ from prismatic.models.placeholders import placeholder_llm
 from prismatic.models.processing import PrismaticProcessor
 from prismatic.models.projectors import TAIL_BLOCKS, check_projector, decoder_options
 from prismatic.models.prompts import IMAGE_TOKEN
-from prismatic.training.checkpoint import latest_checkpoint, write_json
+from prismatic.training.checkpoint import latest_checkpoint
 from prismatic.training.optim import set_trainable
-from prismatic.training.state import STATE_JSON, load_tensors, problem_with, read_state
+from prismatic.training.state import STATE_JSON, load_tensors, problem_with, read_state, trained_parameters
 from vision_backbones import BackboneSpec, check_spec, create_backbone, get_spec
+from vision_backbones.files import write_json
 from vision_backbones.transforms import image_transform
-from vision_backbones.weights import decoder_path, find_weights, read_header
+from vision_backbones.weights import check_numbers, decoder_path, find_weights, read_header
 
 PARTS_FILE = "prismatic_parts.json"  # beside LoRA adapters: the arguments of `start`
 EMBEDDED = {"miniature": Path(__file__).parent.parent / "miniature" / "assets" / "vlm"}  # models shipped with this
@@ -239,7 +241,21 @@ def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge:
 def _from_pretrained(source: str | Path, dtype: torch.dtype):
     options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     model = PrismaticForConditionalGeneration.from_pretrained(source, **options)
+    if Path(source).is_dir():
+        _check_files(Path(source), model)
+    check_numbers(dict(model.named_parameters()), source)
     return model, PrismaticProcessor.from_pretrained(source, trust_remote_code=False)
+
+
+def _check_files(folder: Path, model: PrismaticForConditionalGeneration) -> None:
+    """Raises ValueError for weights that are no floating-point numbers: they would be cast in silence."""
+    parameters = dict(model.named_parameters())
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                kind = file.get_slice(name).get_dtype()
+                if name in parameters and kind[0] in "UIB" and kind != "BF16":
+                    raise ValueError(f"weights {path} are damaged: {name} is {kind}, expected floating-point numbers")
 
 
 def _load_from_hub(name: str, dtype: torch.dtype):
@@ -255,7 +271,7 @@ def _load_from_hub(name: str, dtype: torch.dtype):
 def _load_adapters(path: Path, dtype: torch.dtype, merge: bool):
     """Adapters hold what was trained; the rest is put together again from the parts that `save_parts` wrote."""
     from peft import PeftModel
-    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME, get_peft_model_state_dict
 
     parts = path / PARTS_FILE
     if not parts.is_file() or not (path / SAFETENSORS_WEIGHTS_NAME).is_file():
@@ -264,7 +280,18 @@ def _load_adapters(path: Path, dtype: torch.dtype, merge: bool):
         model, _ = start(**check_parts_named(read_object(parts), parts))
     except RecursionError:
         raise ValueError(f"{parts} is refused: init_from leads back to the same adapters") from None
-    model = PeftModel.from_pretrained(model, path)
+    file = path / SAFETENSORS_WEIGHTS_NAME
+    try:
+        adapted = PeftModel.from_pretrained(model, path)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{file} does not hold the adapters of this model: {str(error)[:400]}") from None
+    stored, wanted = load_file(file), get_peft_model_state_dict(adapted).keys()
+    if stored.keys() != wanted:
+        sides = {"missing": sorted(wanted - stored.keys()), "unexpected": sorted(stored.keys() - wanted)}
+        listed = "; ".join(f"{side}: {', '.join(keys[:3])} ({len(keys)})" for side, keys in sides.items() if keys)
+        raise ValueError(f"{file} does not hold the adapters of this model: {listed}")
+    check_numbers(stored, file)
+    model = adapted
     processor = PrismaticProcessor.from_pretrained(path, trust_remote_code=False)
     return (model.merge_and_unload() if merge else model).to(dtype).eval(), processor
 
@@ -276,6 +303,7 @@ def _load_step(path: Path, dtype: torch.dtype, merge: bool):
     about = read_state(path)
     model, processor = start_stage(check_parts_named(about["parts"], path), about["stage"], about["lora"])
     load_tensors(path, model)
+    check_numbers(trained_parameters(model), path)
     model = model.merge_and_unload() if merge and about["stage"] == "lora" else model
     return model.to(dtype).eval(), processor
 

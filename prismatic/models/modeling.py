@@ -83,6 +83,18 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
         features = self.vision_backbone(pixel_values.to(next(self.vision_backbone.parameters()).dtype))
         return self.projector(features.to(next(self.projector.parameters()).dtype))
 
+    def _projector_alone_trains(self) -> bool:
+        if not (self.training and torch.is_grad_enabled()) or any(p.requires_grad for p in self.llm.parameters()):
+            return False
+        return any(p.requires_grad for p in self.projector.parameters())
+
+    def _idle_projector(self) -> torch.Tensor:
+        """0, by way of the projector: rows without an image else have no gradient, and sharded processes wait."""
+        side, channels = self.vision_backbone.image_size, 3 * max(1, len(self.vision_backbone.spec.parts))
+        weight = next(self.projector.parameters())
+        blank = torch.zeros(1, channels, side, side, device=weight.device)
+        return self.get_image_features(blank).sum().to(self.get_input_embeddings().weight.dtype) * 0.0
+
     def embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
         """Token embeddings `[B, T, hidden_size]` with the patch embeddings in the places of the placeholders.
 
@@ -91,7 +103,7 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         embeddings = self.get_input_embeddings()(input_ids)
         if pixel_values is None:
-            return embeddings
+            return embeddings + self._idle_projector() if self._projector_alone_trains() else embeddings
         patches = self.get_image_features(pixel_values).flatten(0, 1).to(embeddings.dtype)
         places = input_ids == self.config.image_token_id
         if places.sum() != len(patches):

@@ -13,6 +13,8 @@ from timm.layers import Mlp, get_act_layer
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from vision_backbones.weights import check_numbers
+
 PROJECTORS = ("linear", "gelu-mlp", "fused-gelu-mlp", "transformer", "pretrained-decoder", "truncated")
 TAIL_BLOCKS = 2  # ViT blocks that the `truncated` projector takes over from its backbone
 
@@ -109,6 +111,7 @@ class TransformerProjector(nn.Module):
             given, wanted = (tuple(d[key].shape) if key in d else "absent" for d in (taken, own))
             if given != wanted:
                 raise ValueError(f"the decoder does not fit this projector: {key} is {given}, expected {wanted}")
+        check_numbers(taken, "of the decoder")
         self.load_state_dict(taken, strict=False)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

@@ -1,28 +1,30 @@
-"""Checkpoints that are never half there: written beside their place, then renamed."""
+"""What runs save, all or nothing: models, and the state that training on images continues from."""
 
 import json
+import math
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import draccus
 import torch
-import yaml
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from prismatic.training.state import step_folders
-from vision_backbones.weights import sync, write_tensors
+from prismatic.training.state import EPOCH_NAME, MANIFEST, problem_with, step_folders, step_of
+from vision_backbones.files import describe, put_folder, read_json, write_json
+from vision_backbones.weights import write_tensors
 
 OPTIMIZER = "optimizer"
-SUMMARY = "summary.json"  # its presence marks a finished run
-STATE = Path("checkpoints/last/training.safetensors")  # its presence lets an unfinished run continue
+STATE_FILE = "training.safetensors"
+STATES = ("checkpoints/last", "checkpoints/previous")  # the newest state that training on images continues from first
+TRAINED = "trained.json"  # after how many steps and epochs an epoch's model was saved
 
 
-def save_model(model, processor, folder: Path, weights: dict | None = None, replace: bool = False) -> Path:
+def save_model(
+    model, processor, folder: Path, weights: dict | None = None, *, replace: bool = False, about: dict | None = None
+) -> Path:
     """Writes model (or peft adapters) and processor to a new `folder` as `save_pretrained` does, all or nothing.
 
     Args:
@@ -31,6 +33,7 @@ def save_model(model, processor, folder: Path, weights: dict | None = None, repl
         folder: to write.
         weights: state dict of a sharded model.
         replace: put it in the place of an existing folder.
+        about: contents of JSON files beside them, by name.
 
     Raises:
         ValueError: the folder exists.
@@ -40,52 +43,84 @@ def save_model(model, processor, folder: Path, weights: dict | None = None, repl
     beside = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    model.save_pretrained(beside, **({} if weights is None else {"state_dict": weights}))
-    processor.save_pretrained(beside)
-    for path in beside.rglob("*"):
-        sync(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
-    sync(folder.parent)
+    try:
+        model.save_pretrained(beside, **({} if weights is None else {"state_dict": weights}))
+        processor.save_pretrained(beside)
+        for name, content in (about or {}).items():
+            write_json(beside / name, content)
+        put_folder(beside, folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
     return folder
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file all or nothing."""
-    beside = path.with_name(f".{path.name}.unfinished")
-    beside.write_text(json.dumps(content, indent=1) + "\n")
-    sync(beside)
-    beside.replace(path)
-
-
-def save_state(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, progress: dict) -> None:
-    """Writes all that a run needs to continue into one safetensors file, all or nothing.
+def save_state(
+    run_dir: Path,
+    modules: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    progress: dict,
+    export: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Writes all that a run needs to continue to `checkpoints/last`, all or nothing; what was there is kept beside it.
 
     Args:
-        path: of the file.
+        run_dir: of the run.
         modules: by name; parameters and persistent buffers are stored.
         optimizer: its state is stored.
         progress: JSON-able, such as the number of steps done.
+        export: writes more files into the folder.
     """
+    last, previous = (run_dir / place for place in STATES)
     tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"{OPTIMIZER}.{number}.{key}": value for key, value in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, tensors, {"progress": json.dumps(progress)})
+    beside = last.with_name(".last.unfinished")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        export(beside)
+        write_tensors(beside / STATE_FILE, tensors, {"progress": json.dumps(progress)})
+        write_json(beside / MANIFEST, {"files": {path.name: describe(path) for path in sorted(beside.iterdir())}})
+        put_folder(beside, last, previous)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
 
 
-def load_state(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict:
+def newest_state(run_dir: Path, say: Callable[[str], None] = print) -> Path | None:
+    """The newest folder of `save_state` whose files are as they were written; None if there is none at all.
+
+    Raises:
+        ValueError: all there are are damaged.
+    """
+    problems = []
+    for folder in (run_dir / place for place in STATES):
+        if not (folder / STATE_FILE).is_file():
+            continue
+        problem = problem_with(folder)
+        if not problem:
+            return folder
+        problems.append(f"{folder} is damaged: {problem}")
+        say(f"{problems[-1]}; passed over")
+    if problems:
+        raise ValueError(f"{problems[0]}; there is no other to continue from: choose another --run_id")
+    return None
+
+
+def load_state(folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict:
     """Puts back what `save_state` wrote, and gives its `progress`.
 
     Raises:
         ValueError: the file is damaged, or of another model.
     """
+    path = folder / STATE_FILE
     try:
         with safe_open(path, "pt") as file:
             progress = json.loads(file.metadata()["progress"])
         tensors = load_file(path)
     except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): delete it to start the run over") from error
+        raise ValueError(f"{path} cannot be read ({error}): choose another --run_id") from error
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key in [key for key in tensors if key.startswith(f"{OPTIMIZER}.")]:
         _, number, name = key.split(".")
@@ -100,56 +135,28 @@ def load_state(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim
     return progress
 
 
-def open_run(config, accelerator, name: str, may_change: Sequence[str] | None = None, finished: str = SUMMARY) -> Path:
-    """The folder of a run, holding its `config.yaml`.
-
-    Args:
-        config: `run_root`, and `run_id` if the user named the run.
-        accelerator: all its processes call this.
-        name: of the folder, with the time, where the user gave none.
-        may_change: settings in which a run may differ from the unfinished one of the same name that it continues.
-            None starts an unfinished run over, as does one that was interrupted before it stored its state.
-        finished: the file whose presence marks a finished run.
-
-    Raises:
-        ValueError: the folder holds a finished run, or an unfinished one with other settings.
-    """
-    name = config.run_id or f"{name}+{time.strftime('%Y%m%d-%H%M%S')}"
-    name = broadcast_object_list([name.replace("/", "_").replace(":", "_")])[0]
-    folder = Path(config.run_root) / name
-    if (folder / finished).is_file():
-        raise ValueError(
-            f"{folder} holds a finished run: choose another --run_id, or delete the folder to run it again"
-        )
-    continues = may_change is not None and ((folder / STATE).is_file() or bool(step_folders(folder)))
-    if continues:
-        _check_unchanged(folder, config, may_change)
-    accelerator.wait_for_everyone()  # every process has looked before the first one writes
-    if accelerator.is_main_process:
-        if not continues:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(draccus.dump(config))
-    accelerator.wait_for_everyone()
-    return folder
-
-
-def _check_unchanged(folder: Path, config, may_change: Sequence[str]) -> None:
-    old, new = (_flat(yaml.safe_load(text)) for text in ((folder / "config.yaml").read_text(), draccus.dump(config)))
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in may_change]
-    if changed:
-        shown = "; ".join(f"--{key} was {old.get(key)}, is {new.get(key)}" for key in changed)
-        raise ValueError(f"{folder} is unfinished and had other settings ({shown}): use those, or another --run_id")
-
-
-def _flat(settings: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
 def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest checkpoint of a run folder; None when there is none."""
-    found = [*(run_dir / "checkpoints").glob("epoch-*"), *step_folders(run_dir)]
-    return max(found, key=lambda folder: folder.stat().st_mtime_ns, default=None)
+    """The checkpoint of a run folder after the most steps, of two after equally many the epoch's; None without any."""
+    epochs = [path for path in (run_dir / "checkpoints").glob("epoch-*") if EPOCH_NAME.fullmatch(path.name)]
+    found = [(trained_steps(path), int(path.name.rpartition("-")[2]), path) for path in epochs]
+    found += [(step_of(path), 0, path) for path in step_folders(run_dir)]
+    return max(found, default=(0, 0, None))[2]
+
+
+def trained_steps(epoch: Path) -> float:
+    """Optimizer steps after which an epoch's model was saved; infinity where none are recorded (an older version)."""
+    path = epoch / TRAINED
+    if not path.is_file():
+        return math.inf
+    return read_json(path, "bring it back, or name the checkpoint itself", "step")["step"]
+
+
+def epoch_folder(run_dir: Path, epoch: int) -> Path:
+    """Where the model of a 0-based epoch is saved."""
+    return run_dir / "checkpoints" / f"epoch-{epoch + 1:02d}"
+
+
+def has_epoch(run_dir: Path, epoch: int, steps: int, accelerator) -> bool:
+    """Whether the model of an epoch was saved after so many steps; all processes call this."""
+    found = accelerator.is_main_process and trained_steps(epoch_folder(run_dir, epoch)) == steps
+    return broadcast_object_list([found])[0]

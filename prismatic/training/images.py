@@ -18,14 +18,20 @@ from tqdm import tqdm
 from prismatic.data import batching
 from prismatic.data.image_sources import ImageSource, open_images
 from prismatic.data.images import TrainingImages, collate_images, evaluation_transform, training_transform
-from prismatic.training import loop, optim, report
-from prismatic.training.checkpoint import STATE, load_state, save_state, write_json
+from prismatic.training import loop, optim, report, sharding
+from prismatic.training.checkpoint import load_state, newest_state, save_state
 from prismatic.training.objective import Batch, Objective, image_counts, two_images
+from prismatic.training.run import slower
+from prismatic.training.saving import StopSignals
 from prismatic.training.tracking import metrics_log, read_metrics
 from vision_backbones import BackboneSpec
+from vision_backbones.files import write_json
 from vision_backbones.maskembed.teacher import merge_moments, moments
 
-MAY_CHANGE = ("data.workers", "per_device_batch_size", "save_every_steps", "trackers", "run_root")
+MAY_CHANGE = (  # settings in which a run may differ from the unfinished one that it continues
+    "data.workers", "per_device_batch_size", "save_every_steps", "trackers", "run_root",
+    "learning_rate", "min_learning_rate", "max_grad_norm",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -190,15 +196,15 @@ def train(
     ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay else None
     parts = {"model": model} | ({"ema": ema.module} if ema else {})
     done, best_value, name, better = 0, None, *best
-    if (run_dir / STATE).is_file():
-        progress = load_state(run_dir / STATE, parts, optimizer)
+    if state := newest_state(run_dir, accelerator.print):
+        progress = load_state(state, parts, optimizer)
         if progress["images"] != len(images.train):
             raise ValueError(
                 f"{run_dir} is unfinished and was trained on {progress['images']} images, {config.data.train} now "
                 f"holds {len(images.train)}: bring back those, or use another --run_id"
             )
         done, best_value = progress["steps"], progress["best"]
-        accelerator.print(f"{run_dir} continues after step {done} of {steps}\n")
+        accelerator.print(f"continues from {state}, after step {done} of {steps}\n")
     result = ema.module if ema else model
 
     def evaluate() -> dict[str, float]:
@@ -211,31 +217,32 @@ def train(
     if not done:
         log({"step": 0, "epoch": 0} | evaluate())
 
-    def write(checkpoint: str) -> None:
-        (run_dir / "checkpoints" / checkpoint).mkdir(exist_ok=True)
-        export(result, run_dir / "checkpoints" / checkpoint)
+    signals, stopping = StopSignals(run_dir, accelerator), False
 
     def save(steps_done: int) -> None:
+        sharding.check_finite(model, accelerator, steps_done, slower(run_dir))
         if accelerator.is_main_process:
-            write("last")
             progress = {"steps": steps_done, "best": best_value, "images": len(images.train)}
-            save_state(run_dir / STATE, parts, optimizer, progress)
+            save_state(run_dir, parts, optimizer, progress, partial(export, result))
         accelerator.wait_for_everyone()
 
     def after_step(steps_done: int, stop: bool) -> None:
         if ema:
             ema.update(model)
         ends_epoch = steps_done % images.steps_per_epoch == 0 or steps_done == steps  # which saves once it is validated
-        if config.save_every_steps and steps_done % config.save_every_steps == 0 and not ends_epoch:
+        nonlocal stopping
+        stopping = stop
+        if not ends_epoch and (stop or (config.save_every_steps and steps_done % config.save_every_steps == 0)):
             save(steps_done)
+        if stop and not ends_epoch:
+            signals.stop(steps_done)
 
     def end_of_epoch(epoch: int, steps_done: int) -> None:
         nonlocal best_value
         means = evaluate()
         if not all(map(math.isfinite, means.values())):
             raise FloatingPointError(
-                f"validation gives {means} after step {steps_done}: the last checkpoint is good. "
-                "Lower the learning rate."
+                f"validation gives {means} after step {steps_done}: its weights are not saved; {slower(run_dir)}"
             )
         log({"step": steps_done, "epoch": epoch} | means)
         shown = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in means.items())
@@ -243,8 +250,11 @@ def train(
         if best_value is None or better(means[name], best_value) != best_value:
             best_value = means[name]
             if accelerator.is_main_process:
-                write("best")
+                (run_dir / "checkpoints" / "best").mkdir(exist_ok=True)
+                export(result, run_dir / "checkpoints" / "best")
         save(steps_done)
+        if stopping and steps_done < steps:
+            signals.stop(steps_done)
 
     def loss_sum(model: nn.Module, batch: Batch) -> torch.Tensor:
         count = len(batch["pixel_values"])
@@ -275,10 +285,13 @@ def train(
         log=log,
         end_of_epoch=end_of_epoch,
         after_step=after_step,
+        should_stop=signals.should_stop,
         done_steps=done,
         seed=config.seed,
         matmul_peak=loop.matmul_peak(accelerator),
+        remedy=slower(run_dir),
     )
+    signals.close()
     accelerator.end_training()
     if not accelerator.is_main_process:
         return {}

@@ -63,6 +63,7 @@ def fit(
     done_steps: int = 0,
     seed: int = 0,
     matmul_peak: float | None = None,
+    remedy: str = "lower the learning rate",
 ) -> None:
     """Trains until `total_steps` optimizer steps are done or the epochs end.
 
@@ -87,6 +88,7 @@ def fit(
         done_steps: steps done before, in a run that continues.
         seed: dropout draws from it, the step and the process alone, so that a continued run draws the same.
         matmul_peak: FLOP/s of a large matrix product, to report MFU.
+        remedy: what to do when the loss is not finite.
 
     Raises:
         ValueError: a step has nothing to learn from.
@@ -116,21 +118,19 @@ def fit(
                 parameters["lr"] = rate_at(step) * parameters.get("lr_scale", 1.0)
             if flops_per_unit is None:
                 flops_per_unit = count_flops(model, optimizer, group[0], objective, accelerator)
-            torch.manual_seed((seed * 1_000_003 + step) * 65_536 + accelerator.process_index)
+            torch.manual_seed(((seed * 1_000_003 + step) * 65_536 + accelerator.process_index) % 2**64)
             weights = [accelerator.num_processes / terms] * len(group)
             sums = accumulate(model, group, weights, objective.loss_sum, accelerator)
             loss = accelerator.reduce(sum(sums), "sum").item() / terms
             if not math.isfinite(loss):
                 raise FloatingPointError(
-                    f"loss is {loss} at step {step + 1}: the step was not taken; the last checkpoint is good. "
-                    "Lower the learning rate or look at the data of this step."
+                    f"loss is {loss} at step {step + 1}: the step was not taken; look at its data, or {remedy}"
                 )
             trained = [p for g in optimizer.param_groups for p in g["params"]]
             norm = clip_gradients(trained, max_grad_norm)
             if not math.isfinite(norm):
                 raise FloatingPointError(
-                    f"gradient norm is {norm} at step {step + 1}: the step was not taken; the last checkpoint is good. "
-                    "Lower the learning rate or look at the data of this step."
+                    f"gradient norm is {norm} at step {step + 1}: the step was not taken; look at its data, or {remedy}"
                 )
             before_update()
             optimizer.step()

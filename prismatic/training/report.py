@@ -68,7 +68,7 @@ def print_samples(items, before: Sequence[str], after: Sequence[str]) -> None:
 def print_summary(run_dir: Path, summary: dict, use: str) -> None:
     """Prints the summary, where everything lies and the command that uses it."""
     print("\n" + table([(k.replace("_", " "), v) for k, v in summary.items() if v is not None], ("result", "value")))
-    print(f"\nEverything is in {run_dir}/: {', '.join(sorted(p.name for p in run_dir.iterdir()))}")
+    print(f"\nEverything is in {run_dir}/: {', '.join(sorted(p.name for p in run_dir.glob('[!.]*')))}")
     print(f"Use it: {use}")
 
 

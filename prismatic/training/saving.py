@@ -1,6 +1,5 @@
 """Step checkpoints while training goes on: staged, written and committed in a thread with its own process group."""
 
-import json
 import shutil
 import signal
 import threading
@@ -20,14 +19,53 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from prismatic.training import state
-from prismatic.training.checkpoint import write_json
-from vision_backbones.weights import sync
+from prismatic.training.run import slower
+from prismatic.training.sharding import check_finite
+from vision_backbones.files import describe, put_folder, read_json, write_json, write_text
 
 RESUMABLE = "resumable.json"  # a run that was asked to stop, stopped, and can go on
 
 
+class StopSignals:
+    """Notes that this process was asked to stop, by SIGTERM or SIGINT (Ctrl-C); a second SIGINT stops it at once."""
+
+    def __init__(self, run_dir: Path, accelerator):
+        self.run_dir, self.accelerator, self.asked = run_dir, accelerator, False
+        numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        self.before = {number: signal.signal(number, self._ask) for number in numbers}
+        if accelerator.is_main_process:
+            (run_dir / RESUMABLE).unlink(missing_ok=True)
+
+    def _ask(self, number: int, frame) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def should_stop(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self.asked
+
+    def stop(self, step: int) -> None:
+        """Ends the process with status 0; everything is on disk.
+
+        Raises:
+            SystemExit: always.
+        """
+        self.close()
+        if self.accelerator.is_main_process:
+            write_json(self.run_dir / RESUMABLE, {"step": step})
+            tqdm.write(f"stopped after step {step} as asked: start {self.run_dir} again to go on")
+        self.accelerator.end_training()
+        raise SystemExit(0)
+
+    def close(self) -> None:
+        """Hands the signals back."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
 class Checkpoints:
-    """Saves every so many steps and when the process is asked to stop (SIGTERM), one save at a time.
+    """Saves every so many steps, after the last one, and when the process is asked to stop, one save at a time.
 
     A failed save is said and training goes on; the checkpoints before stay as they are. `close` it when training ends.
 
@@ -36,7 +74,8 @@ class Checkpoints:
         accelerator: all its processes do the same.
         model: what is trained, without DDP around it.
         optimizer: its optimizer.
-        every: steps between saves; None saves only when stopped.
+        every: steps between saves; None saves only when stopped and after the last step.
+        last: the step that training ends with, which is saved in any case.
         keep_last: how many of the newest stay.
         keep_every: steps of which every multiple stays as well.
         about: JSON-able, stored with each: what is needed to build the model again.
@@ -52,6 +91,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         *,
         every: int | None,
+        last: int | None = None,
         keep_last: int = 2,
         keep_every: int | None = None,
         about: dict | None = None,
@@ -60,26 +100,16 @@ class Checkpoints:
     ):
         self.folder, self.run_dir, self.accelerator = run_dir / "checkpoints", run_dir, accelerator
         self.model, self.optimizer, self.about, self.log = model, optimizer, about or {}, log
-        self.every, self.keep_last, self.keep_every = every, keep_last, keep_every
+        self.every, self.last, self.keep_last, self.keep_every = every, last, keep_last, keep_every
         self.group = None
         if accelerator.num_processes > 1:  # collectives of training must never meet those of a save
             self.group = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
         pinned = torch.accelerator.is_available()
         self.stager = DefaultStager(StagingOptions(pinned, False, False, False))
         self.thread, self.saving, self.staged = ThreadPoolExecutor(1), None, threading.Event()
-        self.asked, self.waited = False, 0.0
-        self.before = signal.signal(signal.SIGTERM, self._ask)
-        if accelerator.is_main_process:
-            (run_dir / RESUMABLE).unlink(missing_ok=True)
-            for left in self.folder.glob(f".{state.PREFIX}*.unfinished"):
-                shutil.rmtree(left)
-
-    def _ask(self, *_) -> None:
-        self.asked = True
-
-    def should_stop(self) -> bool:
-        """Whether this process was asked to stop."""
-        return self.asked
+        self.waited = 0.0
+        self.signals = StopSignals(run_dir, accelerator)
+        self.should_stop = self.signals.should_stop
 
     def before_update(self) -> None:
         """Waits until what is being saved was copied: the optimizer is about to change it."""
@@ -94,20 +124,21 @@ class Checkpoints:
         Raises:
             SystemExit: with status 0, when a process was asked to stop, once everything is on disk.
         """
-        if stop or (self.every and step % self.every == 0):
+        if stop or step == self.last or (self.every and step % self.every == 0):
             self.save(step)
         elif self.saving and self.saving.done():
             self._finish()
         if stop:
             self.close()
-            if self.accelerator.is_main_process:
-                write_json(self.run_dir / RESUMABLE, {"step": step})
-                tqdm.write(f"stopped after step {step} as asked: start {self.run_dir} again to go on")
-            self.accelerator.end_training()
-            raise SystemExit(0)
+            self.signals.stop(step)
 
     def save(self, step: int) -> None:
-        """Starts to write the checkpoint of a step, once the one before is written."""
+        """Starts to write the checkpoint of a step, once the one before is written.
+
+        Raises:
+            FloatingPointError: a weight is not finite.
+        """
+        check_finite(self.model, self.accelerator, step, slower(self.run_dir))
         if self.saving:
             self._finish()
         started = time.perf_counter()
@@ -118,12 +149,12 @@ class Checkpoints:
             self.saving = self.thread.submit(self._write, step, tensors, state.random_state())
 
     def close(self) -> None:
-        """Waits for the last save, and hands SIGTERM back."""
+        """Waits for the last save, and hands signals back."""
         if self.saving:
             self._finish()
         self.thread.shutdown()
         self.stager.close()
-        signal.signal(signal.SIGTERM, self.before)
+        self.signals.close()
 
     def _has_room(self, step: int, tensors: dict[str, torch.Tensor]) -> bool:
         local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors.values()]
@@ -168,7 +199,7 @@ class Checkpoints:
             dcp.save(staged, storage_writer=writer, process_group=self.group, no_dist=world == 1)
             write_json(beside / f"rank-{rank:05d}.json", random_state)
             mine = [*beside.glob(f"shard-{rank + 1:05d}-*"), beside / f"rank-{rank:05d}.json"]
-            files = {path.name: state.describe(path) for path in mine}
+            files = {path.name: describe(path) for path in mine}
         except BaseException as error:  # torch's is no Exception; whatever it is, the others must hear of it
             problem = _root_cause(error)
         parts = [(files, problem)]
@@ -189,19 +220,12 @@ class Checkpoints:
         world = self.accelerator.num_processes
         about = {"step": step, "processes": world, "versions": state.versions(), **self.about}
         write_json(beside / state.STATE_JSON, about)
-        files[state.STATE_JSON] = state.describe(beside / state.STATE_JSON)
+        files[state.STATE_JSON] = describe(beside / state.STATE_JSON)
         write_json(beside / state.MANIFEST, {"files": files})
-        sync(beside)
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        beside.rename(self.folder / name)
-        sync(self.folder)
-        pointer = self.folder / f".{state.LATEST}.unfinished"
-        pointer.write_text(name + "\n")
-        sync(pointer)
-        pointer.replace(self.folder / state.LATEST)
+        put_folder(beside, self.folder / name)
+        write_text(self.folder / state.LATEST, name + "\n")
         for old in state.step_folders(self.run_dir)[self.keep_last :]:
-            number = int(old.name.removeprefix(state.PREFIX))
-            if not (self.keep_every and number % self.keep_every == 0):
+            if not (self.keep_every and state.step_of(old) % self.keep_every == 0):
                 shutil.rmtree(old)
 
 
@@ -248,7 +272,7 @@ def resume(where: str, run_dir: Path, accelerator, model, optimizer, rows: int |
     state.load_tensors(folder, model, optimizer)
     if about["processes"] == accelerator.num_processes:
         mine = folder / f"rank-{accelerator.process_index:05d}.json"
-        state.set_random_state(json.loads(mine.read_text()))
+        state.set_random_state(read_json(mine, "give another checkpoint", "torch", "numpy", "python"))
     changed = {n: v for n, v in state.versions().items() if about["versions"].get(n) != v}
     if changed:
         accelerator.print(f"versions differ from those of the checkpoint, so results may: {changed}")

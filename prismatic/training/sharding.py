@@ -175,3 +175,17 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> float:
             parameter.grad = torch.zeros_like(parameter)
     norm = nn.utils.clip_grad_norm_(parameters, max_norm)
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+
+def check_finite(model: nn.Module, accelerator, step: int, remedy: str) -> None:
+    """Looks at every trained weight; all processes call this.
+
+    Raises:
+        FloatingPointError: one is infinite or not a number.
+    """
+    trained = [p.detach() for p in model.parameters() if p.requires_grad]
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in trained]
+    largest = torch._foreach_norm([p for p in local if p.numel()], torch.inf)
+    bad = torch.tensor(float(not all(torch.isfinite(value) for value in largest)), device=accelerator.device)
+    if accelerator.reduce(bad, "sum").item():
+        raise FloatingPointError(f"weights are not finite after step {step}: they are not saved; {remedy}")

@@ -5,9 +5,9 @@ A step's checkpoint is a folder: one safetensors file a process (its shards, wri
 file), which torch does not check. Nothing in it is a pickle.
 """
 
-import hashlib
 import json
 import random
+import re
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -20,9 +20,10 @@ from torch import nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.tensor import DTensor
 
+from vision_backbones.files import describe, read_json
 from vision_backbones.weights import read_header
 
-PREFIX = "step-"
+PREFIX, STEP_NAME, EPOCH_NAME = "step-", re.compile(r"step-\d{8,}"), re.compile(r"epoch-\d{2,}")
 MANIFEST, STATE_JSON, LATEST = "manifest.json", "state.json", "latest"
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "timm")
 
@@ -75,15 +76,15 @@ def _bytes(text: str) -> torch.Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
 
 
-def describe(path: Path) -> dict:
-    """Size and SHA-256 of a file."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
 def step_folders(run_dir: Path) -> list[Path]:
-    """The step checkpoints of a run, newest first."""
-    return sorted((run_dir / "checkpoints").glob(f"{PREFIX}*"), reverse=True)
+    """The step checkpoints of a run, newest first; copies and folders of other names are none."""
+    found = [path for path in (run_dir / "checkpoints").glob(f"{PREFIX}*") if STEP_NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """The optimizer steps that a step checkpoint was saved after."""
+    return int(folder.name.removeprefix(PREFIX))
 
 
 def problem_with(folder: Path, part: int = 0, parts: int = 1) -> str | None:
@@ -121,8 +122,12 @@ def newest_whole(folders: list[Path], accelerator) -> Path | None:
 
 
 def read_state(folder: Path) -> dict:
-    """The content of `state.json`."""
-    return json.loads((folder / STATE_JSON).read_text())
+    """The content of `state.json`.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    return read_json(folder / STATE_JSON, "give another checkpoint", "step", "processes", "versions")
 
 
 def load_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:

@@ -1,11 +1,14 @@
 """Where metrics go: always a jsonl file, and whatever trackers accelerate knows."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import jsonlines
 from accelerate import Accelerator
+
+from vision_backbones.files import write_text
 
 
 def metrics_log(accelerator: Accelerator, config, run_dir: Path, done_steps: int = 0) -> Callable[[dict], None]:
@@ -21,9 +24,9 @@ def metrics_log(accelerator: Accelerator, config, run_dir: Path, done_steps: int
     writer = None
     if accelerator.is_main_process:
         path = run_dir / "metrics.jsonl"
-        kept = [m for m in read_metrics(path) if m["step"] <= done_steps] if done_steps else []
-        writer = jsonlines.open(path, "w", flush=True)
-        writer.write_all(kept)
+        kept = [m for m in read_metrics(path) if m["step"] <= done_steps] if done_steps and path.is_file() else []
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        writer = jsonlines.open(path, "a", flush=True)
 
     def log(metrics: dict) -> None:
         if writer:
@@ -34,6 +37,6 @@ def metrics_log(accelerator: Accelerator, config, run_dir: Path, done_steps: int
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`; a last line that was cut off is left out."""
+    """The rows of a `metrics.jsonl`; a line that was cut off is left out."""
     with jsonlines.open(path) as reader:
-        return list(reader.iter(type=dict, skip_invalid=True))
+        return [row for row in reader.iter(type=dict, skip_invalid=True) if isinstance(row.get("step"), int)]

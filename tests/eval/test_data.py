@@ -32,7 +32,7 @@ def question(id: int, **fields) -> dict:
     [
         ("[{", "test.json is not as expected"),
         ("\x00\x01", "expected a list of questions with question_id"),
-        ([question(1, answer=16)], "'16' is not in list"),
+        ([question(1, answer=16)], "16, expected 0 to 15"),
         ([{"question": "How many?"}], "no 'answer'"),
         ([1, 2], "prepare tallyqa"),
         ({"a": 1}, "prepare tallyqa"),

@@ -11,9 +11,10 @@ import pytest
 from evaluation_folders import zipped
 
 from eval import downloads
-from eval.downloads import ARCHIVES, needs, prepare, sha256, verify
+from eval.downloads import ARCHIVES, needs, prepare, verify
 from eval.task import list_tasks
 from prismatic.miniature.benchmarks import write_benchmarks
+from vision_backbones.files import describe
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -24,6 +25,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         content = self.server.files.get(self.path)
         if content is None:
             return self.send_error(404)
+        if lie := self.server.lies.get(self.path):
+            status, headers, body = lie(self.headers.get("Range"), content)
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            return self.wfile.write(body)
         etag, start = f'"{hash(content)}"', 0
         asked = self.headers.get("Range")
         if asked and self.headers.get("If-Range") == etag:
@@ -50,7 +58,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.files, running.breaks, running.types, running.asked = {}, {}, {}, []
+        running.files, running.breaks, running.types, running.lies, running.asked = {}, {}, {}, {}, []
         running.url = f"http://127.0.0.1:{running.server_port}"
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running
@@ -149,11 +157,59 @@ def test_a_changed_file_is_refused(server, tmp_path):
     entry = {"to": "vsr/test.jsonl", "urls": [f"{server.url}/rows.jsonl"]}
     assert prepare("vsr", tmp_path, [entry]) == 0
     recorded = json.loads((tmp_path / ARCHIVES / "checksums.json").read_text())
-    assert recorded == {"vsr/test.jsonl": sha256(tmp_path / "vsr/test.jsonl")}
+    assert recorded == {"vsr/test.jsonl": describe(tmp_path / "vsr/test.jsonl")["sha256"]}
     (tmp_path / "vsr/test.jsonl").unlink()
     server.files["/rows.jsonl"] = b"other"
     with pytest.raises(ValueError, match="expected a7937b64b8caa58f03721bb6bacf5c78cb235febe0e70b1b84cd99541461a08e"):
         prepare("vsr", tmp_path, [entry])
+
+
+SIZE = 300_000
+
+
+def rest(start, mark='"v1"', first=None, body=None, total=SIZE):
+    headers = {"ETag": mark, "Content-Range": f"bytes {start if first is None else first}-{total - 1}/{total}"}
+    return 206, headers | {"Content-Length": str(len(body))}, body
+
+
+def broken(content):
+    return 200, {"ETag": '"v1"', "Content-Length": str(len(content))}, content[: SIZE // 3]
+
+
+@pytest.mark.parametrize(
+    ("continued", "reason"),
+    [
+        (lambda at, content: rest(at, '"v2"', body=content[::-1][at:]), "another part or version"),
+        (lambda at, content: rest(at, first=0, body=content[: SIZE - at]), "another part or version"),
+        (lambda at, content: rest(at, first=at + 5, body=content[at + 5 :]), "another part or version"),
+        (lambda at, content: (416, {"Content-Range": "bytes */*"}, b""), "fewer bytes"),
+        (lambda at, content: (416, {}, b""), "fewer bytes"),
+        (lambda at, content: (200, {"ETag": '"v1"', "Content-Length": str(SIZE)}, content[:10]), "broke off"),
+    ],
+    ids=["another version", "from the start", "with a gap", "416 of unknown length", "bare 416", "less each time"],
+)
+def test_a_server_that_lies_is_given_up_and_nothing_is_kept(server, tmp_path, continued, reason):
+    content = bytes(range(256)) * (SIZE // 256 + 1)
+    server.files["/a"] = content = content[:SIZE]
+    server.lies["/a"] = lambda asked, content: continued(int(asked[6:-1]), content) if asked else broken(content)
+    path = tmp_path / "a.0.unfinished"
+    with pytest.raises(downloads.FetchError, match=reason):
+        downloads.fetch(f"{server.url}/a", path)
+    assert len(server.asked) <= 3 * downloads.TRIES
+    assert not path.exists() or content.startswith(path.read_bytes())
+
+
+def test_answers_that_nobody_asked_for(server, tmp_path):
+    server.files |= {"/part": b"x" * 100, "/packed": b"x" * 100, "/a.tar.gz": b"x" * 100}
+    server.lies["/part"] = lambda asked, content: rest(50, body=content[50:], total=100)
+    server.lies["/packed"] = lambda asked, content: (200, {"Content-Encoding": "gzip"}, content)
+    server.lies["/a.tar.gz"] = lambda asked, content: (200, {"Content-Encoding": "x-gzip"}, content)
+    with pytest.raises(downloads.FetchError, match="another part or version"):
+        downloads.fetch(f"{server.url}/part", tmp_path / "part.0.unfinished")
+    with pytest.raises(downloads.FetchError, match="encoded as gzip, though asked for it as it is"):
+        downloads.fetch(f"{server.url}/packed", tmp_path / "packed.0.unfinished")
+    downloads.fetch(f"{server.url}/a.tar.gz", tmp_path / "a.tar.gz.0.unfinished")
+    assert (tmp_path / "a.tar.gz.0.unfinished").read_bytes() == b"x" * 100
 
 
 def test_every_shipped_task_says_where_its_data_is():

@@ -12,7 +12,8 @@ from golden_cases import requires_samples, samples_dir
 from image_bombs import bomb
 
 from eval.data import check_images
-from eval.files import read_rows
+from eval.files import flag, name_of, read_rows, shown, text, texts, whole
+from eval.parsing import box_fractions, true_box
 from eval.prepared import read_prepared
 from eval.runner import Job, run_job
 from eval.task import Choose, Example, get_task
@@ -177,7 +178,7 @@ def test_errors_name_the_row(tmp_path):
     folder.mkdir()
     row = {"image": "a.jpg", "caption": "b", "label": 1, "relation": "on"}
     for change, reason in (
-        ({"label": 2}, "no 2"),
+        ({"label": 2}, "2 is neither true nor false"),
         ({"caption": None}, "question None"),
         ({"image": "../a"}, "lead out"),
     ):
@@ -221,3 +222,73 @@ def test_a_bomb_is_a_bad_sample_and_the_run_goes_on(tmp_path):
     assert bad and all("decompression bomb" in record["error"] and record["score"] == 0 for record in bad)
     assert entry["errors"] == len(bad) < len(records) == len(examples)
     assert all(record["output"] == "True" for record in records if record["image"] != armed)
+
+
+@pytest.mark.parametrize("value", [True, 1, "true", "True", " yes ", "1"])
+def test_what_means_yes(value):
+    assert flag(value) is True
+
+
+@pytest.mark.parametrize("value", [False, 0, "false", "FALSE", "no", "0"])
+def test_what_means_no(value):
+    assert flag(value) is False
+
+
+@pytest.mark.parametrize("value", [2, -1, 0.5, None, "", "maybe", [True], {"a": 1}, float("nan")])
+def test_what_means_neither(value):
+    with pytest.raises(ValueError, match="is neither true nor false"):
+        flag(value)
+
+
+def test_whole_numbers_are_those_alone():
+    assert [whole(value, below=16) for value in (3, "3", 3.0, "0")] == [3, 3, 3, 0]
+    for value in (-1, 16, 3.5, "3.0", "x", True, None, [3], float("inf"), float("nan")):
+        with pytest.raises(ValueError):
+            whole(value, below=16)
+
+
+def test_ids_and_texts_are_those_alone_and_errors_are_short():
+    laughs = ["ha"]
+    for _ in range(40):
+        laughs = [laughs] * 10
+    assert name_of(7) == "7" and name_of("7") == "7" and text("a") == "a"
+    for read in (name_of, text, texts):
+        for value in (laughs, {"a": laughs}, True, None, 1.5):
+            with pytest.raises(TypeError) as error:
+                read(value)
+            assert len(str(error.value)) < 200
+    assert shown("\x1b" * 1000) == ascii("\x1b" * 1000)[:80]
+
+
+@pytest.mark.parametrize(
+    ("box", "good"),
+    [
+        ([0, 0, 100, 50], True),
+        ([-1, -2, 102, 51], True),
+        ([10, 10, 10, 20], True),
+        ([20, 10, 10, 20], False),  # negative width
+        ([10, 20, 20, 10], False),
+        ([50, 10, 110, 20], False),  # corners taken for x, y, width, height
+        ([10, 10, 20, 60], False),
+        ([-9, 0, 10, 10], False),
+    ],
+)
+def test_boxes_lie_in_their_image(box, good):
+    if good:
+        assert true_box(box, 100, 50) == box_fractions(box, 100, 50)
+    else:
+        with pytest.raises(ValueError, match="is not inside its image of 100 x 50 pixels"):
+            true_box(box, 100, 50)
+
+
+@requires_samples
+@pytest.mark.parametrize("name", FILES)
+def test_a_byte_order_mark_changes_nothing(name, root, tmp_path):
+    """In front of every file of text that a task reads."""
+    task = get_task(name)
+    expected = task.read(root, task.split)
+    shutil.copytree(root, tmp_path / "data")
+    for path in (tmp_path / "data").rglob("*"):
+        if path.is_file() and path.suffix != ".p":
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert task.read(tmp_path / "data", task.split) == expected

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import time
 from importlib.metadata import version
@@ -16,6 +18,8 @@ from accelerate import PartialState
 import prismatic
 from eval import provenance, runner
 from eval.adapters import load_engine
+from eval.engine import Answer
+from eval.runs import read_runs
 from prismatic.miniature.benchmarks import write_benchmarks
 
 TASKS = ["refcoco", "vsr", "tallyqa"]
@@ -219,3 +223,91 @@ def test_errors_are_one_line(world, tmp_path):
     ):
         done = forked.run(["recipes/evaluate.py", *arguments(world, tmp_path / "out", *more)], env=environment)
         assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+class Useless(Scarce):
+    """An engine that can answer nothing after its first questions."""
+
+    def answer(self, pictures, questions):
+        self.limit -= len(questions)
+        if self.limit < 0:
+            return [Answer(error="no memory")] * len(questions)
+        return self.engine.answer(pictures, questions)
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+
+def test_errors_of_every_question_are_one_of_the_run(world, tmp_path):
+    engine = load_engine(str(world / "model"), dtype=torch.float32, device="cpu", batch_size=4)
+    with pytest.raises(ValueError, match="vsr: none of the first 8 questions could be answered: no memory"):
+        run(world, Useless(engine, 0), tmp_path)
+    assert not list(tmp_path.rglob("samples.jsonl"))
+    entry = run(world, engine, tmp_path)
+    assert entry["errors"] == 0 and entry["answered_before"] == 0, "what failed is tried again"
+
+
+def test_too_many_errors_end_with_status_1_and_keep_the_scores(world, whole, tmp_path, monkeypatch):
+    def some(*args, **options):
+        return Useless(load_engine(*args, **options), 8)
+
+    monkeypatch.setattr("eval.adapters.load_engine", some)
+    with pytest.raises(ValueError, match=r"\d+ of \d+ questions ended in errors .* --max_error_share 0"):
+        evaluate(world, tmp_path, "--tasks", "vsr", "--batch_size", "4")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert 0 < results["tasks"]["vsr"]["errors"] < results["tasks"]["vsr"]["examples"]
+    evaluate(world, tmp_path, "--tasks", "vsr", "--batch_size", "4", "--max_error_share", "1")
+
+
+def test_a_line_without_its_break_is_answered_again(world, whole, tmp_path):
+    shutil.copytree(whole / "vsr", tmp_path / "vsr")
+    lines = (tmp_path / "vsr" / "samples.jsonl").read_bytes().splitlines(True)
+    (tmp_path / "vsr" / "samples.jsonl").unlink()
+    (tmp_path / "vsr" / "rank-0.partial.jsonl").write_bytes(b"".join(lines[:4])[:-1])
+    assert evaluate(world, tmp_path, "--tasks", "vsr")["tasks"]["vsr"]["answered_before"] == 3
+    same_answers(whole, tmp_path, ["vsr"])
+
+
+def test_samples_that_were_edited_are_named(world, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "out")
+    path = tmp_path / "out" / "vsr" / "samples.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def edited(change):
+        lines = [dict(record) for record in records]
+        change(lines[2])
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        with pytest.raises(ValueError) as error:
+            evaluate(world, tmp_path / "out", "--tasks", "vsr")
+        with pytest.raises(ValueError, match="evaluate again|--overwrite"):
+            read_runs([tmp_path / "out"])[0].records("vsr")
+        return str(error.value)
+
+    assert "samples.jsonl was changed after it was written (SHA-256 differs)" in edited(lambda r: r.update(output="x"))
+    results = tmp_path / "out" / "results.json"
+    results.write_text(re.sub(r'"samples": "\w+",', "", results.read_text()))  # of a version that kept no digest
+    for name in ("id", "output", "answer"):
+        assert "samples.jsonl: line 3 has no id, answer or output" in edited(lambda r, name=name: r.pop(name))
+
+
+def test_pictures_templates_and_settings_are_part_of_a_fingerprint(world):
+    engine = load_engine(str(world / "model"), dtype=torch.float32, device="cpu", batch_size=4)
+    model, tokenizer = engine.model, engine.processor.tokenizer
+    (job,) = runner.read_jobs(["vsr"], world / "data", allow_partial=True)
+
+    def fingerprint():
+        return provenance.job_fingerprint(job, "model", provenance.speech(model, engine.processor))
+
+    before, picture = fingerprint(), job.root / job.examples[0].image
+    tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2)
+    assert fingerprint() == before, "how it was called last"
+    content = picture.read_bytes()
+    picture.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same size
+    assert fingerprint() != before
+    picture.write_bytes(content)
+    assert fingerprint() == before
+    model.generation_config.repetition_penalty = 1.5
+    assert fingerprint() != before
+    model.generation_config.repetition_penalty = None
+    tokenizer.chat_template += " "
+    assert fingerprint() != before

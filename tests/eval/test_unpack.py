@@ -1,9 +1,13 @@
 """Archives that lead out, grow beyond measure, lie or are damaged."""
 
+import bz2
+import gzip
 import io
+import lzma
 import random
 import shutil
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -154,3 +158,45 @@ def test_other_archives_are_told_apart(tmp_path):
     with pytest.raises(ValueError, match="cannot be unpacked"):
         unpack(tmp_path / "short", tmp_path / "to")
     assert {p.name for p in tmp_path.iterdir()} == {"text", "short"}
+
+
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g"])
+@pytest.mark.parametrize("packs", [gzip.open, bz2.open, lzma.open])
+def test_headers_of_tar_files_are_short(tmp_path, kind, packs):
+    header, size = tarfile.TarInfo("h"), 64 << 20
+    header.size, header.type = size, kind
+    with packs(tmp_path / "a", "wb") as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(size) + tarfile.TarInfo("b").tobuf() + bytes(1024))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="it has a header of 67,108,864 bytes, expected at most 1,048,576"):
+        unpack(tmp_path / "a", tmp_path / "out")
+    assert tracemalloc.get_traced_memory()[1] < 30e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_great_many_empty_files_are_refused(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("eval.unpack.MANY", 1000)
+    for count in (500, 3000):
+        if kind == "zip":
+            with zipfile.ZipFile(tmp_path / "a", "w") as file:
+                for number in range(count):
+                    file.writestr(f"{number}", b"")
+        else:
+            with tarfile.open(tmp_path / "a", "w:gz") as file:
+                for number in range(count):
+                    file.addfile(tarfile.TarInfo(f"{number}"))
+        if count == 500:
+            unpack(tmp_path / "a", tmp_path / "few")
+            assert len(list((tmp_path / "few").iterdir())) == 500
+    with pytest.raises(ValueError, match="is refused: .* bytes hold .* files or more"):
+        unpack(tmp_path / "a", tmp_path / "many")
+    assert not (tmp_path / "many").exists()
+
+
+def test_names_are_shown_escaped(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("../\x1b[2J\nevil", b"x")
+    with pytest.raises(ValueError, match=r"its member '../\\x1b\[2J\\nevil' is a path that leads out") as error:
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert "\x1b" not in str(error.value)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from prismatic.training import loop
-from prismatic.training.checkpoint import STATE
+from prismatic.training.checkpoint import STATE_FILE, newest_state
 from recipes import align
 from recipes.image_settings import parse_align
 
@@ -41,7 +41,7 @@ def validation(run):
 
 def state(run, part=""):
     """Tensors of the run's state; of one part (`model`, `ema`, `optimizer`) under their own names."""
-    tensors = load_file(run / STATE)
+    tensors = load_file(newest_state(run) / STATE_FILE)
     return {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(part)}
 
 

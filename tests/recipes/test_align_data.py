@@ -27,7 +27,7 @@ def test_a_poisoned_teacher_is_refused(tmp_path, monkeypatch):
     weights = load_file(ASSETS / "miniature.safetensors")
     save_file({k: v * float("nan") for k, v in weights.items()}, tmp_path / "poisoned.safetensors")
     changes = {"weights": str(tmp_path / "poisoned.safetensors")}
-    with pytest.raises(ValueError, match="targets have variance nan: .* check its weights"):
+    with pytest.raises(ValueError, match="poisoned.safetensors are damaged: .* infinite or not a number"):
         run_align(tmp_path, "run", *registered(tmp_path, monkeypatch, "poisoned_teacher", **changes))
 
 

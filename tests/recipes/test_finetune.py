@@ -41,13 +41,13 @@ def test_a_finetune_leaves_a_usable_run(tmp_path, capsys):
     assert summary["vsr"] == evaluated["tasks"]["vsr"]["metrics"]["accuracy"]
 
     with jsonlines.open(folder / "metrics.jsonl") as reader:
-        steps = list(reader)
+        steps = [row for row in reader if "loss" in row]
     assert [s["step"] for s in steps] == list(range(1, 7))  # 48 rows / 16 x 2 epochs
     assert all(
         math.isfinite(s[k]) for s in steps for k in ("loss", "grad_norm", "mfu", "tokens_per_second", "memory_gb")
     )
     assert steps[0]["learning_rate"] == 0 and steps[0]["padding_share"] == 0
-    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"epoch-01", "epoch-02"}
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"epoch-01", "epoch-02", "latest", "step-00000006"}
     assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["packing"] is True
     again = parse_finetune(["--config_path", str(folder / "config.yaml"), "--run_id", "rerun"])
     assert draccus.dump(again).replace("rerun", "first") == (folder / "config.yaml").read_text()
@@ -64,8 +64,11 @@ def test_a_finetune_leaves_a_usable_run(tmp_path, capsys):
     assert all(torch.equal(p, same[n]) for n, p in model.vision_backbone.named_parameters()), "the backbone is frozen"
     assert not torch.equal(model.llm.lm_head.weight, start.llm.lm_head.weight)
 
-    with pytest.raises(ValueError, match="holds a finished run: choose another --run_id"):
-        run(tmp_path, "--run_id", "first")
+    written = (folder / "summary.json").stat()
+    assert run(tmp_path, "--run_id", "first") == summary, "it is finished: nothing is done"
+    assert (folder / "summary.json").stat() == written
+    with pytest.raises(ValueError, match="--resume never does not replace: choose another --run_id"):
+        run(tmp_path, "--run_id", "first", "--resume", "never")
     again = run(tmp_path, "--run_id", "second", "--init_from", str(folder), "--max_steps", "2")
     assert again["steps"] == 2 and again["loss_first"] < summary["loss_first"]
 

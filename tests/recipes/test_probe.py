@@ -56,9 +56,8 @@ def untimed(content):
 
 def test_what_a_run_leaves(tmp_path, capsys, drawn):
     """Two backbones with local and global labels: numbers, tables and pictures, best and last told apart."""
-    result = probe(
-        tmp_path, "r", "--backbone", "miniature,miniature-aligned", "--labels", "union,global-union,majority"
-    )
+    arguments = ("--backbone", "miniature,miniature-aligned", "--labels", "union,global-union,majority")
+    result = probe(tmp_path, "r", *arguments)
     run = tmp_path / "r"
     assert json.loads((run / "results.json").read_text()) == result
     assert result["images"] == {"train": 20, "val": 7} and result["classes"] == 17
@@ -84,14 +83,33 @@ def test_what_a_run_leaves(tmp_path, capsys, drawn):
         for name in ("samples.png", "classes.png"):
             assert len(np.unique(np.asarray(Image.open(folder / name)))) > 20
     assert Image.open(run / "comparison.png").size[0] > 1000, "two charts"
-    assert sorted(p.name for p in run.iterdir()) == [
+    assert sorted(p.name for p in run.glob("[!.]*")) == [
         "comparison.png", "config.yaml", "miniature", "miniature-aligned", "results.json"
     ]  # fmt: skip
     printed = capsys.readouterr().out
     assert "20 train, 7 val images, all in pairs" in printed and "best macro recall" in printed
     assert printed.count("features: 0.00 GB, computed once") == 2, "labels share a backbone's features"
-    with pytest.raises(ValueError, match="finished run"):
-        probe(tmp_path, "r")
+    assert probe(tmp_path, "r", *arguments) == result and "is finished" in capsys.readouterr().out
+
+
+def test_a_killed_probe_goes_on(tmp_path, monkeypatch):
+    """With the first backbone that it had not finished."""
+    arguments = ["--backbone", "miniature,miniature-aligned", "--data_root", "miniature:9:3"]
+    whole = untimed(probe(tmp_path, "whole", *arguments)["probes"])
+    real, begun = train.train, []
+
+    def dies(*args):
+        begun.append(args)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(train, "train", dies)
+    with pytest.raises(KeyboardInterrupt):
+        probe(tmp_path, "killed", *arguments)
+    with pytest.raises(ValueError, match="had other settings .*--epochs"):
+        probe(tmp_path, "killed", *arguments, "--epochs", "7")
+    assert untimed(probe(tmp_path, "killed", *arguments)["probes"]) == whole and len(begun) == 3
 
 
 def by_hand(head_name, kind, epochs=2):
@@ -143,7 +161,7 @@ def test_the_cache_changes_nothing(tmp_path, precision, head):
         arguments = ["--cache", cache, "--precision", precision, "--head", head, "--labels", "union,global-union"]
         arguments += ["--data_root", "miniature:9:3"]
         results[cache] = untimed(probe(tmp_path, f"with-{cache}", *arguments)["probes"])
-        left = {p.name for p in (tmp_path / f"with-{cache}").iterdir()}
+        left = {p.name for p in (tmp_path / f"with-{cache}").glob("[!.]*")}
         assert left == {"comparison.png", "config.yaml", "miniature", "results.json"}
     assert results["off"] == results["memory"] == results["disk"]
 

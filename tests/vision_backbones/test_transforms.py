@@ -1,5 +1,6 @@
 import pickle
 import re
+import resource
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from golden_cases import case_names, golden_dir, load_json, load_tensors, requir
 from PIL import Image
 
 from vision_backbones import get_spec
-from vision_backbones.transforms import STRATEGIES, Letterbox, image_transform, to_rgb
+from vision_backbones.transforms import STRATEGIES, Letterbox, Middle, image_transform, to_rgb
 
 B6 = "B_prismatic/B6_transforms"
 TABLE, SMALL = f"{B6}/full_size_transform_table.json", f"{B6}/cases.json"
@@ -123,3 +124,50 @@ def test_transforms_can_be_sent_to_workers(id, strategy):
 def test_unknown_strategy_lists_the_closest():
     with pytest.raises(ValueError, match="unknown image resize strategy 'resize-naiv'; closest: resize-naive"):
         image_transform(get_spec("miniature"), "resize-naiv")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("size", [(12_000, 1), (1, 12_000), (4_000, 3), (89_000_000, 1)])
+def test_a_thin_image_takes_little_memory(strategy, size):
+    """Of a ramp along its length, the crop is the middle and the letterbox a line between the mean colour."""
+    spec = get_spec("clip-vit-l-336px")
+    ramp = np.linspace(0, 255, max(size)).astype(np.uint8)
+    image = Image.fromarray(np.broadcast_to(ramp[None] if size[0] > 1 else ramp[:, None], size[::-1]).copy())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixels = image_transform(spec, strategy)(image)
+    assert pixels.shape == (3, 336, 336)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 800_000, "kilobytes"
+    values = pixels[0] * spec.std[0] + spec.mean[0]
+    if strategy == "resize-crop":
+        assert values.mean() == pytest.approx(0.5, abs=0.02)
+    if strategy == "letterbox":
+        assert values[5, 5] == pytest.approx(spec.mean[0], abs=0.01)
+
+
+def test_what_makes_thin_images_small_leaves_others_alone():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 900, 3), dtype=np.uint8))
+    middle = Middle(336, 336)(Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 9000, 3), dtype=np.uint8)))
+    assert middle.size == (18, 9), "9 pixels and 8 beside them, less what is uneven"
+    assert Middle(336, 336)(image) is image
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "expected"),
+    [
+        ([[0.0, 0.5, 1.0]], "F", [0, 127, 255]),
+        ([[0.0, 100.0, 255.0]], "F", [0, 100, 255]),
+        ([[0.0, 25_600.0, 65_535.0]], "F", [0, 100, 255]),
+        ([[0, 25_600, 65_535]], "I", [0, 100, 255]),
+        ([[0, 100, 255]], "I", [0, 100, 255]),
+    ],
+)
+def test_pixels_of_32_bits_are_scaled_by_their_range(tmp_path, values, mode, expected):
+    Image.fromarray(np.array(values, dtype=np.float32 if mode == "F" else np.int32)).save(tmp_path / "a.tiff")
+    with Image.open(tmp_path / "a.tiff") as image:
+        assert image.mode == mode and np.asarray(to_rgb(image))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("value", [-1.0, 70_000.0, float("nan"), float("inf")])
+def test_pixels_of_no_known_range_are_refused(value):
+    with pytest.raises(ValueError, match="expected 0 to 1, 255 or 65535: convert it to 8 bits"):
+        to_rgb(Image.fromarray(np.array([[0.5, value]], dtype=np.float32)))

@@ -25,7 +25,7 @@ class Section:
 def write(out: Path, found: dict) -> None:
     """Writes `miniature.md`, `report.html`, `results.json` and the figures into `out`."""
     from eval import pages
-    from prismatic.training.checkpoint import write_json
+    from vision_backbones.files import write_json
 
     out.mkdir(parents=True, exist_ok=True)
     parts = [_summary(found), _probes(found), _ablations(found), _benchmarks(found), _z_scores(found), _costs(found)]

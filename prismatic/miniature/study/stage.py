@@ -21,7 +21,7 @@ def main(folder: Path, module: str, arguments: list[str]) -> None:
     import fcntl
 
     from eval.provenance import made_by
-    from prismatic.training.checkpoint import write_json
+    from vision_backbones.files import write_json
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f".{folder.name}.lock", "w") as lock:
