@@ -32,7 +32,7 @@ def main() -> None:
     try:
         import_plugins(arguments.plugins)
         status = arguments.run(arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     sys.exit(status)
 

@@ -16,9 +16,8 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from eval.task import Choose, Generate
-from prismatic.data.conversations import encode_text, option_token_ids
+from prismatic.data.conversations import encode_prompt, option_token_ids
 from prismatic.models.attention import SHARED_PREFIX, SharedPrefix
-from prismatic.models.prompts import render_prompt
 
 READ_AT_ONCE = 32  # texts, sorted by length, that are padded to a common one
 COMPACT_AT = 0.75  # finished rows are dropped once no more than this share of a batch is still being written
@@ -101,8 +100,7 @@ class SharedPrefixEngine:
         return answers
 
     def _suffix(self, prompt: str) -> list[int]:
-        text = render_prompt([{"from": "human", "value": prompt}], self.processor.tokenizer)
-        ids = encode_text(text, self.processor.tokenizer)["input_ids"]
+        ids = encode_prompt(prompt, self.processor.tokenizer)
         bos = self.processor.tokenizer.bos_token_id
         return ids[1:] if bos is not None and ids[0] == bos else ids
 

@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 from prismatic.data.sources import ConversationDataset
-from prismatic.models.prompts import render_prompt
 from prismatic.training.report import short
 
 
@@ -50,11 +49,8 @@ def generate_answers(
     for start in tqdm(range(0, len(items), batch_size), desc="answering", leave=False, delay=5):
         batch = items[start : start + batch_size]
         pictured = [source.is_multimodal[item.row] for item in batch]
-        prompts = [render_prompt([{"from": "human", "value": item.question}], processor.tokenizer) for item in batch]
-        inputs = processor(
-            images=[source.load_image(item.row) for item, has in zip(batch, pictured, strict=True) if has],
-            text=[("<image>" if has else "") + p for p, has in zip(prompts, pictured, strict=True)],
-        ).to(device)
+        images = [source.load_image(item.row) if has else None for item, has in zip(batch, pictured, strict=True)]
+        inputs = processor.ask([item.question for item in batch], images).to(device)
         with torch.inference_mode(), accelerator.autocast():
             tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         said += processor.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prismatic.data.fingerprint import speech
 from vision_backbones.files import describe
 
 if TYPE_CHECKING:
@@ -46,19 +47,13 @@ def _settings(config: dict) -> dict:
     return {key: _settings(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
-def speech(model, processor) -> dict[str, Any]:
-    """What, besides weights, decides what a model says to a prompt: tokenizer, chat template, generation settings."""
-    tokenizer = processor.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = json.loads(backend.to_str()) if backend else tokenizer.get_vocab()
-    words = {key: value for key, value in words.items() if key not in ("padding", "truncation")}  # of the last call
+def spoken(model, processor) -> dict[str, Any]:
+    """What, besides weights, decides what a model says to a prompt: tokenizer, chat templates, generation settings."""
     generation = getattr(model, "generation_config", None)
-    return {
-        "tokenizer": hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest(),
-        "special_tokens": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
-        "chat_template": tokenizer.chat_template or processor.chat_template,
-        "generation": _settings(generation.to_dict()) if generation else None,
-    }
+    template = getattr(processor, "chat_template", None)
+    return speech(processor.tokenizer) | {
+        "processor": template, "generation": _settings(generation.to_dict()) if generation else None
+    }  # fmt: skip
 
 
 def job_fingerprint(job: "Job", model: str, settings: dict[str, Any]) -> str:

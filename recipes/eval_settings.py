@@ -55,3 +55,15 @@ def check(config: EvaluateConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}: expected at least 1")
+
+
+def after_finetune(config, run_dir) -> EvaluateConfig:
+    """How a `FinetuneConfig` has its run evaluated at the end."""
+    return EvaluateConfig(
+        model=str(run_dir),
+        tasks=config.eval_tasks,
+        data_root=config.eval_root,
+        precision=config.precision,
+        allow_partial=config.eval_root.startswith("miniature:"),
+        plugins=config.plugins,
+    )

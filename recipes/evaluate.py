@@ -51,7 +51,7 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
         language_model = getattr(engine.model, "llm", engine.model)
         language_model.forward = torch.compile(language_model.forward, dynamic=True)
     settings = {"precision": config.precision, "strict": config.strict, "box_frame": box_frame}
-    said = settings | provenance.speech(engine.model, engine.processor)
+    said = settings | provenance.spoken(engine.model, engine.processor)
     about = provenance.made_by() | {
         "model": config.model,
         "model_fingerprint": fingerprint,

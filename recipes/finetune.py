@@ -7,7 +7,7 @@ import time
 
 from prismatic.training.lock import releases
 from recipes import command, evaluate
-from recipes.eval_settings import EvaluateConfig
+from recipes.eval_settings import EvaluateConfig, after_finetune
 from recipes.settings import MAY_CHANGE, PARTS, FinetuneConfig, parse_finetune
 
 
@@ -20,6 +20,7 @@ def main(config: FinetuneConfig) -> dict:
     from eval import records, runner
     from eval.held_out import generate_answers, read_items, scores, write_samples
     from prismatic.data.batching import accumulation_steps
+    from prismatic.data.fingerprint import of_conversations
     from prismatic.data.rows import RowBatches
     from prismatic.data.sources import open_data
     from prismatic.models.attention import SEGMENTED
@@ -56,9 +57,8 @@ def main(config: FinetuneConfig) -> dict:
 
     # The model, what of it is trained, and the optimizer. Sharded, a process reads its own part of the LLM alone.
     set_seed(config.seed)
-    later = sharding.shards(config.sharding, world) and not held_out and not config.init_from
-    later = later and weight_files(config.llm) is not None
-    model, processor = start_stage(parts, config.stage, vars(config.lora), llm_later=later)
+    later = sharding.shards(config.sharding, world) and not (held_out or config.init_from) and weight_files(config.llm)
+    model, processor = start_stage(parts, config.stage, vars(config.lora), llm_later=bool(later))
     if config.precision == "bf16":
         optim.halve_frozen(model)
     if config.gradient_checkpointing:
@@ -77,14 +77,15 @@ def main(config: FinetuneConfig) -> dict:
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
 
     # The data, and where an interrupted run goes on.
+    fingerprint = of_conversations(source, processor.tokenizer, accelerator)
     batches = RowBatches(config, source, processor, accelerator.process_index, world)
-    done = resume(config.resume, run_dir, accelerator, model, optimizer, rows=len(source))
+    done = resume(config.resume, run_dir, accelerator, model, optimizer, data=fingerprint)
     log = metrics_log(accelerator, config, run_dir, done)
     checkpoints = Checkpoints(
         run_dir, accelerator, model, optimizer, every=config.save_every_steps, last=batches.steps,
         keep_last=config.keep_last,
         keep_every=config.keep_every, log=log, timeout_minutes=waits,
-        about={"parts": parts, "stage": config.stage, "lora": vars(config.lora), "rows": len(source)},
+        about={"parts": parts, "stage": config.stage, "lora": vars(config.lora), "data": fingerprint},
     )  # fmt: skip
 
     def end_of_epoch(epoch: int, steps_done: int) -> None:
@@ -125,11 +126,7 @@ def main(config: FinetuneConfig) -> dict:
     after = generate_answers(*load(run_dir), held_out, items, accelerator=accelerator) if items else []
     tasks = {}
     if config.eval_tasks:
-        evaluation = EvaluateConfig(
-            model=str(run_dir), tasks=config.eval_tasks, data_root=config.eval_root, precision=config.precision,
-            allow_partial=config.eval_root.startswith("miniature:"), plugins=config.plugins,
-        )  # fmt: skip
-        tasks = evaluate.main(evaluation, accelerator).get("tasks", {})
+        tasks = evaluate.main(after_finetune(config, run_dir), accelerator).get("tasks", {})
     accelerator.end_training()
 
     if not accelerator.is_main_process:

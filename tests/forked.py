@@ -219,6 +219,8 @@ def _become(about: dict, rank: int, port: int) -> list[str]:
         os.sched_setaffinity(0, about["cores"])
     os.environ.clear()
     os.environ.update(about["env"] | {ADDRESS: sys.argv[1]})
+    threads = os.environ.get("OMP_NUM_THREADS") or len(about.get("cores", [0]))
+    sys.modules["torch"].set_num_threads(int(threads))  # as in who asks: sums are then rounded alike
     if (world := about["processes"]) > 1:
         group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in group.items()} | {"MASTER_ADDR": "127.0.0.1"}

@@ -51,7 +51,7 @@ def main() -> None:
             from vision_backbones.checkpoints import convert
 
             print(convert(args.checkpoint, args.out, args.backbone))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
 
 

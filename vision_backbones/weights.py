@@ -81,8 +81,11 @@ def read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
                 )
             header = json.loads(file.read(length))
             metadata = header.pop("__metadata__", {})
+            end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            if end > os.path.getsize(path):
+                raise ValueError(f"it is cut off: {os.path.getsize(path):,} bytes of {end:,}")
             return {name: entry["shape"] for name, entry in header.items()}, metadata
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is not a safetensors file: {str(error)[:200]}") from error
 
 

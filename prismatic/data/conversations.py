@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from prismatic.data.words import contents_of, encode_text
 from prismatic.models.prompts import IMAGE_TOKEN, render_turns, to_messages
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ def tokenize_conversation(
     stage: str = "finetune",
     *,
     row_id: object = None,
+    as_reference: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Token ids of a conversation and, for each of them, its label.
 
@@ -30,6 +32,7 @@ def tokenize_conversation(
         max_length: number of tokens beyond which the conversation is cut off.
         stage: finetune or align.
         row_id: names the row in error messages.
+        as_reference: words that look like control tokens become control tokens, as in the reference.
 
     Returns:
         `input_ids` and `labels`, equally long; the label is -100 where nothing is to be predicted.
@@ -41,21 +44,27 @@ def tokenize_conversation(
     if write is None:
         raise ValueError(f"unknown stage {stage!r}: expected finetune or align")
     try:
-        text, answers = write(conversation, tokenizer)
+        text, answers, contents = write(conversation, tokenizer)
     except ValueError as error:
         raise ValueError(str(error) if row_id is None else f"row {row_id!r}: {error}") from error
     supervised = bytearray(len(text))
     for start, end in answers:
         supervised[start:end] = bytes([1]) * (end - start)
-    encoded = encode_text(text, tokenizer, return_offsets_mapping=True)
-    input_ids = encoded["input_ids"][:max_length]
+    input_ids, spans = encode_text(text, tokenizer, () if as_reference else contents)
     labels, previous_end = [], 0
-    for token, (start, end) in zip(input_ids, encoded["offset_mapping"], strict=False):
+    for token, (start, end) in zip(input_ids[:max_length], spans, strict=False):
         # Byte-level tokenizers leave a token's space out of its offsets; then it begins where the last one ended.
         start = min(start, previous_end)
         labels.append(token if start < end and supervised[start] else IGNORE_INDEX)
         previous_end = max(previous_end, end)
-    return input_ids, labels
+    return input_ids[:max_length], labels
+
+
+def encode_prompt(question: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Token ids of a question, ready for the answer to be generated: those that training writes before the answer."""
+    messages = to_messages([{"role": "user", "content": question}])
+    turns = render_turns(messages, tokenizer)
+    return encode_text("".join(turns), tokenizer, contents_of(turns, messages, tokenizer))[0]
 
 
 def insert_image_tokens(
@@ -93,38 +102,33 @@ def option_token_ids(tokenizer: "PreTrainedTokenizerBase", options: list[str]) -
         [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "OPTION"}], tokenizer
     )
     opening = prompt + answer[: answer.index("OPTION")]
-    prompt_ids = encode_text(prompt, tokenizer)["input_ids"]
-    result = [encode_text(opening + option.strip(), tokenizer)["input_ids"] for option in options]
+    prompt_ids = encode_text(prompt, tokenizer)[0]
+    result = [encode_text(opening + option.strip(), tokenizer)[0] for option in options]
     for option, ids in zip(options, result, strict=True):
         if ids[: len(prompt_ids)] != prompt_ids:
             raise ValueError(f"option {option!r} melts into the prompt's last token and cannot be scored by itself")
     return [ids[len(prompt_ids) :] for ids in result]
 
 
-def encode_text(text: str, tokenizer: "PreTrainedTokenizerBase", **options) -> dict:
-    """The tokenizer's encoding of a rendered text, with the special tokens around it unless the text begins with BOS.
-
-    Some chat templates write BOS themselves; tokenizing their text as usual would double it.
-    """
-    has_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-    return tokenizer(text, add_special_tokens=not has_bos, verbose=False, **options)
+Written = tuple[str, list[tuple[int, int]], list[tuple[int, int]]]
 
 
-def _all_turns(conversation: list[dict], tokenizer) -> tuple[str, list[tuple[int, int]]]:
-    """Text of a conversation and the spans of it that the assistant speaks, end tokens included."""
-    turns = render_turns(conversation, tokenizer)
+def _all_turns(conversation: list[dict], tokenizer) -> Written:
+    """Text of a conversation, the spans of it that the assistant speaks, end tokens included, and those of contents."""
+    messages = to_messages(conversation)
+    turns = render_turns(messages, tokenizer)
     spans, start = [], 0
     for index, turn in enumerate(turns):
         if index % 2 == 1:
             # Without the line break by which ChatML parts turns: generation has stopped before it.
             spans.append((start, start + len(turn.rstrip())))
         start += len(turn)
-    return "".join(turns), spans
+    return "".join(turns), spans, contents_of(turns, messages, tokenizer)
 
 
-def _last_answer(conversation: list[dict], tokenizer) -> tuple[str, list[tuple[int, int]]]:
+def _last_answer(conversation: list[dict], tokenizer) -> Written:
     last = to_messages(conversation)[-1]
     if last["role"] != "assistant":
         raise ValueError("the conversation ends with a question, expected an answer to align with")
     text = last["content"] + tokenizer.eos_token
-    return text, [(0, len(text))]
+    return text, [(0, len(text))], [(0, len(last["content"]))]

@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from prismatic.data.image_sources import ImageSource, open_images
 from prismatic.data.sources import BadImageError, ConversationDataset, MissingImageError, RefusedPathError
-from prismatic.models.prompts import to_messages
+from prismatic.models.prompts import IMAGE_TOKEN, to_messages
 
 ROWS_PER_TASK = 64
 EXAMPLES_SHOWN = 10
+COUNTED = ("rows", "text-only rows", "turns", "empty answers", "rows, stray <image>")
 PROBLEMS = ("missing images", "unreadable images", "refused paths", "role-order problems")
 
 _HELP = """\
@@ -27,7 +28,8 @@ A row of a LLaVA file counts as a problem if
   its image is missing, or cannot be decoded (damaged, empty, not an image, or too many pixels to be safe);
   its image path is refused: absolute, with '..', or a symbolic link out of the image root;
   its turns do not alternate human, gpt, human, gpt, ... up to an answer.
-Empty answers are counted but are no problem: LLaVA's data has them. Malformed files, rows and shards
+Empty answers are counted but are no problem: LLaVA's data has them. So are rows that say <image> more often than they
+have images: training takes these words out. Malformed files, rows and shards
 end the check at once.
 """
 
@@ -139,6 +141,8 @@ def check_rows(dataset: ConversationDataset, start: int) -> Findings:
         found.counts["empty answers"] += sum(
             turn["from"] == "gpt" and not turn["value"].strip() for turn in row["conversations"]
         )
+        marks = sum(turn["value"].count(IMAGE_TOKEN) for turn in row["conversations"])
+        found.counts["rows, stray <image>"] += marks > (row["image"] is not None)
         _check_roles(row, f"{dataset.annotations}: row {index} (id {row['id']!r})", found)
         if row["image"] is None:
             found.counts["text-only rows"] += 1
@@ -169,7 +173,7 @@ def _check_image(dataset: ConversationDataset, index: int, found: Findings) -> N
 def report(findings: Findings) -> str:
     """The findings of a LLaVA file as text: counts, image sizes, and the first examples of every problem."""
     counts = findings.counts
-    lines = [_line(name, counts[name]) for name in ("rows", "text-only rows", "turns", "empty answers")]
+    lines = [_line(name, counts[name]) for name in COUNTED]
     return "\n".join(lines + _size_lines(findings) + _problem_lines(findings, PROBLEMS))
 
 

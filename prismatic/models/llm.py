@@ -219,11 +219,13 @@ def source_of(spec: LLMSpec) -> str:
 
 def _reading(spec: LLMSpec, read):
     """What `read` gives, its failure to find or understand files told in one line with the remedy."""
+    from safetensors import SafetensorError
+
     try:
         return read()
     except pickle.UnpicklingError as error:
         reason, cause = "its weights are a pickle that calls more than tensors, and is refused; nothing was run", error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".:")
         cause = error
     if spec.id == "miniature":

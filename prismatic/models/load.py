@@ -240,7 +240,10 @@ def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge:
 
 def _from_pretrained(source: str | Path, dtype: torch.dtype):
     options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
-    model = PrismaticForConditionalGeneration.from_pretrained(source, **options)
+    try:
+        model = PrismaticForConditionalGeneration.from_pretrained(source, **options)
+    except SafetensorError as error:
+        raise ValueError(f"the weights in {source} are damaged ({error}): copy or download them again") from None
     if Path(source).is_dir():
         _check_files(Path(source), model)
     check_numbers(dict(model.named_parameters()), source)

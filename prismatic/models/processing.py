@@ -1,11 +1,16 @@
 """From prompts and pictures to model inputs: the processor that is saved beside the model."""
 
+import warnings
+
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
-from prismatic.data.conversations import encode_text, insert_image_tokens, tokenize_conversation
+from prismatic.data.conversations import encode_prompt, insert_image_tokens, tokenize_conversation
+from prismatic.data.words import encode_text
 from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.prompts import IMAGE_TOKEN
+
+_said: list[str] = []  # rows that a warning was given of: one a process suffices
 
 
 class PrismaticProcessor(ProcessorMixin):
@@ -52,13 +57,24 @@ class PrismaticProcessor(ProcessorMixin):
         rows = []
         for prompt, has_image in zip(prompts, marked, strict=True):
             plain = prompt.replace(IMAGE_TOKEN + "\n", "").replace(IMAGE_TOKEN, "")
-            ids = encode_text(plain, self.tokenizer)["input_ids"]
-            if has_image:
-                ids, _ = self.insert_image(ids, ids)
-            rows.append(ids)
-        inputs = self.tokenizer.pad(
-            {"input_ids": rows}, padding=padding, padding_side=padding_side, return_tensors=return_tensors
-        )
+            ids = encode_text(plain, self.tokenizer)[0]
+            rows.append(self.insert_image(ids, ids)[0] if has_image else ids)
+        return self._batch(rows, images, padding=padding, padding_side=padding_side, return_tensors=return_tensors)
+
+    def ask(self, questions: list[str], images: list[Image.Image | None]) -> BatchFeature:
+        """Model inputs, padded on the left, for the questions of conversations, each about an image or none.
+
+        Other than a prompt in `__call__`, a question is all words: what looks like a control token in it is none.
+        """
+        rows = []
+        for question, image in zip(questions, images, strict=True):
+            ids = encode_prompt(question, self.tokenizer)
+            rows.append(self.insert_image(ids, ids)[0] if image is not None else ids)
+        there = [image for image in images if image is not None]
+        return self._batch(rows, there, padding=True, padding_side="left", return_tensors="pt")
+
+    def _batch(self, rows: list[list[int]], images: list[Image.Image], **options) -> BatchFeature:
+        inputs = self.tokenizer.pad({"input_ids": rows}, **options)
         if images:
             inputs["pixel_values"] = self.image_processor(images)["pixel_values"]
         return BatchFeature(dict(inputs))
@@ -75,10 +91,23 @@ def encode_row(row: dict, processor: PrismaticProcessor, max_length: int, stage:
     `stage` "align" supervises the caption alone; all others are conversations.
     """
     kind = "align" if stage == "align" else "finetune"
+    if (marks := stray_marks(row)) and not _said:
+        _said.append(row["id"])
+        warnings.warn(
+            f"row {row['id']!r} says {IMAGE_TOKEN} {marks} times more than it has images: those words are taken out of "
+            "the text; python -m prismatic.data.verify counts such rows",
+            stacklevel=2,
+        )
     encoded = tokenize_conversation(
         row["conversations"], processor.tokenizer, max_length=max_length, stage=kind, row_id=row["id"]
     )
     return processor.insert_image(*encoded) if row["image"] is not None else encoded
+
+
+def stray_marks(row: dict) -> int:
+    """How often a LLaVA row says `<image>` beyond the mark of its image."""
+    marks = sum(turn["value"].count(IMAGE_TOKEN) for turn in row["conversations"])
+    return max(0, marks - (row["image"] is not None))
 
 
 def _flat(images) -> list[Image.Image]:

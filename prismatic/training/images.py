@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from prismatic.data import batching
+from prismatic.data.fingerprint import check_same, of_images
 from prismatic.data.image_sources import ImageSource, open_images
 from prismatic.data.images import TrainingImages, collate_images, evaluation_transform, training_transform
 from prismatic.training import loop, optim, report, sharding
@@ -196,13 +197,10 @@ def train(
     ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay else None
     parts = {"model": model} | ({"ema": ema.module} if ema else {})
     done, best_value, name, better = 0, None, *best
+    fingerprint = of_images(images.train, accelerator)
     if state := newest_state(run_dir, accelerator.print):
         progress = load_state(state, parts, optimizer)
-        if progress["images"] != len(images.train):
-            raise ValueError(
-                f"{run_dir} is unfinished and was trained on {progress['images']} images, {config.data.train} now "
-                f"holds {len(images.train)}: bring back those, or use another --run_id"
-            )
+        check_same(progress["data"], fingerprint, run_dir)
         done, best_value = progress["steps"], progress["best"]
         accelerator.print(f"continues from {state}, after step {done} of {steps}\n")
     result = ema.module if ema else model
@@ -222,7 +220,7 @@ def train(
     def save(steps_done: int) -> None:
         sharding.check_finite(model, accelerator, steps_done, slower(run_dir))
         if accelerator.is_main_process:
-            progress = {"steps": steps_done, "best": best_value, "images": len(images.train)}
+            progress = {"steps": steps_done, "best": best_value, "data": fingerprint}
             save_state(run_dir, parts, optimizer, progress, partial(export, result))
         accelerator.wait_for_everyone()
 
@@ -264,13 +262,7 @@ def train(
         accelerator,
         accelerator.prepare_model(model) if accelerator.num_processes > 1 else model,
         optimizer,
-        Objective(
-            loss_sum,
-            lambda batch: len(batch["pixel_values"]),
-            image_counts,
-            "images",
-            sample=two_images,
-        ),
+        Objective(loss_sum, lambda batch: len(batch["pixel_values"]), image_counts, "images", sample=two_images),
         epochs=images.epochs(done),
         total_steps=steps,
         accumulation=images.accumulation,

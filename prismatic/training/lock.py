@@ -19,6 +19,7 @@ except ImportError:  # Windows
 
 LOCK = ".lock"
 _held: dict[Path, int] = {}
+_at_end: list[Callable[[], None]] = []
 
 
 def hold(folder: Path, remedy: str) -> None:
@@ -52,15 +53,22 @@ def hold(folder: Path, remedy: str) -> None:
     _held[path] = descriptor
 
 
+def at_end(act: Callable[[], None]) -> None:
+    """Has `act` called when the function ends that `releases` is around."""
+    _at_end.append(act)
+
+
 def releases(main: Callable) -> Callable:
-    """A function at whose end the folders that it holds are free again."""
+    """A function at whose end, whatever ends it, the folders that it holds are free again, and `at_end` is done."""
 
     @functools.wraps(main)
     def alone(*args, **kwargs):
-        before = set(_held)
+        before, ends = set(_held), len(_at_end)
         try:
             return main(*args, **kwargs)
         finally:
+            while len(_at_end) > ends:
+                _at_end.pop()()
             for path in _held.keys() - before:
                 os.close(_held.pop(path))
 

@@ -18,7 +18,9 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from prismatic.data.fingerprint import check_same
 from prismatic.training import state
+from prismatic.training.lock import at_end
 from prismatic.training.run import slower
 from prismatic.training.sharding import check_finite
 from vision_backbones.files import describe, put_folder, read_json, write_json, write_text
@@ -33,6 +35,7 @@ class StopSignals:
         self.run_dir, self.accelerator, self.asked = run_dir, accelerator, False
         numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
         self.before = {number: signal.signal(number, self._ask) for number in numbers}
+        at_end(self.close)
         if accelerator.is_main_process:
             (run_dir / RESUMABLE).unlink(missing_ok=True)
 
@@ -60,8 +63,8 @@ class StopSignals:
 
     def close(self) -> None:
         """Hands the signals back."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        while self.before:
+            signal.signal(*self.before.popitem())
 
 
 class Checkpoints:
@@ -239,7 +242,7 @@ def _root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def resume(where: str, run_dir: Path, accelerator, model, optimizer, rows: int | None = None) -> int:
+def resume(where: str, run_dir: Path, accelerator, model, optimizer, data: dict | None = None) -> int:
     """Puts back the newest whole checkpoint, and gives the steps done; 0 if there is nothing to continue from.
 
     Args:
@@ -248,7 +251,7 @@ def resume(where: str, run_dir: Path, accelerator, model, optimizer, rows: int |
         accelerator: all its processes call this; their number may differ from that of the run before.
         model: as it was built; sharded, if it will be.
         optimizer: its optimizer.
-        rows: of the data, which must be those that the checkpoint was trained on.
+        data: fingerprint of the data, which must be that the checkpoint was trained on.
 
     Raises:
         ValueError: nothing is at the path, all there is is damaged, or it is of another model or other data.
@@ -264,11 +267,8 @@ def resume(where: str, run_dir: Path, accelerator, model, optimizer, rows: int |
         reason = "all of its checkpoints are damaged" if folders else "no step checkpoint is there"
         raise ValueError(f"cannot resume from {place}: {reason}; --resume never starts over")
     about = state.read_state(folder)
-    if rows is not None and about["rows"] != rows:
-        raise ValueError(
-            f"{folder} was trained on {about['rows']:,} rows, the data now holds {rows:,}: bring back those, or use "
-            "--resume never or another --run_id"
-        )
+    if data is not None:
+        check_same(about.get("data") or {"rows": about.get("rows")}, data, folder)
     state.load_tensors(folder, model, optimizer)
     if about["processes"] == accelerator.num_processes:
         mine = folder / f"rank-{accelerator.process_index:05d}.json"

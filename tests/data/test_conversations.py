@@ -3,12 +3,13 @@ from golden_cases import golden_dir, load_json, requires_golden
 from small_tokenizers import CHATML, byte_level, mistral_model_file, requires_mistral, train_sentencepiece
 
 from prismatic.data.conversations import (
-    encode_text,
+    encode_prompt,
     insert_image_tokens,
     option_token_ids,
     tokenize_conversation,
     word_count,
 )
+from prismatic.data.words import encode_text
 from prismatic.models.prompts import chat_template, prompt_styles, render_prompt, render_turns, to_messages
 from prismatic.models.tokenizers import from_sentencepiece
 
@@ -57,7 +58,7 @@ def check_finetune_rows(name):
     assert cases
     for case in cases:
         tokenizer.chat_template = chat_template(case["builder"])
-        got = tokenize_conversation(examples[case["example"]], tokenizer, case["model_max_length"])
+        got = tokenize_conversation(examples[case["example"]], tokenizer, case["model_max_length"], as_reference=True)
         assert got == (case["input_ids"], case["labels"]), (case["builder"], case["example"])
 
 
@@ -78,14 +79,14 @@ def test_align_rows_and_options_and_prompts_match_the_reference():
     tokenizer = golden_tokenizer("mistral_v1")
     examples = {row["id"]: row["conversations"] for row in load_json(f"{FOLDER}/examples.json")}
     for case in load_json(f"{FOLDER}/align_and_lengths.json")["align_tokens"]:
-        got = tokenize_conversation(examples[case["example"]], tokenizer, 2048, stage="align")
+        got = tokenize_conversation(examples[case["example"]], tokenizer, 2048, stage="align", as_reference=True)
         assert got == (case["input_ids"], case["labels"])
     options = load_json(f"{FOLDER}/string2idx_mistral_v1.json")
     for style in sorted(set(prompt_styles()) - {"phi-2"}):
         tokenizer.chat_template = chat_template(style)
         assert option_token_ids(tokenizer, list(options)) == list(options.values())
     for case in load_json(f"{FOLDER}/inference_prompt_tokens_mistral_v1.json"):
-        assert encode_text(case["prompt"], tokenizer)["input_ids"] == case["input_ids"]
+        assert encode_text(case["prompt"], tokenizer)[0] == case["input_ids"]
 
 
 @requires_golden
@@ -104,7 +105,7 @@ def test_ids_are_the_whole_texts(tokenizer):
     messages = to_messages(CONVERSATION)
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     input_ids, labels = tokenize_conversation(CONVERSATION, tokenizer, 2048)
-    assert input_ids == encode_text(text, tokenizer)["input_ids"]
+    assert input_ids == encode_text(text, tokenizer)[0]
     assert tokenizer.convert_tokens_to_ids("<image>") not in input_ids
     assert all(label in (-100, token) for label, token in zip(labels, input_ids, strict=True))
 
@@ -126,7 +127,7 @@ def test_what_is_supervised_is_what_must_be_generated(tokenizer):
 
 def test_prompt_is_the_beginning_of_the_training_row(tokenizer):
     for end in (1, 3, 5):
-        prompt = encode_text(render_prompt(CONVERSATION[:end], tokenizer), tokenizer)["input_ids"]
+        prompt = encode_text(render_prompt(CONVERSATION[:end], tokenizer), tokenizer)[0]
         input_ids, labels = tokenize_conversation(CONVERSATION, tokenizer, 2048)
         if CONVERSATION[end]["value"]:
             assert input_ids[: len(prompt)] == prompt
@@ -135,7 +136,7 @@ def test_prompt_is_the_beginning_of_the_training_row(tokenizer):
 
 def test_question_without_answer_is_not_supervised(tokenizer):
     input_ids, labels = tokenize_conversation(CONVERSATION[:1], tokenizer, 2048)
-    assert input_ids == encode_text(render_prompt(CONVERSATION[:1], tokenizer), tokenizer)["input_ids"]
+    assert input_ids == encode_text(render_prompt(CONVERSATION[:1], tokenizer), tokenizer)[0]
     assert set(labels) == {-100}
 
 
@@ -171,7 +172,7 @@ def test_image_tokens_follow_bos():
 
 def test_options_of_several_tokens_continue_the_prompt(tokenizer):
     options = ["yes", " no", "s", "twelve red circles", "你好"]
-    prompt = encode_text(render_prompt([{"role": "user", "content": "Or?"}], tokenizer), tokenizer)["input_ids"]
+    prompt = encode_text(render_prompt([{"role": "user", "content": "Or?"}], tokenizer), tokenizer)[0]
     for option, ids in zip(options, option_token_ids(tokenizer, options), strict=True):
         conversation = [{"role": "user", "content": "Or?"}, {"role": "assistant", "content": option}]
         trained, _ = tokenize_conversation(conversation, tokenizer, 2048)
@@ -194,3 +195,46 @@ def test_options_of_several_tokens_continue_the_prompt(tokenizer):
 def test_bad_rows_are_named(tokenizer, conversation, options, message):
     with pytest.raises(ValueError, match=message):
         tokenize_conversation(conversation, tokenizer, 2048, **options)
+
+
+CONTROL = ["the tag {} ends a line", "{}", "{}{} twice", "a{}b", " {} ", "{}\n{}"]
+
+
+@pytest.mark.parametrize("text", CONTROL)
+def test_words_that_look_like_control_tokens_are_words(tokenizer, text):
+    """In a question, an answer and a caption: the text can be read back, and only the template's tokens are control."""
+    control = set(tokenizer.all_special_ids)
+
+    def read(ids):
+        return [id for id in ids if id in control], "".join(tokenizer.decode(ids, skip_special_tokens=True).split())
+
+    def encoded(question, answer, **options):
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return tokenize_conversation(turns, tokenizer, 512, **options)
+
+    usual = read(encoded("Is it?", "yes")[0])[0]
+    for mark in (token for token in tokenizer.all_special_tokens if token != "<image>"):  # which is taken out
+        said = text.replace("{}", mark).strip()
+        squeezed = "".join(said.split())
+        ids, labels = encoded("Is it?", said)
+        marks, words = read(ids)
+        assert marks == usual and words.endswith(squeezed), mark
+        prompt = encode_prompt("Is it?", tokenizer)
+        assert ids[: len(prompt)] == prompt
+        assert "".join(tokenizer.decode([label for label in labels if label >= 0][:-1]).split()).endswith(squeezed)
+        ids, labels = encoded(said, "yes")
+        prompt = encode_prompt(said, tokenizer)
+        assert read(ids)[0] == usual and squeezed in read(ids)[1] and ids[: len(prompt)] == prompt
+        assert len([label for label in labels if label >= 0]) == len(
+            [label for label in encoded("Is it?", "yes")[1] if label >= 0]
+        )
+        marks, words = read(encoded("Is it?", said, stage="align")[0])
+        assert words == squeezed and marks == read(encoded("Is it?", "yes", stage="align")[0])[0]
+        assert len(read(encoded(said, "yes", as_reference=True)[0])[0]) > len(usual)
+
+
+def test_a_template_that_rewrites_words_is_refused(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
+    question = f"is {tokenizer.eos_token} it"
+    with pytest.raises(ValueError, match="row 7: the chat template does not write 'is .* it' as it is"):
+        tokenize_conversation([{"role": "user", "content": question}], tokenizer, 512, row_id=7)

@@ -296,7 +296,7 @@ def test_pictures_templates_and_settings_are_part_of_a_fingerprint(world):
     (job,) = runner.read_jobs(["vsr"], world / "data", allow_partial=True)
 
     def fingerprint():
-        return provenance.job_fingerprint(job, "model", provenance.speech(model, engine.processor))
+        return provenance.job_fingerprint(job, "model", provenance.spoken(model, engine.processor))
 
     before, picture = fingerprint(), job.root / job.examples[0].image
     tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2)

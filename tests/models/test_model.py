@@ -1,6 +1,7 @@
 """The VLM as a Hugging Face model: saving, loading, generating, refusing."""
 
 import dataclasses
+import shutil
 
 import forked
 import numpy as np
@@ -210,6 +211,52 @@ def test_lora_adapters_reload_and_merge(tmp_path):
         loaded, _ = prismatic.load(tmp_path / "adapters", merge=merge)
         with torch.no_grad():
             torch.testing.assert_close(loaded(**inputs).logits, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_adapters_and_models_that_were_changed_are_refused(tmp_path):
+    """Missing, renamed and added adapters; weights that are not numbers, in adapters and whole models."""
+    from prismatic.models.load import PARTS_FILE, add_lora
+    from prismatic.training.checkpoint import save_model
+
+    parts = {"vision_backbone": "miniature", "llm": "miniature", "projector": "gelu-mlp"}
+    model, processor = prismatic.build(**parts)
+    save_model(model, processor, tmp_path / "whole")
+    tuned = add_lora(model.float(), rank=4, alpha=8, dropout=0.0, targets=["q_proj"])
+    save_model(tuned, processor, tmp_path / "adapters", about={PARTS_FILE: parts})
+    prismatic.load(tmp_path / "adapters")
+    nan, whole_number = (lambda v: v * float("nan")), (lambda v: v.to(torch.int32))
+    for name, change, said in (
+        ("adapters", lambda t: {k: v for k, v in t.items() if "lora_B" not in k}, "missing: .*lora_B"),
+        (
+            "adapters",
+            lambda t: {k.replace("layers.0.", "layers.9."): v for k, v in t.items()},
+            "unexpected: .*layers.9",
+        ),
+        ("adapters", lambda t: t | {"base_model.model.llm.evil.lora_A.weight": torch.zeros(3)}, "unexpected: .*evil"),
+        ("adapters", lambda t: {k: v[:1] for k, v in t.items()}, "does not hold the adapters of this model"),
+        ("adapters", lambda t: {k: nan(v) for k, v in t.items()}, "are damaged: .* infinite or not a number"),
+        (
+            "whole",
+            lambda t: {k: nan(v) if k == "projector.0.weight" else v for k, v in t.items()},
+            "are damaged: projector.0.weight",
+        ),
+        (
+            "whole",
+            lambda t: {k: whole_number(v) if k == "projector.0.weight" else v for k, v in t.items()},
+            "projector.0.weight is I32",
+        ),
+    ):
+        folder = tmp_path / "changed"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / name, folder)
+        (file,) = folder.glob("*.safetensors")
+        save_file(change(load_file(file)), file, {"format": "pt"})
+        with pytest.raises(ValueError, match=said):
+            prismatic.load(folder)
+    (file,) = (tmp_path / "whole").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"weights in .*whole are damaged .* copy or download them again"):
+        prismatic.load(tmp_path / "whole")
 
 
 def test_names_and_folders_that_hold_no_model(tmp_path):

@@ -147,3 +147,21 @@ def test_image_settings_that_make_no_sense(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         parse_align([*IMAGES, *arguments])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("parsed", [parse_finetune, parse_align])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning_rate", "inf"], "--learning_rate is inf: expected a finite number"),
+        (["--max_grad_norm", "nan"], "--max_grad_norm is nan: expected a finite number"),
+        (["--betas", "0.9,inf"], "--betas is inf: expected a finite number"),
+        (["--seed", "-1"], "--seed is -1: expected 0 to 4294967295"),
+        (["--seed", "4294967296"], "--seed is 4294967296: expected 0 to 4294967295"),
+    ],
+)
+def test_numbers_are_finite_and_seeds_fit(parsed, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parsed(arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in error and error.count("\n") == 1

@@ -1,4 +1,5 @@
 import dataclasses
+import struct
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from safetensors.torch import save_file
 
 from vision_backbones import BackboneSpec, create_backbone, get_spec
 from vision_backbones.vit import build_vit
-from vision_backbones.weights import ASSETS
+from vision_backbones.weights import ASSETS, read_header
 
 SPEC = BackboneSpec(
     "small",
@@ -154,3 +155,35 @@ def test_the_miniature_backbone_ships_with_its_weights():
     assert backbone(torch.zeros(1, 3, 48, 48)).shape == (1, 36, 96)
     random = create_backbone(get_spec("miniature"), pretrained=False)
     assert not torch.equal(backbone.vit.pos_embed, random.vit.pos_embed)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda value: value * float("nan"), "norm.weight has values that are infinite or not a number$"),
+        (lambda value: value / 0, "norm.weight has values that are infinite or not a number$"),
+        (lambda value: value.to(torch.int32), "norm.weight is torch.int32$"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_named(folder, change, said):
+    weights = weights_of(SPEC)
+    save_file(weights | {"norm.weight": change(weights["norm.weight"].abs() + 1)}, folder / "small.safetensors")
+    with pytest.raises(ValueError, match=f"weights .*small.safetensors are damaged: {said}"):
+        create_backbone(SPEC)
+
+
+def test_headers_that_cannot_be_are_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(100)}, path)
+    assert read_header(path) == ({"a": [100]}, {})
+    whole = path.read_bytes()
+    for content, said in (
+        (whole[:-1], r"cut off: 4\d\d bytes of 4\d\d"),
+        (struct.pack("<Q", 2**62) + whole[8:], "its header has 4,611,686,018,427,387,904 bytes"),
+        (struct.pack("<Q", 100_000) + b"[" * 100_000, "recursion"),
+        (b"", "is not a safetensors file"),
+        (struct.pack("<Q", 2) + b"[]", "is not a safetensors file"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"is not a safetensors file: .*{said}" if said[0] != "i" else said):
+            read_header(path)

@@ -1,0 +1,83 @@
+"""What a run was trained on, so that it does not go on with something else."""
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import broadcast_object_list
+
+from vision_backbones.files import describe
+
+if TYPE_CHECKING:
+    from prismatic.data.image_sources import ImageSource
+    from prismatic.data.sources import ConversationDataset
+
+SAMPLED = 64  # images, evenly over the rows, of which the pixels are looked at
+
+
+def of_conversations(source: "ConversationDataset", tokenizer, accelerator) -> dict[str, Any]:
+    """Number of rows, digests of the annotations' bytes, of sampled images' pixels and of tokenizer and template."""
+    pictured = source.is_multimodal.nonzero()[0].tolist()
+    return _together(
+        accelerator,
+        lambda: {
+            "rows": len(source),
+            "annotations": describe(source.annotations)["sha256"],
+            "images": _pixels(source.load_image, pictured),
+            "tokenizer": _digest(speech(tokenizer)),
+        },
+    )
+
+
+def of_images(source: "ImageSource", accelerator) -> dict[str, Any]:
+    """Number of images, and a digest of sampled images' pixels."""
+    rows = range(len(source))
+    return _together(accelerator, lambda: {"images": len(source), "pixels": _pixels(source.load, rows)})
+
+
+def check_same(before: dict[str, Any], now: dict[str, Any], where: object) -> None:
+    """Compares the fingerprints of a run that goes on; what an older version did not record is not compared.
+
+    Raises:
+        ValueError: they differ.
+    """
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    if changed:
+        shown = ", ".join(
+            f"{before[name]:,} {name} then, {now[name]:,} now" if isinstance(now[name], int) else f"other {name} now"
+            for name in changed
+        )
+        raise ValueError(
+            f"{where} was trained on other data ({shown}): bring back that, or choose another --run_id to start anew"
+        )
+
+
+def speech(tokenizer) -> dict[str, Any]:
+    """What of a tokenizer decides ids: vocabulary, rules, special tokens, chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = json.loads(backend.to_str()) if backend else tokenizer.get_vocab()
+    return {
+        # padding and truncation are those of the last call
+        "tokenizer": _digest({key: words[key] for key in words if key not in ("padding", "truncation")}),
+        "special_tokens": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        "chat_template": tokenizer.chat_template,
+    }
+
+
+def _pixels(load, rows) -> str:
+    digest = hashlib.sha256()
+    for row in [rows[len(rows) * number // SAMPLED] for number in range(min(SAMPLED, len(rows)))]:
+        try:
+            image = load(row)
+            digest.update(f"{image.mode} {image.size}".encode() + image.tobytes())
+        except ValueError:  # whether rows may be skipped is decided elsewhere
+            digest.update(b"unreadable")
+    return digest.hexdigest()
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _together(accelerator, act) -> dict[str, Any]:
+    return broadcast_object_list([act() if accelerator.is_main_process else None])[0]

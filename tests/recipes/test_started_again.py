@@ -1,0 +1,157 @@
+"""Runs that are stopped, killed, started again or twice: nothing is lost, and nobody trains on what is not finite."""
+
+import json
+import os
+import signal
+
+import forked
+import numpy as np
+import pytest
+import torch
+from image_runs import run_align, same, state
+from safetensors.torch import load_file
+
+from eval import runner
+from prismatic.training import loop
+from recipes.finetune import main
+from recipes.settings import parse_finetune
+
+SMALL = ["--data.annotations", "miniature:16", "--data.workers", "0", "--global_batch_size", "8",
+         "--per_device_batch_size", "4", "--data.held_out_limit", "2", "--epochs", "1",
+         "--eval_tasks", "vsr", "--eval_root", "miniature:8"]  # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def run(root, id, *arguments):
+    return main(parse_finetune([*SMALL, "--run_root", str(root), "--run_id", id, *arguments]))
+
+
+def written(path):
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def interrupts(patch, owner, name, error):
+    def stop(*args, **options):
+        raise error
+
+    patch.setattr(owner, name, stop)
+
+
+def test_a_finetune_killed_in_its_evaluation_only_evaluates(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupts(patch, runner, "run_job", KeyboardInterrupt())
+        run(tmp_path, "r")
+    checkpoints = tmp_path / "r" / "checkpoints"
+    assert {p.name for p in checkpoints.glob("[!.]*")} == {"epoch-01", "latest", "step-00000002"}
+    before = {path: written(path) for path in checkpoints.rglob("*") if path.is_file()}
+    (checkpoints / "step-00000002.bak").mkdir()
+    with monkeypatch.context() as patch:
+        interrupts(patch, torch.optim.AdamW, "step", AssertionError("it trains again"))
+        summary = run(tmp_path, "r")
+    assert 0 <= summary["vsr"] <= 1 and summary["steps"] == 2
+    assert all(written(path) == stat for path, stat in before.items())
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2]
+
+    with monkeypatch.context() as patch:  # another benchmark is all that is missing
+        interrupts(patch, torch.optim.AdamW, "step", AssertionError("it trains again"))
+        more = run(tmp_path, "r", "--eval_tasks", "vsr,tallyqa")
+    assert {"vsr", "tallyqa"} <= more.keys() and more["vsr"] == summary["vsr"]
+
+
+def test_a_run_at_work_is_left_alone(tmp_path):
+    """The first one is stopped in the middle, and goes on."""
+    command = ["recipes/finetune.py", *SMALL, "--run_root", tmp_path, "--run_id", "r", "--eval_tasks", "[]"]
+    first = forked.Process([*command, "--max_steps", "2"])
+    while not (tmp_path / "r" / "config.yaml").exists():
+        assert first.poll() is None
+    first.send_signal(signal.SIGSTOP)
+    second = forked.run([*command, "--seed", "8"])
+    first.send_signal(signal.SIGCONT)
+    assert second.returncode == 1 and f"r is in use by process {first.pid} on " in second.stderr.splitlines()[-1]
+    assert first.wait(120) == 0
+    assert "seed: 7" in (tmp_path / "r" / "config.yaml").read_text()
+
+
+def test_other_texts_or_another_template_are_other_data(tmp_path, monkeypatch):
+    from prismatic.data.sources import open_data
+
+    config = parse_finetune([*SMALL])
+    source, _ = open_data(config.data)
+    rows = [dict(source[index]) for index in range(len(source))]
+    path = tmp_path / "rows.json"
+
+    def write(changed):
+        path.write_text(json.dumps([{k: v for k, v in row.items() if v is not None} for row in changed]))
+
+    write(rows)
+    data = ["--data.annotations", str(path), "--data.image_root", str(source.image_root), "--eval_tasks", "[]"]
+    run(tmp_path, "r", *data, "--data.held_out", "null", "--epochs", "2", "--max_steps", "1")
+    (tmp_path / "r" / "summary.json").unlink()
+    rows[0]["conversations"] = [*rows[0]["conversations"][:-1], {"from": "gpt", "value": "another answer"}]
+    write(rows)
+    with pytest.raises(ValueError, match=r"was trained on other data \(other annotations now\): bring back that, or"):
+        run(tmp_path, "r", *data, "--data.held_out", "null", "--epochs", "2", "--max_steps", "1")
+
+
+def test_rows_without_images_train_a_projector_alone(tmp_path):
+    """With a step of text-only rows, in which nothing can be learned and nothing breaks."""
+    arguments = ["--stage", "align", "--data.sampler", "split-modality", "--eval_tasks", "[]"]
+    summary = run(tmp_path, "r", *arguments, "--data.annotations", "miniature:24", "--data.packing", "false")
+    assert np.isfinite(summary["loss_last"])
+
+
+@pytest.mark.parametrize("seed", [281_474_133, 2**32 - 1])
+def test_any_seed_trains(tmp_path, seed):
+    assert run(tmp_path, "r", "--seed", str(seed), "--max_steps", "1", "--eval_tasks", "[]")["steps"] == 1
+
+
+def test_weights_that_are_not_finite_are_not_saved_and_the_advice_can_be_followed(tmp_path, monkeypatch):
+    real, taken = torch.optim.AdamW.step, []
+
+    def breaks(self, *args, **options):
+        taken.append(real(self, *args, **options))
+        if len(taken) == 2:
+            torch.nn.init.constant_(self.param_groups[0]["params"][0], float("inf"))
+
+    arguments = ["--data.annotations", "miniature:32", "--save_every_steps", "1", "--eval_tasks", "[]"]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", breaks)
+        with pytest.raises(FloatingPointError, match=r"after step 2: .* --run_id r and a lower --learning_rate"):
+            run(tmp_path, "r", *arguments)
+    found = {p.name for p in (tmp_path / "r" / "checkpoints").glob("step-*")}
+    assert found == {"step-00000001"}
+    assert run(tmp_path, "r", *arguments, "--learning_rate", "1e-6")["steps"] == 4
+    weights = load_file(tmp_path / "r" / "checkpoints" / "epoch-01" / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_alignment_stops_as_asked_and_goes_on_bit_for_bit(tmp_path, monkeypatch, number):
+    """In the middle of an epoch, and at the end of one, which is validated before."""
+    whole = run_align(tmp_path, "whole")
+    real = loop.accumulate
+
+    for step in (2, 3):
+        calls = []
+
+        def asks(*args, calls=calls, step=step):
+            calls.append(1)
+            if len(calls) == step:
+                os.kill(os.getpid(), number)
+            return real(*args)
+
+        id = f"stopped-{step}"
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "accumulate", asks)
+            with pytest.raises(SystemExit) as end:
+                run_align(tmp_path, id)
+        assert end.value.code == 0 and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+        stopped = json.loads((tmp_path / id / "resumable.json").read_text())["step"]
+        assert stopped in (step, step + 1)
+        again = run_align(tmp_path, id)
+        assert again["validation_loss_last"] == whole["validation_loss_last"]
+        assert same(state(tmp_path / id), state(tmp_path / "whole"))
+        assert not (tmp_path / id / "resumable.json").exists()
