@@ -76,10 +76,12 @@ class PlainEngine:
                     answers[number] = answer
         return answers
 
-    def _inputs(self, pictures, questions: list[Question]):
+    def _read(self, pictures, questions: list[Question]) -> dict:
         if self.model.config.model_type == "prismatic":
             return self._placed(self.processor.ask([q.prompt for q in questions], list(pictures)))
-        texts = [self.text_of(q.prompt) for q in questions]
+        return self._inputs(pictures, [self.text_of(q.prompt) for q in questions])
+
+    def _inputs(self, pictures, texts: list[str]) -> dict:
         bos = self.processor.tokenizer.bos_token
         once = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}  # templates may write BOS
         inputs = self.processor(images=[[p] for p in pictures], text=texts, padding=True, return_tensors="pt", **once)
@@ -90,13 +92,13 @@ class PlainEngine:
         return {k: v.to(self.device, dtype) if v.is_floating_point() else v.to(self.device) for k, v in inputs.items()}
 
     def _generate(self, pictures, questions, kind) -> list[Answer]:
-        inputs = self._inputs(pictures, questions)
+        inputs = self._read(pictures, questions)
         tokens = self.model.generate(**inputs, max_new_tokens=kind.max_new_tokens, do_sample=False)
         new = tokens[:, inputs["input_ids"].shape[1] :]
         return [Answer(text.strip()) for text in self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
     def _choose(self, pictures, questions, kind) -> list[Answer]:
-        inputs = self._inputs(pictures, questions)
+        inputs = self._read(pictures, questions)
         options = self.option_ids(kind.options)
         if all(len(option) == 1 for option in options):
             logits = self.model(**inputs).logits[:, -1].float()

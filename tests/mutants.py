@@ -35,12 +35,16 @@ NEAREST = {
     "vision_backbones/maskembed/teacher.py": "tests/vision_backbones/maskembed tests/recipes/test_align.py",
     "prismatic/data/batching.py": "tests/data/test_batching.py tests/recipes/test_finetune.py",
     "prismatic/data/conversations.py": "tests/data/test_conversations.py tests/models/test_prompts.py",
+    "prismatic/data/words.py": "tests/data/test_conversations.py",
     "prismatic/training/optim.py": "tests/training/test_optim.py tests/training/test_loop.py",
     "prismatic/models/projectors.py": "tests/models/test_projectors.py tests/models/test_model.py",
     "prismatic/models/attention.py": (
         "tests/models/test_shared_prefix.py tests/training/test_loop.py tests/eval/test_engine.py"
     ),
     "prismatic/training/checkpoint.py": "tests/training/test_checkpoint.py tests/recipes/test_finetune.py",
+    "prismatic/training/run.py": "tests/training/test_checkpoint.py tests/recipes/test_started_again.py",
+    "prismatic/training/lock.py": "tests/training/test_checkpoint.py",
+    "vision_backbones/files.py": "tests/training/test_checkpoint.py",
     "prismatic/training/state.py": "tests/training/test_resume.py",
     "prismatic/training/saving.py": "tests/training/test_resume.py",
 }

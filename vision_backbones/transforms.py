@@ -35,40 +35,38 @@ def image_transform(
     if spec.parts:
         return Stack([image_transform(part, strategy) for part in spec.parts])
     size, mode = spec.image_size, T.InterpolationMode(spec.interpolation)
+    bounded = Bounded()
     if strategy == "resize-naive":
         square = [T.Resize((size, size), mode)]
     else:
         short = math.floor(size / spec.crop_pct)
-        square = [Middle(short, size), T.Resize(short, mode), T.CenterCrop(size)]
+        square = [T.Resize(short, mode), T.CenterCrop(size)]
     if strategy == "letterbox":
         square.insert(0, Letterbox(spec.mean))
-    return T.Compose([T.Lambda(to_rgb), Shorten(), *square, T.ToTensor(), T.Normalize(spec.mean, spec.std)])
+    if strategy == "resize-crop":
+        bounded = Bounded(short, size)
+    return T.Compose([T.Lambda(bounded), *square, T.ToTensor(), T.Normalize(spec.mean, spec.std)])
 
 
-class Shorten:
-    """Averages neighbouring pixels along an edge of more than 2**16: resizing it would take gigabytes."""
+class Bounded:
+    """Gives an image in mode RGB of which no later step makes gigabytes; only very long and thin ones are changed.
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Gives the image, or a shorter one."""
-        factors = tuple(max(1, length >> 15) if length > LONGEST else 1 for length in image.size)
-        return image if factors == (1, 1) else image.reduce(factors)
-
-
-class Middle:
-    """Cuts from a very thin image the middle that a crop of `size` pixels, its shorter edge resized to `short`, needs.
-
-    The whole of it resized would take gigabytes. Other images stay as they are.
+    Neighbouring pixels along an edge of more than `LONGEST` are averaged. With `crop`, the middle is kept that a square
+    of so many pixels needs once the shorter edge is resized to `short`.
     """
 
-    def __init__(self, short: int, size: int):
-        self.short, self.size = short, size
+    def __init__(self, short: int = 0, crop: int = 0):
+        self.short, self.crop = short, crop
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Gives the image, or the middle of it."""
+        """Gives the image."""
+        image = to_rgb(image)
+        factors = tuple(max(1, length >> 15) if length > LONGEST else 1 for length in image.size)
+        image = image if factors == (1, 1) else image.reduce(factors)
         scale, pixels = self.short / min(image.size), image.width * image.height
-        if pixels * scale**2 <= max(MOST_PIXELS, pixels):
+        if not self.crop or pixels * scale**2 <= max(MOST_PIXELS, pixels):
             return image
-        kept = math.ceil(self.size / scale) + 8  # and what filters reach beyond
+        kept = math.ceil(self.crop / scale) + 8  # and what filters reach beyond
         left, top = (max(0, (length - kept) // 2) for length in image.size)
         return image.crop((left, top, image.width - left, image.height - top))
 

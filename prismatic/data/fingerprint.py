@@ -16,7 +16,7 @@ SAMPLED = 64  # images, evenly over the rows, of which the pixels are looked at
 
 
 def of_conversations(source: "ConversationDataset", tokenizer, accelerator) -> dict[str, Any]:
-    """Number of rows, digests of the annotations' bytes, of sampled images' pixels and of tokenizer and template."""
+    """Number of rows, digests of the annotations' bytes, sampled images' pixels, tokenizer and template."""
     pictured = source.is_multimodal.nonzero()[0].tolist()
     return _together(
         accelerator,
@@ -30,7 +30,7 @@ def of_conversations(source: "ConversationDataset", tokenizer, accelerator) -> d
 
 
 def of_images(source: "ImageSource", accelerator) -> dict[str, Any]:
-    """Number of images, and a digest of sampled images' pixels."""
+    """Number of images, and digests of sampled images' pixels."""
     rows = range(len(source))
     return _together(accelerator, lambda: {"images": len(source), "pixels": _pixels(source.load, rows)})
 
@@ -38,10 +38,12 @@ def of_images(source: "ImageSource", accelerator) -> dict[str, Any]:
 def check_same(before: dict[str, Any], now: dict[str, Any], where: object) -> None:
     """Compares the fingerprints of a run that goes on; what an older version did not record is not compared.
 
+    Nor is an image that could not be read one of both times: it was mended, or is skipped.
+
     Raises:
         ValueError: they differ.
     """
-    changed = [name for name in now if name in before and before[name] != now[name]]
+    changed = [name for name in now if name in before and _differs(before[name], now[name])]
     if changed:
         shown = ", ".join(
             f"{before[name]:,} {name} then, {now[name]:,} now" if isinstance(now[name], int) else f"other {name} now"
@@ -50,6 +52,12 @@ def check_same(before: dict[str, Any], now: dict[str, Any], where: object) -> No
         raise ValueError(
             f"{where} was trained on other data ({shown}): bring back that, or choose another --run_id to start anew"
         )
+
+
+def _differs(one: Any, two: Any) -> bool:
+    if isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
+        return any(a != b for a, b in zip(one, two, strict=True) if a and b)
+    return one != two
 
 
 def speech(tokenizer) -> dict[str, Any]:
@@ -64,15 +72,16 @@ def speech(tokenizer) -> dict[str, Any]:
     }
 
 
-def _pixels(load, rows) -> str:
-    digest = hashlib.sha256()
-    for row in [rows[len(rows) * number // SAMPLED] for number in range(min(SAMPLED, len(rows)))]:
+def _pixels(load, rows) -> list[str | None]:
+    """Digests of sampled images; None for one that cannot be read, which is dealt with elsewhere."""
+    found = []
+    for row in [rows[len(rows) * number // min(SAMPLED, len(rows))] for number in range(min(SAMPLED, len(rows)))]:
         try:
             image = load(row)
-            digest.update(f"{image.mode} {image.size}".encode() + image.tobytes())
-        except ValueError:  # whether rows may be skipped is decided elsewhere
-            digest.update(b"unreadable")
-    return digest.hexdigest()
+            found.append(hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()[:16])
+        except ValueError:
+            found.append(None)
+    return found
 
 
 def _digest(content: Any) -> str:

@@ -160,18 +160,20 @@ def test_other_archives_are_told_apart(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"text", "short"}
 
 
-@pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g"])
+@pytest.mark.parametrize("kind", [b"L", b"x"])
 @pytest.mark.parametrize("packs", [gzip.open, bz2.open, lzma.open])
 def test_headers_of_tar_files_are_short(tmp_path, kind, packs):
-    header, size = tarfile.TarInfo("h"), 64 << 20
+    header, size = tarfile.TarInfo("h"), 32 << 20
     header.size, header.type = size, kind
     with packs(tmp_path / "a", "wb") as file:
         file.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(size) + tarfile.TarInfo("b").tobuf() + bytes(1024))
     tracemalloc.start()
-    with pytest.raises(ValueError, match="it has a header of 67,108,864 bytes, expected at most 1,048,576"):
-        unpack(tmp_path / "a", tmp_path / "out")
-    assert tracemalloc.get_traced_memory()[1] < 30e6
-    tracemalloc.stop()
+    try:
+        with pytest.raises(ValueError, match="it has a header of 33,554,432 bytes, expected at most 1,048,576"):
+            unpack(tmp_path / "a", tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()  # or all later tests are ten times slower
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])

@@ -103,9 +103,8 @@ def test_rows_without_images_train_a_projector_alone(tmp_path):
     assert np.isfinite(summary["loss_last"])
 
 
-@pytest.mark.parametrize("seed", [281_474_133, 2**32 - 1])
-def test_any_seed_trains(tmp_path, seed):
-    assert run(tmp_path, "r", "--seed", str(seed), "--max_steps", "1", "--eval_tasks", "[]")["steps"] == 1
+def test_any_seed_trains(tmp_path):
+    assert run(tmp_path, "r", "--seed", str(2**32 - 1), "--max_steps", "1", "--eval_tasks", "[]")["steps"] == 1
 
 
 def test_weights_that_are_not_finite_are_not_saved_and_the_advice_can_be_followed(tmp_path, monkeypatch):
@@ -128,30 +127,24 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_advice_can_be_followe
     assert all(torch.isfinite(value).all() for value in weights.values())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_alignment_stops_as_asked_and_goes_on_bit_for_bit(tmp_path, monkeypatch, number):
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 2), (signal.SIGINT, 3)])
+def test_an_alignment_stops_as_asked_and_goes_on_bit_for_bit(tmp_path, monkeypatch, number, step):
     """In the middle of an epoch, and at the end of one, which is validated before."""
-    whole = run_align(tmp_path, "whole")
-    real = loop.accumulate
+    whole, before = run_align(tmp_path, "whole"), signal.getsignal(number)
+    real, calls = loop.accumulate, []
 
-    for step in (2, 3):
-        calls = []
+    def asks(*args):
+        calls.append(1)
+        if len(calls) == step:
+            os.kill(os.getpid(), number)
+        return real(*args)
 
-        def asks(*args, calls=calls, step=step):
-            calls.append(1)
-            if len(calls) == step:
-                os.kill(os.getpid(), number)
-            return real(*args)
-
-        id = f"stopped-{step}"
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "accumulate", asks)
-            with pytest.raises(SystemExit) as end:
-                run_align(tmp_path, id)
-        assert end.value.code == 0 and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
-        stopped = json.loads((tmp_path / id / "resumable.json").read_text())["step"]
-        assert stopped in (step, step + 1)
-        again = run_align(tmp_path, id)
-        assert again["validation_loss_last"] == whole["validation_loss_last"]
-        assert same(state(tmp_path / id), state(tmp_path / "whole"))
-        assert not (tmp_path / id / "resumable.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "accumulate", asks)
+        with pytest.raises(SystemExit) as end:
+            run_align(tmp_path, "stopped")
+    assert end.value.code == 0 and signal.getsignal(number) == before
+    assert json.loads((tmp_path / "stopped" / "resumable.json").read_text())["step"] in (step, step + 1)
+    assert run_align(tmp_path, "stopped")["validation_loss_last"] == whole["validation_loss_last"]
+    assert same(state(tmp_path / "stopped"), state(tmp_path / "whole"))
+    assert not (tmp_path / "stopped" / "resumable.json").exists()

@@ -139,19 +139,15 @@ def test_a_checkpoint_of_another_model_is_refused(run, accelerator):
 def test_other_data_are_refused(tmp_path, accelerator):
     model, optimizer = fresh()
     (tmp_path / "checkpoints").mkdir()
-    saves = saving.Checkpoints(
-        tmp_path, accelerator, model, optimizer, every=1, about={"data": {"rows": 1000, "images": "a"}}
-    )
+    then = {"rows": 1000, "images": ["a", None, "c"]}
+    saves = saving.Checkpoints(tmp_path, accelerator, model, optimizer, every=1, about={"data": then})
     saves.after_step(1)
     saves.close()
-    assert (
-        saving.resume("auto", tmp_path, accelerator, model, optimizer, data={"rows": 1000, "images": "a", "new": 1})
-        == 1
-    )
-    with pytest.raises(
-        ValueError, match=r"on other data \(1,000 rows then, 999 now, other images now\): .* another --run_id"
-    ):
-        saving.resume("auto", tmp_path, accelerator, model, optimizer, data={"rows": 999, "images": "b"})
+    mended = {"rows": 1000, "images": ["a", "b", None], "new": 1}
+    assert saving.resume("auto", tmp_path, accelerator, model, optimizer, data=mended) == 1
+    other = {"rows": 999, "images": ["b", "b", "b"]}
+    with pytest.raises(ValueError, match=r"on other data \(1,000 rows then, 999 now, other images now\)"):
+        saving.resume("auto", tmp_path, accelerator, model, optimizer, data=other)
 
 
 def test_what_was_put_back_is_bitwise_what_was_saved(run, accelerator):
