@@ -185,7 +185,7 @@ def check_finite(model: nn.Module, accelerator, step: int, remedy: str) -> None:
     """
     trained = [p.detach() for p in model.parameters() if p.requires_grad]
     local = [p.to_local() if isinstance(p, DTensor) else p for p in trained]
-    largest = torch._foreach_norm([p for p in local if p.numel()], torch.inf)
+    largest = [torch.linalg.vector_norm(p, torch.inf) for p in local if p.numel()]  # of some, a process has no part
     bad = torch.tensor(float(not all(torch.isfinite(value) for value in largest)), device=accelerator.device)
     if accelerator.reduce(bad, "sum").item():
         raise FloatingPointError(f"weights are not finite after step {step}: they are not saved; {remedy}")
