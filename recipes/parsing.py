@@ -16,6 +16,7 @@ from typing import Any
 import draccus
 import yaml
 
+MOST_VALUES = 10_000  # of a settings file
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
@@ -118,10 +119,11 @@ def _read_settings(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise ValueError(f"{path} holds {ascii(settings)[:80]}; expected settings by name, such as seed: 7")
-    try:
-        _flatten(settings)
-    except RecursionError:
-        raise ValueError(f"{path} is refused: a setting refers to itself; expected plain values") from None
+    values = [settings]
+    for number, value in enumerate(values):  # which grows; aliases may stand for themselves, or for billions of values
+        values += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if number == MOST_VALUES:
+            raise ValueError(f"{path} is refused: it holds more than {MOST_VALUES:,} values, or refers to itself")
     return settings
 
 

@@ -124,9 +124,7 @@ def to_messages(conversation: list[dict]) -> list[dict[str, str]]:
             )
         if not isinstance(content, str):
             raise ValueError(f"turn {index} ({name}): expected text, got {_brief(content)}")
-        while IMAGE_TOKEN in content:  # again and again: taking one out of "<ima<image>ge>" leaves another
-            content = content.replace(IMAGE_TOKEN, "")
-        content = content.strip()
+        content = _unmarked(content).strip()
         messages.append({"role": role, "content": content or (" " if role == "assistant" else "")})
     first = 1 if messages[0]["role"] == "system" else 0
     if len(messages) == first:
@@ -139,6 +137,18 @@ def to_messages(conversation: list[dict]) -> list[dict[str, str]]:
                 "beginning with the user"
             )
     return messages
+
+
+def _unmarked(text: str) -> str:
+    """The text without "<image>", also those that taking one out of "<ima<image>ge>" leaves; in linear time."""
+    if IMAGE_TOKEN not in text.replace(IMAGE_TOKEN, ""):
+        return text.replace(IMAGE_TOKEN, "")
+    kept, length = [], len(IMAGE_TOKEN)
+    for letter in text:
+        kept.append(letter)
+        if letter == ">" and "".join(kept[-length:]) == IMAGE_TOKEN:
+            del kept[-length:]
+    return "".join(kept)
 
 
 def render_turns(conversation: list[dict], template: "str | PreTrainedTokenizerBase") -> list[str]:
@@ -206,6 +216,9 @@ def _render(messages: list[dict], template: str, special_tokens: tuple, *, add_g
         )
     except TemplateError as error:
         raise ValueError(f"the chat template refuses the conversation: {error}") from error
+    except Exception as error:  # of a stranger's template: nearly anything
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"the chat template fails on the conversation ({type(error).__name__}: {reason})") from error
     return texts[0]
 
 

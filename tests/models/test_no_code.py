@@ -168,6 +168,9 @@ def test_chat_templates_reach_no_objects(marker, tmp_path):
         processor.tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
 
 
+LAUGHS = "a0: &a0 [ha]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -179,6 +182,7 @@ def test_chat_templates_reach_no_objects(marker, tmp_path):
         ("llm: !include /etc/passwd", "'!include'"),
         ("&a [*a]", "expected settings by name"),
         ("lora: &a {rank: 1, x: *a}", "refers to itself"),
+        (LAUGHS, "holds more than 10,000 values"),
         ("model: [1]", "expected a name"),
         ("seed: " + "[" * 5000, "expected YAML of plain values"),
     ],

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 from golden_cases import load_json, requires_golden
 from small_tokenizers import CHATML, byte_level
@@ -112,3 +114,48 @@ def test_templates_that_rewrite_or_refuse_turns_are_told():
         render_turns([QUESTION, ANSWER], only_last)
     with pytest.raises(ValueError, match="no system please"):
         render_prompt([QUESTION], "{{ raise_exception('no system please') }}")
+
+
+def nested(depth):
+    return "<ima" * depth + "<image>" + "ge>" * depth
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<image>", "a<image>b", "<image><image>", nested(1), nested(7), "<ima<image>", "<image"]
+)
+def test_marks_are_taken_out_until_none_is_left(text):
+    expected = text
+    while "<image>" in expected:
+        expected = expected.replace("<image>", "")
+    assert to_messages([{"role": "user", "content": f"a {text} b"}])[0]["content"] == f"a {expected} b"
+
+
+def test_taking_marks_out_takes_linear_time():
+    """Twice the text, twice the operations: counted, not timed."""
+
+    def operations(text):
+        count = 0
+
+        def trace(frame, event, arg):
+            nonlocal count
+            count += event == "line"
+            return trace
+
+        sys.settrace(trace)
+        try:
+            to_messages([{"role": "user", "content": text}])
+        finally:
+            sys.settrace(None)
+        return count
+
+    one, two = operations(nested(2000)), operations(nested(4000))
+    assert two < 2.1 * one
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 1 / 0 }}", "{{ messages[0].content + 1 }}", "{{ 'a' * 10 ** 20 }}", "{{ [1]|first(2) }}"]
+)
+def test_whatever_a_template_raises_is_one_line(template):
+    with pytest.raises(ValueError, match="the chat template (fails on|refuses) the conversation") as error:
+        render_prompt([QUESTION], template)
+    assert "\n" not in str(error.value)
