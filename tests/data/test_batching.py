@@ -18,6 +18,7 @@ from prismatic.data.batching import (
     collate_packed,
     collate_padded,
     micro_batches,
+    share_batch,
     shuffle_indices,
     split_modality_indices,
 )
@@ -251,3 +252,18 @@ def test_batches_from_worker_processes(source):
             assert batch["pixel_values"][:, 0, 0, 0].tolist() == images
         else:
             assert batch["pixel_values"] is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "at_most", "expected"),
+    [
+        (12, 1, 5, (4, 3)),
+        (12, 2, 5, (3, 2)),
+        (7, 1, 6, (1, 7)),
+        (8, 8, 128, (1, 1)),
+        (8, 1, 1, (1, 8)),
+        (8, 1, 8, (8, 1)),
+    ],
+)
+def test_the_largest_micro_batch_that_divides_the_share(batch, world, at_most, expected):
+    assert share_batch(batch, world, at_most) == expected

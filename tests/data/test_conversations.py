@@ -238,3 +238,23 @@ def test_a_template_that_rewrites_words_is_refused(tokenizer):
     question = f"is {tokenizer.eos_token} it"
     with pytest.raises(ValueError, match="row 7: the chat template does not write 'is .* it' as it is"):
         tokenize_conversation([{"role": "user", "content": question}], tokenizer, 512, row_id=7)
+
+
+def test_a_blank_is_put_in_front_of_the_text_alone():
+    """Where the pre-tokenizer puts one in front of the whole text, pieces after control tokens get none."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    inner.train_from_iterator(["in out <s> </s> it is said to be . 0"] * 3, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    text = "it is</s>said to </s> be</s>in"
+    mark = text.index("</s>", 12)
+    ids, spans = encode_text(text, tokenizer, [(mark, mark + 4)])
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    assert "".join(pieces) == "▁it▁is</s>said▁to▁</s>▁be</s>in"
+    assert (
+        ids.count(tokenizer.eos_token_id) == 2 and [text[a:b] for a, b in spans if text[a:b] == "</s>"] == ["</s>"] * 2
+    )

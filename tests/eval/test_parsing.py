@@ -188,3 +188,28 @@ def test_time_is_bounded(unit, length):
     if length > parsing.LONGEST:
         assert found == (parsing.find_box(text + box), parsing.parse_choice(text + " B", "ABCD"))
         assert parsing.parse_box(" " * length + box) is None and parsing.parse_box(" " + box) == [0.1, 0.2, 0.3, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "expected"),
+    [
+        ([0, 0, 1, 1], [2, 0, 3, 1], 0.0),  # beside one another, above one another, both
+        ([0, 0, 1, 1], [0, 2, 1, 3], 0.0),
+        ([0, 0, 1, 1], [2, 2, 3, 3], 0.0),
+        ([1, 1, 1, 1], [1, 1, 1, 1], 0.0),  # both empty
+        ([0, 0, 2, 2], [1, 1, 3, 3], 1 / 7),
+        ([0, 0, 2, 2], [0, 0, 2, 2], 1.0),
+    ],
+)
+def test_overlap_of_boxes_by_hand(one, two, expected):
+    assert parsing.iou(one, two) == parsing.iou(two, one) == pytest.approx(expected, abs=0)
+
+
+def test_boxes_may_be_two_pixels_outside():
+    for at in range(4):
+        box = [10, 10, 90, 40]
+        box[at] = (-2, -2, 102, 52)[at]
+        parsing.true_box(box, 100, 50)
+        box[at] += (-1, -1, 1, 1)[at]
+        with pytest.raises(ValueError, match="is not inside"):
+            parsing.true_box(box, 100, 50)
