@@ -19,12 +19,12 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
     from pathlib import Path
 
     import torch
-    from accelerate.utils import broadcast_object_list
 
     from eval import provenance, records, report, runner
     from eval.adapters import load_engine
     from eval.runs import read_runs
     from prismatic.training import loop
+    from prismatic.training.processes import on_main
     from prismatic.training.run import one_writer
     from vision_backbones import import_plugins
 
@@ -46,7 +46,7 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
         config.model, dtype=dtype, device=accelerator.device, batch_size=config.batch_size, strict=config.strict
     )
     box_frame = config.box_frame or getattr(engine.model.config, "box_frame", "image")
-    fingerprint = broadcast_object_list([provenance.model_fingerprint(engine.model)])[0]
+    fingerprint = on_main(accelerator, lambda: provenance.model_fingerprint(engine.model))
     if config.compile:
         language_model = getattr(engine.model, "llm", engine.model)
         language_model.forward = torch.compile(language_model.forward, dynamic=True)
@@ -62,8 +62,7 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
 
     results = {}
     for job in jobs:
-        once = accelerator.is_main_process and provenance.job_fingerprint(job, fingerprint, said)
-        job_fingerprint = broadcast_object_list([once])[0]
+        job_fingerprint = on_main(accelerator, lambda: provenance.job_fingerprint(job, fingerprint, said))  # noqa: B023
         entry = runner.run_job(
             job, engine, accelerator, out, job_fingerprint, box_frame=box_frame, overwrite=config.overwrite
         )

@@ -28,6 +28,7 @@ def main(config: FinetuneConfig) -> dict:
     from prismatic.models.placeholders import fill, place, weight_files
     from prismatic.training import loop, objective, optim, report, sharding
     from prismatic.training.checkpoint import TRAINED, epoch_folder, has_epoch, save_model
+    from prismatic.training.processes import on_main
     from prismatic.training.run import finished_run, open_run, slower
     from prismatic.training.saving import Checkpoints, resume
     from prismatic.training.tracking import metrics_log
@@ -77,7 +78,7 @@ def main(config: FinetuneConfig) -> dict:
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
 
     # The data, and where an interrupted run goes on.
-    fingerprint = of_conversations(source, processor.tokenizer, accelerator)
+    fingerprint = on_main(accelerator, lambda: of_conversations(source, processor.tokenizer))
     batches = RowBatches(config, source, processor, accelerator.process_index, world)
     done = resume(config.resume, run_dir, accelerator, model, optimizer, data=fingerprint)
     log = metrics_log(accelerator, config, run_dir, done)

@@ -4,8 +4,6 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import broadcast_object_list
-
 from vision_backbones.files import describe
 
 if TYPE_CHECKING:
@@ -15,24 +13,19 @@ if TYPE_CHECKING:
 SAMPLED = 64  # images, evenly over the rows, of which the pixels are looked at
 
 
-def of_conversations(source: "ConversationDataset", tokenizer, accelerator) -> dict[str, Any]:
+def of_conversations(source: "ConversationDataset", tokenizer) -> dict[str, Any]:
     """Number of rows, digests of the annotations' bytes, sampled images' pixels, tokenizer and template."""
-    pictured = source.is_multimodal.nonzero()[0].tolist()
-    return _together(
-        accelerator,
-        lambda: {
-            "rows": len(source),
-            "annotations": describe(source.annotations)["sha256"],
-            "images": _pixels(source.load_image, pictured),
-            "tokenizer": _digest(speech(tokenizer)),
-        },
-    )
+    return {
+        "rows": len(source),
+        "annotations": describe(source.annotations)["sha256"],
+        "images": _pixels(source.load_image, source.is_multimodal.nonzero()[0].tolist()),
+        "tokenizer": _digest(speech(tokenizer)),
+    }
 
 
-def of_images(source: "ImageSource", accelerator) -> dict[str, Any]:
+def of_images(source: "ImageSource") -> dict[str, Any]:
     """Number of images, and digests of sampled images' pixels."""
-    rows = range(len(source))
-    return _together(accelerator, lambda: {"images": len(source), "pixels": _pixels(source.load, rows)})
+    return {"images": len(source), "pixels": _pixels(source.load, range(len(source)))}
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], where: object) -> None:
@@ -86,7 +79,3 @@ def _pixels(load, rows) -> list[str | None]:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _together(accelerator, act) -> dict[str, Any]:
-    return broadcast_object_list([act() if accelerator.is_main_process else None])[0]

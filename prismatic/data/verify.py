@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from prismatic.data.image_sources import ImageSource, open_images
 from prismatic.data.sources import BadImageError, ConversationDataset, MissingImageError, RefusedPathError
-from prismatic.models.prompts import IMAGE_TOKEN, to_messages
+from prismatic.models.prompts import stray_marks, to_messages
 
 ROWS_PER_TASK = 64
 EXAMPLES_SHOWN = 10
@@ -29,8 +29,7 @@ A row of a LLaVA file counts as a problem if
   its image path is refused: absolute, with '..', or a symbolic link out of the image root;
   its turns do not alternate human, gpt, human, gpt, ... up to an answer.
 Empty answers are counted but are no problem: LLaVA's data has them. So are rows that say <image> more often than they
-have images: training takes these words out. Malformed files, rows and shards
-end the check at once.
+have images: training takes these words out. Malformed files, rows and shards end the check at once.
 """
 
 _EPILOG = """\
@@ -141,8 +140,7 @@ def check_rows(dataset: ConversationDataset, start: int) -> Findings:
         found.counts["empty answers"] += sum(
             turn["from"] == "gpt" and not turn["value"].strip() for turn in row["conversations"]
         )
-        marks = sum(turn["value"].count(IMAGE_TOKEN) for turn in row["conversations"])
-        found.counts["rows, stray <image>"] += marks > (row["image"] is not None)
+        found.counts["rows, stray <image>"] += stray_marks(row) > 0
         _check_roles(row, f"{dataset.annotations}: row {index} (id {row['id']!r})", found)
         if row["image"] is None:
             found.counts["text-only rows"] += 1

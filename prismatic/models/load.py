@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.image_processing import PrismaticImageProcessor
 from prismatic.models.llm import VOCAB_MULTIPLE, get_llm_spec, llm_config, load_llm, load_tokenizer
+from prismatic.models.lora import PARTS_FILE, add_lora, save_parts, with_adapters  # noqa: F401  known from here
 from prismatic.models.modeling import PrismaticForConditionalGeneration
 from prismatic.models.no_code import check_parts_named, read_object, refuse_code
 from prismatic.models.placeholders import placeholder_llm
@@ -22,11 +23,9 @@ from prismatic.training.checkpoint import latest_checkpoint
 from prismatic.training.optim import set_trainable
 from prismatic.training.state import STATE_JSON, load_tensors, problem_with, read_state, trained_parameters
 from vision_backbones import BackboneSpec, check_spec, create_backbone, get_spec
-from vision_backbones.files import write_json
 from vision_backbones.transforms import image_transform
 from vision_backbones.weights import check_numbers, decoder_path, find_weights, read_header
 
-PARTS_FILE = "prismatic_parts.json"  # beside LoRA adapters: the arguments of `start`
 EMBEDDED = {"miniature": Path(__file__).parent.parent / "miniature" / "assets" / "vlm"}  # models shipped with this
 
 
@@ -187,20 +186,6 @@ def meta_config(vision_backbone: str, llm: str, projector: str, **settings) -> P
     )
 
 
-def add_lora(model: PrismaticForConditionalGeneration, *, rank: int, alpha: int, dropout: float, targets: list[str]):
-    """The model wrapped by peft: adapters on the LLM's layers called `targets`, the projector trained in full."""
-    from peft import LoraConfig, get_peft_model
-
-    targeted, whole = rf"llm\..*\.({'|'.join(targets)})", ["projector"]
-    options = {"target_modules": targeted, "modules_to_save": whole}
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, **options))
-
-
-def save_parts(folder: Path, parts: dict) -> None:
-    """Writes beside LoRA adapters what they adapt: the arguments of `start`."""
-    write_json(folder / PARTS_FILE, parts)
-
-
 def find_model(path_or_name: str | Path) -> Path | None:
     """The folder that a path, a run or an embedded model means; None for none. One that names code is refused."""
     places = [Path(path_or_name), Path("runs") / path_or_name]
@@ -273,8 +258,7 @@ def _load_from_hub(name: str, dtype: torch.dtype):
 
 def _load_adapters(path: Path, dtype: torch.dtype, merge: bool):
     """Adapters hold what was trained; the rest is put together again from the parts that `save_parts` wrote."""
-    from peft import PeftModel
-    from peft.utils import SAFETENSORS_WEIGHTS_NAME, get_peft_model_state_dict
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
     parts = path / PARTS_FILE
     if not parts.is_file() or not (path / SAFETENSORS_WEIGHTS_NAME).is_file():
@@ -283,18 +267,7 @@ def _load_adapters(path: Path, dtype: torch.dtype, merge: bool):
         model, _ = start(**check_parts_named(read_object(parts), parts))
     except RecursionError:
         raise ValueError(f"{parts} is refused: init_from leads back to the same adapters") from None
-    file = path / SAFETENSORS_WEIGHTS_NAME
-    try:
-        adapted = PeftModel.from_pretrained(model, path)
-    except (RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{file} does not hold the adapters of this model: {str(error)[:400]}") from None
-    stored, wanted = load_file(file), get_peft_model_state_dict(adapted).keys()
-    if stored.keys() != wanted:
-        sides = {"missing": sorted(wanted - stored.keys()), "unexpected": sorted(stored.keys() - wanted)}
-        listed = "; ".join(f"{side}: {', '.join(keys[:3])} ({len(keys)})" for side, keys in sides.items() if keys)
-        raise ValueError(f"{file} does not hold the adapters of this model: {listed}")
-    check_numbers(stored, file)
-    model = adapted
+    model = with_adapters(model, path)
     processor = PrismaticProcessor.from_pretrained(path, trust_remote_code=False)
     return (model.merge_and_unload() if merge else model).to(dtype).eval(), processor
 

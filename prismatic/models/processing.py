@@ -8,7 +8,7 @@ from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 from prismatic.data.conversations import encode_prompt, insert_image_tokens, tokenize_conversation
 from prismatic.data.words import encode_text
 from prismatic.models.configuration import PrismaticConfig
-from prismatic.models.prompts import IMAGE_TOKEN
+from prismatic.models.prompts import IMAGE_TOKEN, stray_marks
 
 _said: list[str] = []  # rows that a warning was given of: one a process suffices
 
@@ -102,12 +102,6 @@ def encode_row(row: dict, processor: PrismaticProcessor, max_length: int, stage:
         row["conversations"], processor.tokenizer, max_length=max_length, stage=kind, row_id=row["id"]
     )
     return processor.insert_image(*encoded) if row["image"] is not None else encoded
-
-
-def stray_marks(row: dict) -> int:
-    """How often a LLaVA row says `<image>` beyond the mark of its image."""
-    marks = sum(turn["value"].count(IMAGE_TOKEN) for turn in row["conversations"])
-    return max(0, marks - (row["image"] is not None))
 
 
 def _flat(images) -> list[Image.Image]:

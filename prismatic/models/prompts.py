@@ -139,6 +139,12 @@ def to_messages(conversation: list[dict]) -> list[dict[str, str]]:
     return messages
 
 
+def stray_marks(row: dict) -> int:
+    """How often a LLaVA row says "<image>" beyond the mark of its image."""
+    marks = sum(turn["value"].count(IMAGE_TOKEN) for turn in row["conversations"])
+    return max(0, marks - (row["image"] is not None))
+
+
 def _unmarked(text: str) -> str:
     """The text without "<image>", also those that taking one out of "<ima<image>ge>" leaves; in linear time."""
     if IMAGE_TOKEN not in text.replace(IMAGE_TOKEN, ""):

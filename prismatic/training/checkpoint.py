@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from prismatic.training.processes import on_main
 from prismatic.training.state import EPOCH_NAME, MANIFEST, problem_with, step_folders, step_of
 from vision_backbones.files import describe, put_folder, read_json, write_json
 from vision_backbones.weights import write_tensors
@@ -158,5 +158,4 @@ def epoch_folder(run_dir: Path, epoch: int) -> Path:
 
 def has_epoch(run_dir: Path, epoch: int, steps: int, accelerator) -> bool:
     """Whether the model of an epoch was saved after so many steps; all processes call this."""
-    found = accelerator.is_main_process and trained_steps(epoch_folder(run_dir, epoch)) == steps
-    return broadcast_object_list([found])[0]
+    return on_main(accelerator, lambda: trained_steps(epoch_folder(run_dir, epoch)) == steps)

@@ -22,6 +22,7 @@ from prismatic.data.images import TrainingImages, collate_images, evaluation_tra
 from prismatic.training import loop, optim, report, sharding
 from prismatic.training.checkpoint import load_state, newest_state, save_state
 from prismatic.training.objective import Batch, Objective, image_counts, two_images
+from prismatic.training.processes import on_main
 from prismatic.training.run import slower
 from prismatic.training.saving import StopSignals
 from prismatic.training.tracking import metrics_log, read_metrics
@@ -197,7 +198,7 @@ def train(
     ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay else None
     parts = {"model": model} | ({"ema": ema.module} if ema else {})
     done, best_value, name, better = 0, None, *best
-    fingerprint = of_images(images.train, accelerator)
+    fingerprint = on_main(accelerator, lambda: of_images(images.train))
     if state := newest_state(run_dir, accelerator.print):
         progress = load_state(state, parts, optimizer)
         check_same(progress["data"], fingerprint, run_dir)

@@ -1,16 +1,15 @@
 """The folder of a run: who writes to it, with which settings, whether it is finished."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import draccus
 import yaml
-from accelerate.utils import broadcast_object_list
 
 from prismatic.training.checkpoint import STATES
 from prismatic.training.lock import LOCK, hold
+from prismatic.training.processes import on_main
 from prismatic.training.state import EPOCH_NAME, step_folders
 from vision_backbones.files import clean_up, read_json, write_text
 
@@ -37,8 +36,8 @@ def open_run(
     if config.run_id is not None and (config.run_id in ("", ".", "..") or Path(config.run_id).name != config.run_id):
         raise ValueError(f"--run_id is {config.run_id!r}: expected the name of a folder, without its path")
     name = config.run_id or f"{name}+{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "_").replace(":", "_")
-    folder = Path(config.run_root) / broadcast_object_list([name])[0]
-    _together(accelerator, lambda: _claim(folder, config, may_change, anew, finished))
+    folder = Path(config.run_root) / on_main(accelerator, lambda: name)
+    on_main(accelerator, lambda: _claim(folder, config, may_change, anew, finished))
     return folder
 
 
@@ -49,21 +48,7 @@ def slower(folder: Path) -> str:
 
 def one_writer(folder: Path, accelerator, remedy: str) -> None:
     """Makes a folder, and has its main process be the one that writes to it (see `hold`); all processes call this."""
-    _together(accelerator, lambda: hold(folder, remedy))
-
-
-def _together(accelerator, act: Callable[[], Any]) -> Any:
-    """Has the main process act, and gives what it gave; where that fails, all processes raise."""
-    given, problem = None, None
-    if accelerator.is_main_process:
-        try:
-            given = act()
-        except (ValueError, OSError) as error:
-            problem = str(error)
-    given, problem = broadcast_object_list([given, problem])
-    if problem:
-        raise ValueError(problem)
-    return given
+    on_main(accelerator, lambda: hold(folder, remedy))
 
 
 def _claim(folder: Path, config, may_change: Sequence[str], anew: bool, finished: str) -> None:
@@ -100,7 +85,7 @@ def finished_run(folder: Path, accelerator, finished: str = SUMMARY, needed: Seq
         print(f"{folder} is finished: nothing is left to do. With another --run_id it is done anew.")
         return content
 
-    return _together(accelerator, read)
+    return on_main(accelerator, read)
 
 
 def _check_unchanged(folder: Path, config, may_change: Sequence[str]) -> None:
