@@ -46,17 +46,16 @@ def on_disk(arguments: argparse.Namespace) -> int:
 
 def compared(arguments: argparse.Namespace) -> None:
     """Writes compare.json and report.html, and prints the table."""
-    import json
-
     from eval.compare import compare, comparison_table, default_folder
     from eval.report import write_page
     from eval.runs import read_runs
+    from vision_backbones.files import write_json
 
     runs = read_runs(arguments.runs)
     comparison = compare(runs)
     out = arguments.out or default_folder(runs[0].folder)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "compare.json").write_text(json.dumps(comparison, indent=1) + "\n")
+    write_json(out / "compare.json", comparison)
     write_page(out / "report.html", runs, comparison)
     print(f"{comparison_table(comparison)}\n\n{out}: compare.json, report.html")
 

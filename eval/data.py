@@ -101,3 +101,10 @@ def majority_share(examples: Sequence[Example]) -> float | None:
             return None
         answers[example.answer] += 1
     return max(answers.values()) / len(examples)
+
+
+def without_area(examples: Sequence[Example]) -> int:
+    """Number of examples whose true box has no area, so that no answer can be right."""
+    numbers = [e.answer for e in examples if isinstance(e.answer, list | tuple) and len(e.answer) == 4]
+    boxes = [box for box in numbers if all(isinstance(value, int | float) for value in box)]
+    return sum(x2 <= x1 or y2 <= y1 for x1, y1, x2, y2 in boxes)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from prismatic.data.sources import ConversationDataset
 from prismatic.training.report import short
+from vision_backbones.files import replacing
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def scores(held_out: str, items, before: Sequence[str], after: Sequence[str]) ->
 def write_samples(run_dir: Path, held_out, items, before: Sequence[str], after: Sequence[str]) -> None:
     """Writes every held-out question with both answers to `held_out.jsonl`, and the first ten as a picture."""
     samples = list(zip(items, before, after, strict=True))
-    with jsonlines.open(run_dir / "held_out.jsonl", "w") as writer:
+    with replacing(run_dir / "held_out.jsonl") as beside, jsonlines.open(beside, "w") as writer:
         for item, early, late in samples:
             row = {"id": item.id, "question": item.question, "expected": item.answer, "before": early, "after": late}
             writer.write(row)
@@ -109,4 +110,5 @@ def write_samples(run_dir: Path, held_out, items, before: Sequence[str], after: 
             lines = (short(item.question, 40), f"before: {short(early, 30)}", f"after: {short(late, 30)}")
             color = "darkgreen" if correct(late, item) else "firebrick"
             ImageDraw.Draw(sheet).multiline_text((x, y + 238), "\n".join(lines), fill=color, font_size=12)
-        sheet.save(run_dir / "samples.png")
+        with replacing(run_dir / "samples.png") as beside:
+            sheet.save(beside, "PNG")

@@ -9,6 +9,7 @@ from eval import bootstrap, charts, gallery, pages
 from eval.compare import common_records, compare, difference_rows, signed, z_score_rows
 from eval.runs import Run, read_runs
 from eval.tables import ends, percent, table
+from vision_backbones.files import write_text
 
 TEMPLATE = Path(__file__).with_name("report.html")
 MOST_ERRORS = 50  # listed a task and run
@@ -66,7 +67,7 @@ def write_page(path: Path, runs: Sequence[Run], comparison: dict | None) -> Path
         predicted=charts.colour(0),
         resamples=bootstrap.RESAMPLES,
     )
-    path.write_text(page, encoding="utf-8", errors="replace")  # models may say half of a surrogate pair
+    write_text(path, page, errors="replace")  # models may say half of a surrogate pair
     return path
 
 

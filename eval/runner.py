@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from eval.bootstrap import intervals
-from eval.data import SEED, load_examples, majority_share
+from eval.data import SEED, load_examples, majority_share, without_area
 from eval.engine import Answer, Question
 from eval.records import SAMPLES, appending, check_unchanged, read_results, stored, write_samples
 from eval.task import Choose, Example, Record, Task
@@ -136,6 +136,7 @@ def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: 
         "split": job.task.split,
         "examples": len(samples),
         "errors": sum("error" in record for record in samples),
+        "boxes_without_area": without_area(job.examples),
         "main": job.task.scorer.main,
         "metrics": metrics,
         "intervals": intervals(samples, metrics, job.task.scorer.main),

@@ -1,10 +1,11 @@
 """`python -m prismatic plan`: what a finetune needs, on the screen and as json."""
 
 import dataclasses
-import json
 import sys
 import warnings
 from pathlib import Path
+
+from vision_backbones.files import write_json
 
 
 def main(argv: list[str]) -> None:
@@ -17,7 +18,7 @@ def main(argv: list[str]) -> None:
             warnings.simplefilter("ignore", FutureWarning)  # transformers, of its own arguments
             plan = make_plan(config)
         if config.json:
-            Path(config.json).write_text(json.dumps(as_dict(plan), indent=1) + "\n")
+            write_json(Path(config.json), as_dict(plan))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

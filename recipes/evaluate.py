@@ -22,6 +22,7 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
 
     from eval import provenance, records, report, runner
     from eval.adapters import load_engine
+    from eval.data import without_area
     from eval.runs import read_runs
     from prismatic.training import loop
     from prismatic.training.processes import on_main
@@ -37,6 +38,9 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
     checks = {"slim": config.slim, "limit": config.limit, "allow_partial": config.allow_partial}
     jobs = runner.read_jobs(config.tasks, root, **checks)
     accelerator.print(", ".join(f"{job.key}: {len(job.examples):,} questions" for job in jobs))
+    for job in jobs:
+        if count := without_area(job.examples):
+            accelerator.print(f"{job.key}: {count:,} true boxes have no area: no answer can match them")
     read_runs(config.compare)
     out = Path(config.out) if config.out else runner.default_out(config.model)
     one_writer(out, accelerator, "wait for it, or choose another --out")

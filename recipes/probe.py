@@ -4,11 +4,14 @@
 setting.
 """
 
+import shutil
+
 from prismatic.training.lock import releases
 from recipes import command
 from recipes.probe_settings import ProbeConfig, parse_probe
 
 RESULTS, OUTCOME = "results.json", "outcome.json"  # of all probes, of one
+DATA = "data.json"  # fingerprint of what is probed on
 MAY_CHANGE = ("workers", "run_root", "cache", "data_root")
 
 
@@ -27,6 +30,7 @@ def main(config: ProbeConfig) -> dict:
     from eval.patch_probe.pictures import draw_comparison
     from eval.patch_probe.train import train
     from prismatic.data.batching import fill_batches
+    from prismatic.data.fingerprint import check_same, of_pairs
     from prismatic.training import loop, report
     from prismatic.training.run import finished_run, open_run
     from vision_backbones import check_spec, import_plugins
@@ -60,6 +64,10 @@ def main(config: ProbeConfig) -> dict:
     run_dir = open_run(config, accelerator, f"{'+'.join(config.backbone)}+probe", MAY_CHANGE, finished=RESULTS)
     if content := finished_run(run_dir, accelerator, RESULTS):
         return content
+    fingerprint = of_pairs(pairs)
+    if (run_dir / DATA).is_file():
+        check_same(read_json(run_dir / DATA, "choose another --run_id"), fingerprint, run_dir)
+    write_json(run_dir / DATA, fingerprint)
     peak = loop.matmul_peak(accelerator)
 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -96,7 +104,8 @@ def main(config: ProbeConfig) -> dict:
             outcome = train(config, accelerator, probe, splits, plans["val"], labels, folder, peak)
             results.append({"backbone": name, "labels": labels, "head": config.head, "tokens": keep} | outcome)
             write_json(folder / OUTCOME, results[-1])
-    (run_dir / "checkpoints").rmdir()  # nothing is kept of a head
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nothing is kept of a head
+    (run_dir / "checkpoints").rmdir()
     content = {"dataset": dataset.name, "images": {s: len(p) for s, p in pairs.items()}, "partial": config.partial}
     content |= {"classes": len(dataset.classes), "probes": results}
     draw_comparison(run_dir / "comparison.png", results)

@@ -14,6 +14,7 @@ from eval.patch_probe.features import Probe, Split
 from eval.patch_probe.labels import unpack
 from prismatic.training.loop import to_device
 from prismatic.training.report import table
+from vision_backbones.files import replacing
 
 HEADLINES = ("macro_recall", "macro_f1_or_0", "micro_recall", "micro_precision", "accuracy")
 PER_CLASS = ("recall", "precision", "f1", "accuracy")
@@ -79,7 +80,7 @@ def write_classes(path: Path, names: Sequence[str], best: dict, last: dict, kind
         columns[f"{which}_found"] = found["counts"][:, 1].sum(0).tolist()
         columns |= {f"{which}_{name}": _blank(scores_of(found, kind)[f"class_{name}"]) for name in PER_CLASS}
     columns["last_calibration_error"] = _blank(metrics.calibration_error(last["reliability"]))
-    with path.open("w", newline="") as file:
+    with replacing(path) as beside, beside.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))

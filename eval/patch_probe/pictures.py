@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from vision_backbones.files import replacing
+
 BLEND = 0.6  # how much of a patch is its class's colour
 MOST_CLASSES = 40  # in the chart of classes
 FEWEST = 10  # predictions that a point of a class's reliability is drawn of
@@ -70,7 +72,7 @@ def draw_samples(
                 lines += [f"{name}:", *(f"  {n}" for n in found[:8]), *(["  ..."] if len(found) > 8 else [])]
             axes.text(0, -0.04, "\n".join(lines), fontsize=8, va="top", transform=axes.transAxes)
         figure.subplots_adjust(left=0.01, right=0.99, top=0.92, bottom=0.45)
-        figure.savefig(path, dpi=110)
+        _write(figure, path)
         return
     grid = figure.subplots(len(rows), count, squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
     for axes_row, (name, pictures, labels) in zip(grid, rows, strict=True):
@@ -84,7 +86,7 @@ def draw_samples(
     handles = [Patch(color=colour(i), label=_short(names[i])) for i in frequent]
     figure.legend(handles=handles, loc="lower center", ncol=max(1, min(8, count)), fontsize=7, frameon=False)
     figure.subplots_adjust(left=0.05, right=0.99, top=0.93, bottom=0.14)
-    figure.savefig(path, dpi=110)
+    _write(figure, path)
 
 
 def draw_classes(
@@ -132,7 +134,7 @@ def draw_classes(
     right.legend(handles=handles, fontsize=8, loc="upper left")
     right.set_title("reliability", fontsize=9)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    _write(figure, path)
 
 
 def _curve(counts: np.ndarray, fewest: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +173,7 @@ def draw_comparison(path: Path, results: Sequence[dict]) -> None:
     axes.set_xlabel("size: share of the image's patches"), axes.set_ylabel(f"recall, patches ({kind})")
     axes.set_ylim(0, 1), axes.set_title("recall by size", fontsize=10), axes.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    _write(figure, path)
 
 
 def _with_bar(row: dict) -> tuple[float, list[list[float]] | None]:
@@ -186,3 +188,8 @@ def sample_rows(rows: int, count: int = 8) -> list[int]:
 
 def _short(name: str) -> str:
     return name.split(",")[0]
+
+
+def _write(figure: Figure, path: Path) -> None:
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=110)

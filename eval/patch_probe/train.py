@@ -1,14 +1,15 @@
 """One probe: a head trained on a backbone's tokens, measured after every epoch."""
 
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import jsonlines
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from eval.patch_probe.evaluate import HEADLINES, describe, evaluate, scores_of, write_classes
 from eval.patch_probe.features import Probe, Split
@@ -17,9 +18,13 @@ from eval.patch_probe.metrics import jsonable, probe_loss
 from eval.patch_probe.pictures import draw_classes, draw_samples, sample_rows
 from prismatic.data.batching import shuffle_indices
 from prismatic.training import loop, optim
+from prismatic.training.checkpoint import load_state, newest_state, save_state
 from prismatic.training.objective import Objective
+from prismatic.training.tracking import open_metrics
+from vision_backbones.weights import write_tensors
 
 STRIPES = 4  # most classes of a patch in the picture
+COUNTS = "counts.safetensors"  # of the best epoch so far, beside the state
 
 
 def train(
@@ -33,6 +38,8 @@ def train(
     matmul_peak: float,
 ) -> dict:
     """Trains a probe and writes `metrics.jsonl`, `classes.csv`, `classes.png` and `samples.png` into `folder`.
+
+    A probe that was killed goes on from its last whole epoch, of which `folder/checkpoints` holds the state.
 
     Args:
         config: A `ProbeConfig`.
@@ -53,11 +60,23 @@ def train(
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     per_epoch = -(-len(splits["train"]) // config.batch_size)
     steps = min(config.epochs * per_epoch, config.max_steps or config.epochs * per_epoch)
-    epochs, best, last = [], {}, {}
+    epochs, best, last, done = [], {}, {}, 0
+    parts = {"probe": probe if probe.finetune else probe.head}
+    if state := newest_state(folder, accelerator.print):
+        progress = load_state(state, parts, optimizer)
+        epochs, done = progress["epochs"], progress["steps"]
+        best = progress["best"] | load_file(state / COUNTS)
+        accelerator.print(f"continues from {state}, after epoch {len(epochs)} of {config.epochs}\n")
 
     def batches(epoch: int):
         rows = shuffle_indices(len(splits["train"]), config.batch_size, config.seed, epoch)
         return splits["train"].batches(list(loop.batched(rows, config.batch_size)), kind)
+
+    def save(steps_done: int) -> None:
+        short = {name: best[name] for name in best if name not in ("counts", "reliability")}
+        progress = {"steps": steps_done, "epochs": epochs, "best": short}
+        counts = {"counts": best["counts"]}
+        save_state(folder, parts, optimizer, progress, lambda beside: write_tensors(beside / COUNTS, counts, {}))
 
     def loss_sum(model: Probe, batch: dict) -> torch.Tensor:
         labels = unpack(batch["labels"], len(classes), kind)
@@ -69,6 +88,11 @@ def train(
     def end_of_epoch(epoch: int, steps_done: int) -> None:
         nonlocal best, last
         last = evaluate(probe, splits["val"], plan, kind, accelerator, reliability=steps_done == steps)
+        if not math.isfinite(last["loss"]):
+            raise FloatingPointError(
+                f"validation gives a loss of {last['loss']} after step {steps_done}: choose another --run_id and a "
+                "lower --learning_rate"
+            )
         last["epoch"], recall = epoch + 1, float(scores_of(last, kind)["macro_recall"])
         if not best or recall > best["macro_recall"]:
             best = last | {"macro_recall": recall}
@@ -77,14 +101,16 @@ def train(
         log.write(epochs[-1])
         shown = ", ".join(f"{name.replace('_', ' ')} {epochs[-1][name] or 0:.4f}" for name in HEADLINES)
         accelerator.print(f"\nepoch {epoch + 1}: loss {last['loss']:.4f}, {shown}")
+        if steps_done < steps:
+            save(steps_done)
 
-    with jsonlines.open(folder / "metrics.jsonl", "w", flush=True) as log:
+    with open_metrics(folder / "metrics.jsonl", done) as log:
         loop.fit(
             accelerator,
             probe,
             optimizer,
             Objective(loss_sum, lambda batch: len(batch["labels"]), images, "images"),
-            epochs=((epoch, batches(epoch)) for epoch in range(config.epochs)),
+            epochs=((epoch, batches(epoch)) for epoch in range(len(epochs), config.epochs)),
             total_steps=steps,
             accumulation=1,
             rate_at=partial(
@@ -97,6 +123,7 @@ def train(
             max_grad_norm=float("inf"),  # the paper's gradients are not clipped
             log=log.write,
             end_of_epoch=end_of_epoch,
+            done_steps=done,
             seed=config.seed,
             matmul_peak=matmul_peak,
         )

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vision_backbones.files import describe
@@ -26,6 +28,17 @@ def of_conversations(source: "ConversationDataset", tokenizer) -> dict[str, Any]
 def of_images(source: "ImageSource") -> dict[str, Any]:
     """Number of images, and digests of sampled images' pixels."""
     return {"images": len(source), "pixels": _pixels(source.load, range(len(source)))}
+
+
+def of_pairs(pairs: dict[str, Sequence[tuple[Path, Path]]]) -> dict[str, Any]:
+    """Number of pairs of every split, and digests of sampled images' and label maps' files."""
+    found: dict[str, Any] = {}
+    for split, files in pairs.items():
+        sampled = [files[row] for row in _sampled(range(len(files)))]
+        found[f"{split} pairs"] = len(files)
+        for number, part in enumerate(("images", "label maps")):
+            found[f"{split} {part}"] = [describe(pair[number])["sha256"][:16] for pair in sampled]
+    return found
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], where: object) -> None:
@@ -68,13 +81,18 @@ def speech(tokenizer) -> dict[str, Any]:
 def _pixels(load, rows) -> list[str | None]:
     """Digests of sampled images; None for one that cannot be read, which is dealt with elsewhere."""
     found = []
-    for row in [rows[len(rows) * number // min(SAMPLED, len(rows))] for number in range(min(SAMPLED, len(rows)))]:
+    for row in _sampled(rows):
         try:
             image = load(row)
             found.append(hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()[:16])
         except ValueError:
             found.append(None)
     return found
+
+
+def _sampled(rows: Sequence[int]) -> list[int]:
+    count = min(SAMPLED, len(rows))
+    return [rows[len(rows) * number // count] for number in range(count)]
 
 
 def _digest(content: Any) -> str:

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from prismatic.data.image_sources import ImageSource
 from prismatic.data.sources import BadImageError
+from vision_backbones.files import replacing
 
 CELL, GAP, TITLE = 144, 8, 18  # pixels
 
@@ -48,4 +49,5 @@ def draw_patches(path: Path, source: ImageSource, backbones: dict[str, torch.nn.
         colours = ((colours - low) / (high - low)).clamp(0, 1).mul(255).byte()
         grids = colours.view(len(images), *backbone.grid, 3).numpy()
         paste(row, title, [Image.fromarray(grid) for grid in grids])
-    sheet.save(path)
+    with replacing(path) as beside:
+        sheet.save(beside, "PNG")

@@ -23,10 +23,7 @@ def metrics_log(accelerator: Accelerator, config, run_dir: Path, done_steps: int
         accelerator.init_trackers("prismatic", config=flat)
     writer = None
     if accelerator.is_main_process:
-        path = run_dir / "metrics.jsonl"
-        kept = [m for m in read_metrics(path) if m["step"] <= done_steps] if done_steps and path.is_file() else []
-        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-        writer = jsonlines.open(path, "a", flush=True)
+        writer = open_metrics(run_dir / "metrics.jsonl", done_steps)
 
     def log(metrics: dict) -> None:
         if writer:
@@ -34,6 +31,13 @@ def metrics_log(accelerator: Accelerator, config, run_dir: Path, done_steps: int
         accelerator.log({k: v for k, v in metrics.items() if v is not None and k != "step"}, step=metrics["step"])
 
     return log
+
+
+def open_metrics(path: Path, done_steps: int) -> jsonlines.Writer:
+    """Appends to a `metrics.jsonl`, in which the rows of an earlier run's first `done_steps` steps stay."""
+    kept = [m for m in read_metrics(path) if m["step"] <= done_steps] if done_steps and path.is_file() else []
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+    return jsonlines.open(path, "a", flush=True)
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -11,7 +11,7 @@ import pytest
 from golden_cases import requires_samples, samples_dir
 from image_bombs import bomb
 
-from eval.data import check_images
+from eval.data import check_images, without_area
 from eval.files import flag, name_of, read_rows, shown, text, texts, whole
 from eval.parsing import box_fractions, true_box
 from eval.prepared import read_prepared
@@ -279,6 +279,11 @@ def test_boxes_lie_in_their_image(box, good):
     else:
         with pytest.raises(ValueError, match="is not inside its image of 100 x 50 pixels"):
             true_box(box, 100, 50)
+
+
+def test_boxes_without_area_are_counted():
+    answers = [[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.1, 0.4], (0, 0, 1, 0), ["a", "b", "c", "d"], "no", None]
+    assert without_area([Example(str(n), "x.png", "it", answer, "", {}) for n, answer in enumerate(answers)]) == 2
 
 
 @requires_samples

@@ -3,12 +3,14 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from golden_cases import requires_samples, samples_dir
-from image_runs import run_align
+from image_runs import interrupt, run_align
+from image_runs import metrics as metrics_of
 from PIL import Image
 
 from eval.patch_probe import features, metrics, train
@@ -84,7 +86,7 @@ def test_what_a_run_leaves(tmp_path, capsys, drawn):
             assert len(np.unique(np.asarray(Image.open(folder / name)))) > 20
     assert Image.open(run / "comparison.png").size[0] > 1000, "two charts"
     assert sorted(p.name for p in run.glob("[!.]*")) == [
-        "comparison.png", "config.yaml", "miniature", "miniature-aligned", "results.json"
+        "comparison.png", "config.yaml", "data.json", "miniature", "miniature-aligned", "results.json"
     ]  # fmt: skip
     printed = capsys.readouterr().out
     assert "20 train, 7 val images, all in pairs" in printed and "best macro recall" in printed
@@ -93,23 +95,32 @@ def test_what_a_run_leaves(tmp_path, capsys, drawn):
 
 
 def test_a_killed_probe_goes_on(tmp_path, monkeypatch):
-    """With the first backbone that it had not finished."""
+    """With the first backbone, and its first epoch, that it had not finished."""
     arguments = ["--backbone", "miniature,miniature-aligned", "--data_root", "miniature:9:3"]
     whole = untimed(probe(tmp_path, "whole", *arguments)["probes"])
-    real, begun = train.train, []
-
-    def dies(*args):
-        begun.append(args)
-        if len(begun) == 2:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(train, "train", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, 7)  # of four steps each
         probe(tmp_path, "killed", *arguments)
     with pytest.raises(ValueError, match="had other settings .*--epochs"):
         probe(tmp_path, "killed", *arguments, "--epochs", "7")
-    assert untimed(probe(tmp_path, "killed", *arguments)["probes"]) == whole and len(begun) == 3
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3)  # two are left
+        assert untimed(probe(tmp_path, "killed", *arguments)["probes"]) == whole
+    for place in ("miniature", "miniature-aligned"):
+        logs = [metrics_of(tmp_path / run / place / "union", timed=False) for run in ("whole", "killed")]
+        assert logs[0] == logs[1] and len(logs[0]) == 6
+    assert not [*(tmp_path / "killed").rglob("checkpoints")]
+
+
+def test_a_probe_does_not_go_on_with_other_data(tmp_path, monkeypatch):
+    scenes = shutil.copytree(find_root(get_dataset("miniature"), "miniature:9:3"), tmp_path / "scenes")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, 3)
+        probe(tmp_path, "r", "--data_root", str(scenes))
+    label = min((scenes / "annotations" / "training").iterdir())
+    Image.fromarray(np.asarray(Image.open(label)).T).save(label)
+    with pytest.raises(ValueError, match=r"was trained on other data \(other train label maps now\): bring back that"):
+        probe(tmp_path, "r", "--data_root", str(scenes))
 
 
 def by_hand(head_name, kind, epochs=2):
@@ -162,7 +173,7 @@ def test_the_cache_changes_nothing(tmp_path, precision, head):
         arguments += ["--data_root", "miniature:9:3"]
         results[cache] = untimed(probe(tmp_path, f"with-{cache}", *arguments)["probes"])
         left = {p.name for p in (tmp_path / f"with-{cache}").glob("[!.]*")}
-        assert left == {"comparison.png", "config.yaml", "miniature", "results.json"}
+        assert left == {"comparison.png", "config.yaml", "data.json", "miniature", "results.json"}
     assert results["off"] == results["memory"] == results["disk"]
 
 

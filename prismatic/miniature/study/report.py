@@ -25,16 +25,16 @@ class Section:
 def write(out: Path, found: dict) -> None:
     """Writes `miniature.md`, `report.html`, `results.json` and the figures into `out`."""
     from eval import pages
-    from vision_backbones.files import write_json
+    from vision_backbones.files import replacing, write_json, write_text
 
     out.mkdir(parents=True, exist_ok=True)
     parts = [_summary(found), _probes(found), _ablations(found), _benchmarks(found), _z_scores(found), _costs(found)]
     parts = [part for part in parts if part]
     for name, svg in (figure for part in parts for figure in part.figures):
-        (out / name).write_bytes(svg)
-    (out / "miniature.md").write_text("\n\n".join(["# The paper in miniature", *map(_markdown, parts)]) + "\n")
-    page = pages.render(TEMPLATE, parts=parts)
-    (out / "report.html").write_text(page, encoding="utf-8")
+        with replacing(out / name) as beside:
+            beside.write_bytes(svg)
+    write_text(out / "miniature.md", "\n\n".join(["# The paper in miniature", *map(_markdown, parts)]) + "\n")
+    write_text(out / "report.html", pages.render(TEMPLATE, parts=parts))
     write_json(out / "results.json", found)
 
 
