@@ -16,6 +16,8 @@ def main(config: FinetuneConfig) -> dict:
     """Runs the finetune and gives the content of `summary.json` (on the main process)."""
     import torch
     from accelerate.utils import set_seed
+    from safetensors import SafetensorError
+    from tqdm import tqdm
 
     from eval import records, runner
     from eval.held_out import generate_answers, read_items, scores, write_samples
@@ -97,7 +99,12 @@ def main(config: FinetuneConfig) -> dict:
         if accelerator.is_main_process:
             about = {TRAINED: {"step": steps_done, "epoch": epoch + 1}}
             about |= {PARTS_FILE: parts} if config.stage == "lora" else {}
-            save_model(model, processor, epoch_folder(run_dir, epoch), weights, replace=True, about=about)
+            try:
+                save_model(model, processor, epoch_folder(run_dir, epoch), weights, replace=True, about=about)
+            except (OSError, SafetensorError) as error:
+                if steps_done == batches.steps:  # the same command saves it once there is room
+                    raise
+                tqdm.write(f"error: the model of epoch {epoch + 1} could not be written: {error}. Training goes on.")
         accelerator.wait_for_everyone()
 
     if done and (done == batches.steps or done % batches.steps_per_epoch == 0):  # it may not have come to this

@@ -7,6 +7,8 @@ from functools import lru_cache
 from string import Formatter
 from typing import TYPE_CHECKING
 
+from prismatic.models.trial import LONGEST, check_modest
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -214,18 +216,33 @@ def _source(template) -> tuple[str, tuple]:
 
 def _render(messages: list[dict], template: str, special_tokens: tuple, *, add_generation_prompt: bool) -> str:
     from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template
 
+    _try(template, special_tokens)
     try:
-        texts, _ = render_jinja_template(
-            [messages], chat_template=template, add_generation_prompt=add_generation_prompt, **dict(special_tokens)
-        )
+        text = _write(messages, template, special_tokens, add_generation_prompt)
     except TemplateError as error:
         raise ValueError(f"the chat template refuses the conversation: {error}") from error
     except Exception as error:  # of a stranger's template: nearly anything
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the chat template fails on the conversation ({type(error).__name__}: {reason})") from error
-    return texts[0]
+    given = sum(len(message["content"]) for message in messages)
+    if len(text) > LONGEST + 100 * given:
+        raise ValueError(f"the chat template makes {len(text):,} characters of {given:,}: set another")
+    return text
+
+
+def _write(messages: list[dict], template: str, special_tokens: tuple, add_generation_prompt: bool) -> str:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    options = {"chat_template": template, "add_generation_prompt": add_generation_prompt}
+    return render_jinja_template([messages], **options, **dict(special_tokens))[0][0]
+
+
+@lru_cache
+def _try(template: str, special_tokens: tuple) -> None:
+    """Raises ValueError for a template that takes too much; those of the styles do not."""
+    if template not in map(chat_template, _STYLES):
+        check_modest(lambda messages: _write(messages, template, special_tokens, True))
 
 
 def _brief(value) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jsonlines
 from accelerate import Accelerator
+from tqdm import tqdm
 
 from vision_backbones.files import write_text
 
@@ -20,17 +21,33 @@ def metrics_log(accelerator: Accelerator, config, run_dir: Path, done_steps: int
         flat = {
             k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in dataclasses.asdict(config).items()
         }
-        accelerator.init_trackers("prismatic", config=flat)
-    writer = None
+        try:
+            accelerator.init_trackers("prismatic", config=flat)
+        except Exception as error:  # of strangers' services: nearly anything
+            raise ValueError(
+                f"--trackers {','.join(config.trackers)} cannot start ({_reason(error)}): log in, set it offline, or "
+                "leave it out (metrics.jsonl is always written)"
+            ) from error
+    writer, failing = None, False
     if accelerator.is_main_process:
         writer = open_metrics(run_dir / "metrics.jsonl", done_steps)
 
     def log(metrics: dict) -> None:
+        nonlocal failing
         if writer:
             writer.write(metrics)
-        accelerator.log({k: v for k, v in metrics.items() if v is not None and k != "step"}, step=metrics["step"])
+        try:
+            accelerator.log({k: v for k, v in metrics.items() if v is not None and k != "step"}, step=metrics["step"])
+        except Exception as error:
+            if not failing:
+                tqdm.write(f"a tracker fails ({_reason(error)}); training goes on, and metrics.jsonl has everything")
+            failing = True
 
     return log
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def open_metrics(path: Path, done_steps: int) -> jsonlines.Writer:

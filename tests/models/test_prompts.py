@@ -5,6 +5,7 @@ from golden_cases import load_json, requires_golden
 from small_tokenizers import CHATML, byte_level
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from prismatic.models import trial
 from prismatic.models.prompts import chat_template, prompt_styles, render_prompt, render_turns, to_messages
 
 QUESTION = {"from": "human", "value": "<image>\nWhat?"}
@@ -152,10 +153,29 @@ def test_taking_marks_out_takes_linear_time():
     assert two < 2.1 * one
 
 
-@pytest.mark.parametrize(
-    "template", ["{{ 1 / 0 }}", "{{ messages[0].content + 1 }}", "{{ 'a' * 10 ** 20 }}", "{{ [1]|first(2) }}"]
-)
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ messages[0].content + 1 }}", "{{ [1]|first(2) }}"])
 def test_whatever_a_template_raises_is_one_line(template):
     with pytest.raises(ValueError, match="the chat template (fails on|refuses) the conversation") as error:
         render_prompt([QUESTION], template)
     assert "\n" not in str(error.value)
+
+
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}BODY{% endfor %}{% endfor %}"
+DOUBLING = "{% set ns = namespace(x='ab') %}{% for a in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template", [LOOPS, LOOPS.replace("BODY", "x"), DOUBLING, "{{ 'a' * 1000001 }}", "{{ 'a' * 10 ** 20 }}"]
+)
+def test_templates_that_take_too_much_are_refused(template, monkeypatch):
+    monkeypatch.setattr(trial, "SECONDS", 1)
+    with pytest.raises(ValueError, match="the chat template is refused: of three short messages it makes more than"):
+        render_prompt([QUESTION], template)
+
+
+def test_a_template_that_takes_too_much_of_some_texts_is_refused():
+    template = (
+        "{% for c in messages[0].content %}{% if loop.length > 999 %}{{ messages[0].content }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(ValueError, match="the chat template makes 4,000,000 characters of 2,000: set another"):
+        render_prompt([{"role": "user", "content": "a" * 2000}], template)

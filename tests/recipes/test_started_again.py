@@ -2,17 +2,22 @@
 
 import json
 import os
+import resource
 import signal
 
 import forked
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from image_runs import run_align, same, state
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from eval import runner
-from prismatic.training import loop
+from eval import report, runner
+from prismatic.training import checkpoint, loop
+from recipes import evaluate
+from recipes.eval_settings import parse_evaluate
 from recipes.finetune import main
 from recipes.settings import parse_finetune
 
@@ -148,3 +153,57 @@ def test_an_alignment_stops_as_asked_and_goes_on_bit_for_bit(tmp_path, monkeypat
     assert run_align(tmp_path, "stopped")["validation_loss_last"] == whole["validation_loss_last"]
     assert same(state(tmp_path / "stopped"), state(tmp_path / "whole"))
     assert not (tmp_path / "stopped" / "resumable.json").exists()
+
+
+def test_a_disk_that_is_full_when_models_are_saved(tmp_path, monkeypatch, capsys):
+    """A real failure to write: training goes on, the last model is an error, and the same command then saves it."""
+    arguments = ["--epochs", "2", "--eval_tasks", "[]", "--data.held_out", "null"]
+    run(tmp_path, "whole", *arguments)
+    real, limits = checkpoint.save_model, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(*args, **options):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
+        try:
+            return real(*args, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with monkeypatch.context() as patch, pytest.raises((OSError, SafetensorError), match="File too large"):
+        patch.setattr(checkpoint, "save_model", full)
+        run(tmp_path, "full", *arguments)
+    assert "error: the model of epoch 1 could not be written: " in "".join(capsys.readouterr())
+    assert run(tmp_path, "full", *arguments)["steps"] == 4
+    one, two = (load_file(tmp_path / r / "checkpoints" / "epoch-02" / "model.safetensors") for r in ("whole", "full"))
+    assert same(one, two)
+
+
+def test_a_report_that_cannot_be_written_costs_no_answers(tmp_path, monkeypatch):
+    def evaluates():
+        arguments = ["--model", "miniature", "--data_root", "miniature:8", "--tasks", "vsr", "--allow_partial", "true"]
+        return evaluate.main(parse_evaluate([*arguments, "--out", str(tmp_path)]))["tasks"]["vsr"]
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        interrupts(patch, report, "write_report", OSError(28, "No space left on device"))
+        evaluates()
+    entry = evaluates()
+    assert entry["answered_before"] == entry["examples"] and (tmp_path / "report.html").is_file()
+
+
+def test_a_tracker_that_fails_is_told_and_ends_nothing(tmp_path, monkeypatch, capsys):
+    arguments = ["--eval_tasks", "[]", "--data.held_out", "null"]
+    interrupts(monkeypatch, Accelerator, "log", ConnectionError("no network"))
+    assert run(tmp_path, "r", *arguments)["steps"] == 2
+    told = "a tracker fails (ConnectionError: no network); training goes on"
+    assert "".join(capsys.readouterr()).count(told) == 1
+    assert len((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()) >= 2
+
+
+@pytest.mark.parametrize("what", ["run_root", "cache"])
+def test_folders_that_cannot_be_made_are_one_line(what, tmp_path):
+    nowhere = "/proc/nowhere"  # not even root can make it
+    place = nowhere if what == "run_root" else str(tmp_path)
+    environment = os.environ | ({"XDG_CACHE_HOME": nowhere, "HOME": nowhere} if what == "cache" else {})
+    done = forked.run(["recipes/finetune.py", *SMALL, "--run_root", place], env=environment)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and len(lines) == 1 and nowhere in lines[0], done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
