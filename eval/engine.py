@@ -7,7 +7,7 @@ decoding drops rows as they end; choices need no decoding.
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -106,8 +106,7 @@ class SharedPrefixEngine:
 
     def _too_long(self, text: int, new: int) -> str | None:
         config = self.model.config.text_config
-        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
-        limit = min((limit for limit in limits if limit), default=None)
+        limit = getattr(config, "max_position_embeddings", None)
         total = 1 + self.processor.num_image_tokens + text + new
         if limit and total > limit:
             return f"prompt and answer may take {total} tokens, this model's context has {limit}"
@@ -146,12 +145,13 @@ class SharedPrefixEngine:
             mask = real.bool()[:, None, :].expand(-1, length, -1).tril() | itself
             left = longest - length
             layers = [_RoomyLayer(*both[:, first : first + len(part), :, left:], 0) for both in room]
+            positions = (start + real.cumsum(1) - 1).clamp(min=start)
             out = self._llm(
                 input_ids=ids,
                 attention_mask=mask[:, None],
-                position_ids=(start + real.cumsum(1) - 1).clamp(min=start),
+                position_ids=positions,
                 cache=Cache(layers=layers),
-                shared_prefix=SharedPrefix.of_rows(prefix, images[first : first + len(part)]),
+                shared_prefix=SharedPrefix.of_rows(prefix, images[first : first + len(part)], positions),
                 logits_to_keep=keep,
             )
             logits.append(pad_left(out, keep))
@@ -165,7 +165,7 @@ class SharedPrefixEngine:
         said = torch.full((len(rows), kind.max_new_tokens), -1, device=self.device)
         writing = torch.arange(len(rows), device=self.device)  # which row each row of the batch is
         going = torch.ones(len(rows), dtype=torch.bool, device=self.device)
-        logits, layout = state.logits, SharedPrefix.of_rows(prefix, state.images)
+        logits, layout = state.logits, SharedPrefix.of_rows(prefix, state.images, state.positions)
         for step in range(kind.max_new_tokens):
             tokens = logits[:, -1].argmax(-1)
             said[writing[going], step] = tokens[going]
@@ -176,7 +176,7 @@ class SharedPrefixEngine:
             if alive <= COMPACT_AT * len(going):
                 kept = going.nonzero().flatten()
                 state.keep(kept)
-                layout = SharedPrefix.of_rows(prefix, state.images)
+                layout = SharedPrefix.of_rows(prefix, state.images, state.positions)
                 tokens, writing, going = tokens[kept], writing[kept], going[kept]
             state.positions = state.positions + 1
             state.length += 1
@@ -185,7 +185,7 @@ class SharedPrefixEngine:
                 attention_mask=state.mask[:, None, None, : state.length],
                 position_ids=state.positions,
                 cache=state.cache,
-                shared_prefix=layout,
+                shared_prefix=replace(layout, positions=state.positions),
                 logits_to_keep=1,
             )
         ids = [[token for token in row if token >= 0] for row in said.tolist()]

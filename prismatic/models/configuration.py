@@ -38,7 +38,11 @@ class PrismaticConfig(PreTrainedConfig):
             self.text_config = AutoConfig.for_model(text.pop("model_type"), **text)
         if self.text_config is not None:
             kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
+        own = getattr(self.text_config, "_attn_implementation", None)
         super().__post_init__(**kwargs)
+        if own and self.text_config._attn_implementation is None:
+            # A composite configuration clears its parts' choice; without one, some LLMs apply no causal mask.
+            self.text_config._attn_implementation_internal = own
 
 
 AutoConfig.register(PrismaticConfig.model_type, PrismaticConfig)

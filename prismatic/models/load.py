@@ -126,7 +126,6 @@ def build(
         tail_blocks=TAIL_BLOCKS if projector == "truncated" else 0,
     )
     decoder = decoder_file(spec) if pretrained and projector == "pretrained-decoder" else None
-    attention = language_model.config._attn_implementation
     config = PrismaticConfig(
         text_config=language_model.config,
         vision_config=backbone.spec.to_dict(),
@@ -137,8 +136,6 @@ def build(
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
     )
     model = PrismaticForConditionalGeneration(config, llm=language_model, vision_backbone=backbone).to(dtype)
-    # A composite configuration clears its parts' choice of attention; without one, no causal mask is applied.
-    model.llm.set_attn_implementation(attention)
     if decoder:
         model.projector.load_decoder(load_file(decoder))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
