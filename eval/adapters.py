@@ -5,10 +5,14 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from eval.engine import Answer, Question, SharedPrefixEngine, chosen
+from eval.engine import Answer, Question, SharedPrefixEngine, chosen, too_long
+from eval.sharing import padding_problem, sharing_problem
 from eval.task import Generate
+from prismatic.data.conversations import encode_prompt
 from prismatic.models.load import find_model
-from prismatic.models.prompts import IMAGE_TOKEN, render_prompt
+from prismatic.models.prompts import IMAGE_TOKEN
+from prismatic.models.rendering import render_prompt
+from prismatic.models.speech import speak, template_of
 
 
 class PlainEngine:
@@ -65,9 +69,11 @@ class PlainEngine:
     @torch.inference_mode()
     def answer(self, pictures: Sequence[Image.Image], questions: Sequence[Question]) -> list[Answer]:
         """Answers to `questions` about `pictures` (from `prepare`), in their order."""
-        answers: list[Answer | None] = [None] * len(questions)
+        answers: list[Answer | None] = [
+            Answer(error=problem) if (problem := self._too_long(q)) else None for q in questions
+        ]
         for kind in dict.fromkeys(question.kind for question in questions):
-            asked = [number for number, question in enumerate(questions) if question.kind == kind]
+            asked = [n for n, question in enumerate(questions) if question.kind == kind and answers[n] is None]
             for start in range(0, len(asked), self.batch_size):
                 part = asked[start : start + self.batch_size]
                 some = [questions[number] for number in part]
@@ -75,6 +81,13 @@ class PlainEngine:
                 for number, answer in zip(part, solve([pictures[q.image] for q in some], some, kind), strict=True):
                     answers[number] = answer
         return answers
+
+    def _too_long(self, question: Question) -> str | None:
+        """Why a question does not fit one of our models, whose processor does not say so."""
+        if self.model.config.model_type != "prismatic":
+            return None
+        new = question.kind.max_new_tokens if isinstance(question.kind, Generate) else 1
+        return too_long(self.model, self.processor, len(encode_prompt(question.prompt, self.processor.tokenizer)), new)
 
     def _read(self, pictures, questions: list[Question]) -> dict:
         if self.model.config.model_type == "prismatic":
@@ -122,7 +135,16 @@ class PlainEngine:
         return logits.gather(2, added[..., None]).sum((1, 2))
 
 
-def load_engine(name: str, *, dtype: torch.dtype, device, batch_size: int, strict: bool = False):
+def load_engine(
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device,
+    batch_size: int,
+    strict: bool = False,
+    prompt_style: str = "auto",
+    say=print,
+):
     """The engine for a model: ours share what questions have in common, others answer through `generate`.
 
     Args:
@@ -131,6 +153,8 @@ def load_engine(name: str, *, dtype: torch.dtype, device, batch_size: int, stric
         device: Where they go.
         batch_size: Rows that are computed at once.
         strict: One question at a time, nothing shared.
+        prompt_style: Name or file of a chat template; "auto" keeps the model's own.
+        say: Takes a line on what cannot be shared.
 
     Raises:
         ValueError: There is no such model, it has no chat template, or its processor needs a package that is absent.
@@ -148,8 +172,21 @@ def load_engine(name: str, *, dtype: torch.dtype, device, batch_size: int, stric
     else:
         model, processor = prismatic.load(name, dtype=dtype)
     model = model.to(device).eval()
-    shared = isinstance(model, prismatic.PrismaticForConditionalGeneration) and not strict
-    return (SharedPrefixEngine if shared else PlainEngine)(model, processor, 1 if strict else batch_size)
+    if isinstance(model, prismatic.PrismaticForConditionalGeneration):
+        speak(model, processor, prompt_style)
+    elif (template := template_of(prompt_style)) is not None:
+        processor.chat_template = template
+    if strict or not isinstance(model, prismatic.PrismaticForConditionalGeneration):
+        return PlainEngine(model, processor, 1 if strict else batch_size)
+    problem = sharing_problem(model, processor)
+    if not problem:
+        return SharedPrefixEngine(model, processor, batch_size)
+    alone = padding_problem(model, processor)
+    say(
+        f"questions share nothing with this LLM ({model.config.text_config.model_type}): {problem}; they go through "
+        + (f"generate one by one, for in a padded batch {alone}" if alone else "generate in batches")
+    )
+    return PlainEngine(model, processor, 1 if alone else batch_size)
 
 
 def _is_other(name: str) -> bool:

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from eval.task import Choose, Generate
 from prismatic.data.conversations import encode_prompt, option_token_ids
 from prismatic.models.attention import SHARED_PREFIX, SharedPrefix
+from prismatic.models.self_check import attention
 
 READ_AT_ONCE = 32  # texts, sorted by length, that are padded to a common one
 COMPACT_AT = 0.75  # finished rows are dropped once no more than this share of a batch is still being written
@@ -58,6 +59,8 @@ class SharedPrefixEngine:
         self.eos = torch.tensor(eos if isinstance(eos, list) else [eos], device=self.device)
         names = inspect.signature(model.llm.forward).parameters
         self.cache_argument = "cache" if "cache" in names else "past_key_values"
+        first, bos = encode_prompt("x", processor.tokenizer)[:1], processor.tokenizer.bos_token_id
+        self.bos = first if first == [bos] else []  # what stands before an image, as in training
         self._options: dict[tuple[str, ...], list[list[int]]] = {}
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
@@ -78,16 +81,14 @@ class SharedPrefixEngine:
         for number, question in enumerate(questions):
             ids = self._suffix(question.prompt)
             new = question.kind.max_new_tokens if isinstance(question.kind, Generate) else 1
-            if problem := self._too_long(len(ids), new):
+            if problem := too_long(self.model, self.processor, len(self.bos) + len(ids), new):
                 answers[number] = Answer(error=problem)
             else:
                 rows.append((number, question.image, question.kind, ids))
         if not rows:
             return answers
-        attention = self.model.llm.config._attn_implementation
-        self.model.llm.set_attn_implementation(SHARED_PREFIX)
-        try:
-            prefix = self._prefix(pictures)
+        with attention(self.model, SHARED_PREFIX):
+            prefix = self.prefix(pictures)
             for kind, group in _by_kind(rows):
                 group.sort(key=lambda row: len(row[3]))
                 solve = self._generate if isinstance(kind, Generate) else self._choose
@@ -95,27 +96,14 @@ class SharedPrefixEngine:
                     part = group[start : start + self.batch_size]
                     for row, answer in zip(part, solve(prefix, part, kind), strict=True):
                         answers[row[0]] = answer
-        finally:
-            self.model.llm.set_attn_implementation(attention)
         return answers
 
     def _suffix(self, prompt: str) -> list[int]:
-        ids = encode_prompt(prompt, self.processor.tokenizer)
-        bos = self.processor.tokenizer.bos_token_id
-        return ids[1:] if bos is not None and ids[0] == bos else ids
+        return encode_prompt(prompt, self.processor.tokenizer)[len(self.bos) :]
 
-    def _too_long(self, text: int, new: int) -> str | None:
-        config = self.model.config.text_config
-        limit = getattr(config, "max_position_embeddings", None)
-        total = 1 + self.processor.num_image_tokens + text + new
-        if limit and total > limit:
-            return f"prompt and answer may take {total} tokens, this model's context has {limit}"
-        return None
-
-    def _prefix(self, pictures: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def prefix(self, pictures: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values `[pictures, heads, tokens, width]` of every layer, for BOS and patches."""
-        bos = self.processor.tokenizer.bos_token_id
-        ids = ([] if bos is None else [bos]) + [self.processor.image_token_id] * self.processor.num_image_tokens
+        ids = self.bos + [self.processor.image_token_id] * self.processor.num_image_tokens
         ids = torch.tensor([ids] * len(pictures), device=self.device)
         cache = Cache(layer_class_to_replicate=DynamicLayer)
         embeddings = self.model.embed(ids, torch.stack(list(pictures)).to(self.device))
@@ -126,14 +114,13 @@ class SharedPrefixEngine:
         """Logits `[rows, kept, vocabulary]` in float32."""
         return self.model.llm(**inputs, **{self.cache_argument: cache}, use_cache=True).logits.float()
 
-    def _read(self, prefix, images: list[int], suffixes: list[list[int]], new: int, keep: int) -> "_Rows":
+    def read(self, prefix, images: list[int], suffixes: list[list[int]], new: int, keep: int) -> "_Rows":
         """Runs texts, from short to long, after the prefixes of their images; keeps room for `new` more tokens.
 
         Texts are padded on the left to the longest of all in the cache, but computed in parts with less padding.
         """
         longest, start = max(map(len, suffixes)), prefix[0][0].shape[-2]
-        heads, width = prefix[0][0].shape[1], prefix[0][0].shape[-1]
-        room = prefix[0][0].new_zeros(len(prefix), 2, len(suffixes), heads, longest + new, width)
+        rooms = [[x.new_zeros(len(suffixes), x.shape[1], longest + new, x.shape[-1]) for x in both] for both in prefix]
         pad = self.processor.tokenizer.pad_token_id or 0
         logits = []
         for first in range(0, len(suffixes), READ_AT_ONCE):
@@ -144,7 +131,7 @@ class SharedPrefixEngine:
             itself = torch.eye(length, dtype=torch.bool, device=self.device)  # padding sees itself: softmax needs a key
             mask = real.bool()[:, None, :].expand(-1, length, -1).tril() | itself
             left = longest - length
-            layers = [_RoomyLayer(*both[:, first : first + len(part), :, left:], 0) for both in room]
+            layers = [_RoomyLayer(*(x[first : first + len(part), :, left:] for x in both), 0) for both in rooms]
             positions = (start + real.cumsum(1) - 1).clamp(min=start)
             out = self._llm(
                 input_ids=ids,
@@ -157,11 +144,24 @@ class SharedPrefixEngine:
             logits.append(pad_left(out, keep))
         lengths = torch.tensor([[len(row)] for row in suffixes], device=self.device)
         mask = torch.arange(longest + new, device=self.device) >= longest - lengths
-        cache = Cache(layers=[_RoomyLayer(*both, longest) for both in room])
+        cache = Cache(layers=[_RoomyLayer(*both, longest) for both in rooms])
         return _Rows(cache, images, mask, start + lengths - 1, longest, torch.cat(logits))
 
+    def step(self, state: "_Rows", tokens: torch.Tensor, layout: SharedPrefix) -> torch.Tensor:
+        """Logits `[rows, 1, vocabulary]` after one more token `[rows]` each."""
+        state.positions = state.positions + 1
+        state.length += 1
+        return self._llm(
+            input_ids=tokens[:, None],
+            attention_mask=state.mask[:, None, None, : state.length],
+            position_ids=state.positions,
+            cache=state.cache,
+            shared_prefix=replace(layout, positions=state.positions),
+            logits_to_keep=1,
+        )
+
     def _generate(self, prefix, rows, kind: Generate) -> list[Answer]:
-        state = self._read(prefix, [row[1] for row in rows], [row[3] for row in rows], kind.max_new_tokens, keep=1)
+        state = self.read(prefix, [row[1] for row in rows], [row[3] for row in rows], kind.max_new_tokens, keep=1)
         said = torch.full((len(rows), kind.max_new_tokens), -1, device=self.device)
         writing = torch.arange(len(rows), device=self.device)  # which row each row of the batch is
         going = torch.ones(len(rows), dtype=torch.bool, device=self.device)
@@ -178,16 +178,7 @@ class SharedPrefixEngine:
                 state.keep(kept)
                 layout = SharedPrefix.of_rows(prefix, state.images, state.positions)
                 tokens, writing, going = tokens[kept], writing[kept], going[kept]
-            state.positions = state.positions + 1
-            state.length += 1
-            logits = self._llm(
-                input_ids=tokens[:, None],
-                attention_mask=state.mask[:, None, None, : state.length],
-                position_ids=state.positions,
-                cache=state.cache,
-                shared_prefix=replace(layout, positions=state.positions),
-                logits_to_keep=1,
-            )
+            logits = self.step(state, tokens, layout)
         ids = [[token for token in row if token >= 0] for row in said.tolist()]
         texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [Answer(text.strip()) for text in texts]
@@ -196,7 +187,7 @@ class SharedPrefixEngine:
         options = self.option_ids(kind.options)
         images, suffixes = [row[1] for row in rows], [row[3] for row in rows]
         if all(len(option) == 1 for option in options):
-            logits = self._read(prefix, images, suffixes, new=0, keep=1).logits[:, -1]
+            logits = self.read(prefix, images, suffixes, new=0, keep=1).logits[:, -1]
             scores = logits[:, torch.tensor(options, device=self.device).flatten()]
         else:
             scores = self._score_long_options(prefix, images, suffixes, options)
@@ -211,11 +202,20 @@ class SharedPrefixEngine:
         scores = torch.empty(len(suffixes), len(options), device=self.device)
         for start in range(0, len(pairs), self.batch_size):
             part = pairs[start : start + self.batch_size]
-            logits = self._read(prefix, [images[i] for i, _, _ in part], [t for _, t, _ in part], 0, longest).logits
+            logits = self.read(prefix, [images[i] for i, _, _ in part], [t for _, t, _ in part], 0, longest).logits
             for said, (row, _, place) in zip(logits.log_softmax(-1), part, strict=True):
                 option = torch.tensor(options[place], device=self.device)
                 scores[row, place] = said[-len(option) :].gather(1, option[:, None]).sum()
         return scores
+
+
+def too_long(model, processor, text: int, new: int) -> str | None:
+    """Why a prompt of so many tokens, an image and so many new tokens do not fit; None if they do."""
+    limit = getattr(model.config.text_config, "max_position_embeddings", None)
+    total = processor.num_image_tokens + text + new
+    if limit and total > limit:
+        return f"prompt and answer may take {total} tokens, this model's context has {limit}"
+    return None
 
 
 def pad_left(logits: torch.Tensor, length: int) -> torch.Tensor:

@@ -25,6 +25,7 @@ class EvaluateConfig:
 
     batch_size: int = 128  # questions at once; halved when memory does not suffice
     precision: str = "bf16"  # bf16 or fp32, of weights and computation
+    prompt_style: str = "auto"  # chat template: a name, FILE.jinja, or auto: the model's own (see docs/llms.md)
     strict: bool = False  # one question at a time through generate, nothing shared: for audits
     compile: bool = False  # torch.compile the language model; pays off on long evaluations
     box_frame: str | None = None  # boxes are fractions of the "image" or the "padded-square"; as the model says if null

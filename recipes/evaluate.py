@@ -47,7 +47,13 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     engine = load_engine(
-        config.model, dtype=dtype, device=accelerator.device, batch_size=config.batch_size, strict=config.strict
+        config.model,
+        dtype=dtype,
+        device=accelerator.device,
+        batch_size=config.batch_size,
+        strict=config.strict,
+        prompt_style=config.prompt_style,
+        say=accelerator.print,
     )
     box_frame = config.box_frame or getattr(engine.model.config, "box_frame", "image")
     fingerprint = on_main(accelerator, lambda: provenance.model_fingerprint(engine.model))

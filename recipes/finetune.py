@@ -28,6 +28,8 @@ def main(config: FinetuneConfig) -> dict:
     from prismatic.models.attention import SEGMENTED
     from prismatic.models.load import PARTS_FILE, check_parts, load, start_stage
     from prismatic.models.placeholders import fill, place, weight_files
+    from prismatic.models.self_check import check_packing
+    from prismatic.models.speech import style_of, template_of
     from prismatic.training import loop, objective, optim, report, sharding
     from prismatic.training.checkpoint import TRAINED, epoch_folder, has_epoch, save_model
     from prismatic.training.processes import on_main
@@ -45,6 +47,7 @@ def main(config: FinetuneConfig) -> dict:
     # What can fail early fails here, before any weights are read.
     import_plugins(config.plugins)
     parts = {"init_from": config.init_from} if config.init_from else {name: getattr(config, name) for name in PARTS}
+    parts["prompt_style"] = template_of(config.prompt_style) or "auto"  # a file may move
     if not config.init_from:
         check_parts(**parts)
     accumulation_steps(config.global_batch_size, world, config.per_device_batch_size)
@@ -66,16 +69,19 @@ def main(config: FinetuneConfig) -> dict:
         optim.halve_frozen(model)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
+    place(model, accelerator.device)
     if data.packing:
         model.set_attn_implementation({"text_config": SEGMENTED})
-    place(model, accelerator.device)
     title = f"{config.vision_backbone} -> {config.projector} -> {config.llm}, stage {config.stage}"
     report.print_parts(accelerator, title, optim.trained_and_frozen(model))
+    accelerator.print(f"prompt style: {style_of(processor.tokenizer)}")
     items = read_items(held_out, data.held_out_limit) if held_out and accelerator.is_main_process else []
     before = generate_answers(model, processor, held_out, items, accelerator=accelerator)
     trained = sharding.shard(model, config.sharding, accelerator, getattr(torch, config.reduce_dtype))
     if later:
         fill(sharding.base_model(model).llm, config.llm, accelerator.device)
+        if data.packing:
+            check_packing(sharding.base_model(model), trained)
     groups = optim.parameter_groups(model.named_parameters(), config.weight_decay * (config.decay == "matrices"))
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
 
@@ -140,6 +146,7 @@ def main(config: FinetuneConfig) -> dict:
     if not accelerator.is_main_process:
         return {}
     summary = report.summarise(run_dir, time.perf_counter() - started)
+    summary["prompt_style"] = style_of(processor.tokenizer)
     if items:
         summary |= scores(data.held_out, items, before, after)
         write_samples(run_dir, held_out, items, before, after)

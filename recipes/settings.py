@@ -15,7 +15,8 @@ CHOICES = {
     "data.on_bad_image": ("error", "skip"),
 }
 
-PARTS = ("vision_backbone", "llm", "projector", "image_resize_strategy", "image_size")  # what a model is built from
+# What a model is built from.
+PARTS = ("vision_backbone", "llm", "projector", "image_resize_strategy", "image_size", "prompt_style")
 MAY_CHANGE = (  # settings in which a run may differ from the unfinished one that it continues
     "data.workers", "per_device_batch_size", "gradient_checkpointing", "processes", "sharding", "timeout_minutes",
     "save_every_steps", "keep_last", "keep_every", "resume", "run_root", "trackers", "eval_tasks", "eval_root",
@@ -65,6 +66,7 @@ class FinetuneConfig:
     projector: str = "gelu-mlp"  # linear, gelu-mlp, fused-gelu-mlp, transformer, pretrained-decoder or truncated
     image_resize_strategy: str = "resize-naive"  # resize-naive, resize-crop or letterbox
     image_size: int | None = None  # side of the input image in pixels; the backbone's own if null
+    prompt_style: str = "auto"  # chat template: a name, FILE.jinja, or auto: the LLM's own, else "pure"; docs/llms.md
     init_from: str | None = None  # run or save_pretrained folder to start from, such as the run of stage align
 
     data: DataConfig = field(default_factory=DataConfig)

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from prismatic.data.words import contents_of, encode_text
-from prismatic.models.prompts import IMAGE_TOKEN, render_turns, to_messages
+from prismatic.data.words import encode_text
+from prismatic.models.prompts import IMAGE_TOKEN, to_messages
+from prismatic.models.rendering import Turn, render_turns, write_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,8 +64,8 @@ def tokenize_conversation(
 def encode_prompt(question: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Token ids of a question, ready for the answer to be generated: those that training writes before the answer."""
     messages = to_messages([{"role": "user", "content": question}])
-    turns = render_turns(messages, tokenizer)
-    return encode_text("".join(turns), tokenizer, contents_of(turns, messages, tokenizer))[0]
+    text, _, contents = _joined(write_turns(messages, tokenizer))
+    return encode_text(text, tokenizer, contents)[0]
 
 
 def insert_image_tokens(
@@ -115,15 +116,17 @@ Written = tuple[str, list[tuple[int, int]], list[tuple[int, int]]]
 
 def _all_turns(conversation: list[dict], tokenizer) -> Written:
     """Text of a conversation, the spans of it that the assistant speaks, end tokens included, and those of contents."""
-    messages = to_messages(conversation)
-    turns = render_turns(messages, tokenizer)
-    spans, start = [], 0
-    for index, turn in enumerate(turns):
-        if index % 2 == 1:
-            # Without the line break by which ChatML parts turns: generation has stopped before it.
-            spans.append((start, start + len(turn.rstrip())))
-        start += len(turn)
-    return "".join(turns), spans, contents_of(turns, messages, tokenizer)
+    return _joined(write_turns(conversation, tokenizer))
+
+
+def _joined(turns: list[Turn]) -> Written:
+    answers, contents, start = [], [], 0
+    for turn in turns:
+        if turn.said:
+            answers.append((start, start + turn.said))
+        contents += [(start + first, start + last) for first, last in turn.contents]
+        start += len(turn.text)
+    return "".join(turn.text for turn in turns), answers, contents
 
 
 def _last_answer(conversation: list[dict], tokenizer) -> Written:

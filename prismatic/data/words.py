@@ -4,18 +4,15 @@ A text that says "</s>" or "<|im_end|>" must not end the model's turn: control t
 writes, and what looks like one inside a content is spelled out in ordinary tokens.
 """
 
-import re
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from prismatic.models.prompts import render_turns
+from prismatic.models.rendering import control_tokens, token_pattern
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
-STAND_IN = "stand-in-for-a-content-7f3a"  # which neither a template nor a content says
 GUARDS = (".", "\n", "0")  # texts in front of a piece, so that no blank is put there
 
 
@@ -33,7 +30,7 @@ def encode_text(text: str, tokenizer: "PreTrainedTokenizerBase", contents: Seque
     has_bos = has_bos and not any(start == 0 for start, _ in contents)
     encoded = tokenizer(text, add_special_tokens=not has_bos, verbose=False, return_offsets_mapping=True)
     ids, spans = list(encoded["input_ids"]), list(encoded["offset_mapping"])
-    control = _control_tokens(tokenizer)
+    control = token_pattern(control_tokens(tokenizer))
     if not any(control.search(text, start, end) for start, end in contents):
         return ids, spans
     special = set(tokenizer.all_special_ids)
@@ -52,27 +49,6 @@ def encode_text(text: str, tokenizer: "PreTrainedTokenizerBase", contents: Seque
     return before + middle + after, [(0, 0)] * len(before) + places + [(0, 0)] * len(after)
 
 
-def contents_of(turns: Sequence[str], messages: Sequence[dict[str, str]], tokenizer) -> list[Span]:
-    """Where contents that hold what looks like a control token lie in the text of the turns, one after another.
-
-    Raises:
-        ValueError: The chat template does not write such a content as it is.
-    """
-    control, spans = _control_tokens(tokenizer), []
-    spoken = [index for index, message in enumerate(messages) if message["role"] != "system"]
-    for index, message in enumerate(messages):
-        content = message["content"]
-        if not control.search(content):
-            continue
-        marked = [*messages[:index], message | {"content": STAND_IN}, *messages[index + 1 :]]
-        turn = spoken.index(max(index, spoken[0]))  # a system message opens the first turn
-        start, at = sum(map(len, turns[:turn])), render_turns(marked, tokenizer)[turn].find(STAND_IN)
-        if at < 0 or not turns[turn].startswith(content, at):
-            raise ValueError(f"the chat template does not write {content[:40]!r} as it is")
-        spans.append((start + at, start + at + len(content)))
-    return spans
-
-
 def _append(ids: list, spans: list, text: str, span: Span, tokenizer) -> None:
     """Adds the tokens of a piece of text between control tokens; none of them is a control token."""
     start, end = span
@@ -88,15 +64,6 @@ def _append(ids: list, spans: list, text: str, span: Span, tokenizer) -> None:
             break
     ids += [id for id, _ in inside]
     spans += [(start + a, start + b) for _, (a, b) in inside]
-
-
-@lru_cache(maxsize=8)
-def _pattern(tokens: tuple[str, ...]) -> re.Pattern:
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
-
-
-def _control_tokens(tokenizer) -> re.Pattern:
-    return _pattern(tuple(token for token in tokenizer.all_special_tokens if token))
 
 
 def _blank_everywhere(tokenizer) -> bool:

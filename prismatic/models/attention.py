@@ -205,7 +205,7 @@ def shared_prefix_attention(module, query, key, value, attention_mask, shared_pr
         sinks = asked.sinks.float().view(1, kv_heads, group, 1).expand(rows, -1, -1, length)
         total = torch.logaddexp(own_sum, shared_sum)
         out = out * torch.sigmoid(total - sinks.reshape(rows, kv_heads, group * length, 1))
-    return out.to(value.dtype).view(rows, heads, length, width).transpose(1, 2), None
+    return out.to(value.dtype).view(rows, heads, length, -1).transpose(1, 2), None
 
 
 def _partial_attention(query, key, value, asked: _Asked, mask=None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prismatic.models.no_code import refuse_code
-from prismatic.models.prompts import IMAGE_TOKEN, chat_template, render_prompt
+from prismatic.models.prompts import IMAGE_TOKEN, chat_template
+from prismatic.models.rendering import render_prompt
 from prismatic.models.tokenizers import from_sentencepiece, from_tokenizer_json
 
 if TYPE_CHECKING:
@@ -131,16 +132,19 @@ def llm_config(id_or_path: str) -> "PreTrainedConfig":
     return AutoConfig.for_model(**spec.architecture)
 
 
-def load_tokenizer(id_or_path: str) -> "PreTrainedTokenizerFast":
+def load_tokenizer(id_or_path: str, prompt_style: str = "auto") -> "PreTrainedTokenizerFast":
     """Tokenizer of a language model, ready for training.
 
     It has a pad token of its own (`<PAD>` is added where there is none, as the reference does), the special token
-    `<image>`, a chat template (the spec's prompt style, else what the tokenizer brings, else `pure`) and pads on the
-    right.
+    `<image>`, a chat template (with "auto" the spec's prompt style, else what the tokenizer brings, else `pure`),
+    writes BOS at most around a text, and pads on the right.
 
     Raises:
-        ValueError: if the id is unknown, or no tokenizer can be read there.
+        ValueError: if the id or style is unknown, or no tokenizer can be read there.
     """
+    from prismatic.models.speech import template_of
+
+    asked = template_of(prompt_style)
     spec = get_llm_spec(id_or_path)
     source = source_of(spec)
     tokenizer = _reading(spec, lambda: _read_tokenizer(source))
@@ -153,8 +157,9 @@ def load_tokenizer(id_or_path: str) -> "PreTrainedTokenizerFast":
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     style = spec.prompt_style or (None if tokenizer.chat_template else "pure")
-    if style is not None:
-        tokenizer.chat_template = chat_template(style)
+    if asked or style:
+        tokenizer.chat_template = asked or chat_template(style)
+    _write_bos_at_most(tokenizer)
     # ChatML models call BOS what opens every turn: images, which follow BOS, would land between it and the role.
     if (
         tokenizer.bos_token
@@ -204,6 +209,23 @@ def _read_tokenizer(source: str) -> "PreTrainedTokenizerFast":
         return from_tokenizer_json(source)
     model_file = find("tokenizer.model")
     return from_sentencepiece(model_file) if model_file else AutoTokenizer.from_pretrained(source, **NO_CODE)
+
+
+def _write_bos_at_most(tokenizer) -> None:
+    """Takes what a post-processor puts around texts besides BOS: an EOS after a prompt would end the answer."""
+    words = tokenizer("x", add_special_tokens=False)["input_ids"]
+    around, bos = tokenizer("x")["input_ids"], [tokenizer.bos_token_id]
+    if around in (words, bos + words):
+        return
+    from tokenizers.processors import TemplateProcessing
+
+    token = tokenizer.bos_token if around[: -len(words)][:1] == bos else None
+    special_tokens = [(token, tokenizer.bos_token_id)] if token else []
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{token} $A" if token else "$A", special_tokens=special_tokens
+    )
+    for name in ("add_eos_token", "add_bos_token"):  # else the post-processor would be built anew when it is read
+        tokenizer.init_kwargs.pop(name, None)
 
 
 def _own(config: "PreTrainedConfig") -> "PreTrainedConfig":

@@ -19,6 +19,8 @@ from prismatic.models.placeholders import placeholder_llm
 from prismatic.models.processing import PrismaticProcessor
 from prismatic.models.projectors import TAIL_BLOCKS, check_projector, decoder_options
 from prismatic.models.prompts import IMAGE_TOKEN
+from prismatic.models.self_check import check_causal
+from prismatic.models.speech import speak, stop_where_answers_end, template_of
 from prismatic.training.checkpoint import latest_checkpoint
 from prismatic.training.optim import set_trainable
 from prismatic.training.state import STATE_JSON, load_tensors, problem_with, read_state, trained_parameters
@@ -36,6 +38,7 @@ def check_parts(
     image_resize_strategy: str = "resize-naive",
     image_size: int | None = None,
     pretrained: bool = True,
+    prompt_style: str = "auto",
 ) -> BackboneSpec:
     """The resolved backbone spec if these parts fit together; reads no weights.
 
@@ -44,6 +47,7 @@ def check_parts(
             `pretrained`, a weights file of ours that is not there.
     """
     get_llm_spec(llm)
+    template_of(prompt_style)
     spec = get_spec(vision_backbone)
     check_projector(projector, fused=bool(spec.parts), aligned=spec.aligned)
     spec = check_spec(spec, image_size=image_size)
@@ -91,6 +95,7 @@ def build(
     *,
     image_resize_strategy: str = "resize-naive",
     image_size: int | None = None,
+    prompt_style: str = "auto",
     pretrained: bool = True,
     dtype: torch.dtype = torch.float32,
     llm_later: bool = False,
@@ -103,6 +108,7 @@ def build(
         projector: exact name.
         image_resize_strategy: "resize-naive", "resize-crop" or "letterbox".
         image_size: side of the input image in pixels; the backbone's own if None.
+        prompt_style: name, file or text of a chat template; "auto" takes the LLM's.
         pretrained: False gives new weights everywhere.
         dtype: of all weights.
         llm_later: give the LLM placeholders for weights, to shard it first (see `prismatic.models.placeholders`).
@@ -110,8 +116,8 @@ def build(
     Raises:
         ValueError: the parts do not fit, or weights cannot be found.
     """
-    spec = check_parts(vision_backbone, llm, projector, image_resize_strategy, image_size, pretrained)
-    tokenizer = load_tokenizer(llm)
+    spec = check_parts(vision_backbone, llm, projector, image_resize_strategy, image_size, pretrained, prompt_style)
+    tokenizer = load_tokenizer(llm, prompt_style)
     with torch.random.fork_rng(devices=[], enabled=pretrained):  # however it is read, a new projector is drawn the same
         if llm_later:
             language_model = placeholder_llm(llm, len(tokenizer), dtype)
@@ -138,8 +144,10 @@ def build(
     model = PrismaticForConditionalGeneration(config, llm=language_model, vision_backbone=backbone).to(dtype)
     if decoder:
         model.projector.load_decoder(load_file(decoder))
+    if not (llm_later or next(language_model.parameters()).is_meta):
+        check_causal(model)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    stop_where_answers_end(model, tokenizer, language_model.generation_config.eos_token_id)
     return model, build_processor(model, tokenizer)
 
 
@@ -296,6 +304,10 @@ def as_stage(model: PrismaticForConditionalGeneration, stage: str, lora: dict):
     return add_lora(model, **lora) if stage == "lora" else model
 
 
-def start(init_from: str | None = None, **parts):
+def start(init_from: str | None = None, prompt_style: str = "auto", **parts):
     """The model that a finetune starts from: an earlier run, or built from parts (see `build`)."""
-    return load(init_from) if init_from else build(**parts)
+    if not init_from:
+        return build(**parts, prompt_style=prompt_style)
+    model, processor = load(init_from)
+    speak(model, processor, prompt_style)
+    return model, processor

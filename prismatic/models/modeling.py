@@ -4,8 +4,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from prismatic.models import attention  # noqa: F401  registers the attention of packed rows
+from prismatic.models import self_check
+from prismatic.models.attention import SEGMENTED
 from prismatic.models.configuration import PrismaticConfig
+from prismatic.models.placeholders import is_placeholder
 from prismatic.models.projectors import TAIL_BLOCKS, build_projector, check_projector
 from vision_backbones import BackboneSpec, create_backbone
 
@@ -61,6 +63,17 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # Our parts initialise themselves on construction; only buffers that no checkpoint holds are to be rebuilt.
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
+        """As in any Hugging Face model; that of packed rows is tried first.
+
+        Raises:
+            ValueError: the LLM does not compute in packed rows what it computes otherwise.
+        """
+        asked = attn_implementation.get("text_config") if isinstance(attn_implementation, dict) else attn_implementation
+        if asked == SEGMENTED and not any(p.is_meta or is_placeholder(p) for p in self.llm.parameters()):
+            self_check.check_packing(self)
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def get_input_embeddings(self):
         """The LLM's token embedding."""

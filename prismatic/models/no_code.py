@@ -16,7 +16,7 @@ FILES = (
     "tokenizer_config.json",
     "adapter_config.json",
 )
-PARTS = ("vision_backbone", "llm", "projector", "image_resize_strategy", "image_size", "init_from")
+PARTS = ("vision_backbone", "llm", "projector", "image_resize_strategy", "image_size", "prompt_style", "init_from")
 
 
 def refuse_code(folder: Path) -> Path:

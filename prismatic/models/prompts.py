@@ -1,16 +1,10 @@
-"""Prompt styles as Jinja chat templates, and conversations rendered through them."""
+"""Prompt styles as Jinja chat templates, and the turns that go through them."""
 
 import difflib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
 from string import Formatter
-from typing import TYPE_CHECKING
-
-from prismatic.models.trial import LONGEST, check_modest
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 IMAGE_TOKEN = "<image>"
 
@@ -159,90 +153,12 @@ def _unmarked(text: str) -> str:
     return "".join(kept)
 
 
-def render_turns(conversation: list[dict], template: "str | PreTrainedTokenizerBase") -> list[str]:
-    """Wrapped text of every turn; together they are the text of the whole conversation.
-
-    A user's turn includes the generation prompt, so that an assistant's is what the model has to say: the space before
-    its first word (in the styles that have one), the words, the end token. A system message opens the first turn.
-
-    Args:
-        conversation: turns as `to_messages` takes them.
-        template: chat template, or a tokenizer that has one.
-
-    Raises:
-        ValueError: if the conversation is malformed, or if the template rewrites a turn when others follow it.
-    """
-    messages, source = to_messages(conversation), _source(template)
-    turns, so_far = [], ""
-    for end, message in enumerate(messages, start=1):
-        if message["role"] == "system":
-            continue
-        text = _render(messages[:end], *source, add_generation_prompt=message["role"] == "user")
-        if not text.startswith(so_far):
-            raise ValueError(
-                f"turn {end - 1}: the chat template rewrites earlier turns, so that turns cannot be told apart; set "
-                "another as tokenizer.chat_template, for example prismatic.models.prompts.chat_template('pure')"
-            )
-        turns.append(text[len(so_far) :])
-        so_far = text
-    return turns
-
-
-def render_prompt(conversation: list[dict], template: "str | PreTrainedTokenizerBase") -> str:
-    """Text of a conversation, ready for the answer to be generated if the last turn is the user's.
-
-    Takes and raises what `render_turns` does. No BOS is written, unless the template itself begins with one.
-    """
-    messages = to_messages(conversation)
-    return _render(messages, *_source(template), add_generation_prompt=messages[-1]["role"] == "user")
-
-
 def _expression(pattern: str) -> str:
     """Jinja expression of a pattern: `In: {text}` becomes `"In: " ~ text`."""
     parts = []
     for literal, name, _, _ in Formatter().parse(pattern):
         parts += [json.dumps(literal)] * bool(literal) + [name] * bool(name)
     return " ~ ".join(parts)
-
-
-def _source(template) -> tuple[str, tuple]:
-    """Chat template and the special tokens it may mention, both hashable."""
-    if isinstance(template, str):
-        return template, ()
-    return template.get_chat_template(), tuple(
-        (name, str(token)) for name, token in template.special_tokens_map.items()
-    )
-
-
-def _render(messages: list[dict], template: str, special_tokens: tuple, *, add_generation_prompt: bool) -> str:
-    from jinja2 import TemplateError
-
-    _try(template, special_tokens)
-    try:
-        text = _write(messages, template, special_tokens, add_generation_prompt)
-    except TemplateError as error:
-        raise ValueError(f"the chat template refuses the conversation: {error}") from error
-    except Exception as error:  # of a stranger's template: nearly anything
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"the chat template fails on the conversation ({type(error).__name__}: {reason})") from error
-    given = sum(len(message["content"]) for message in messages)
-    if len(text) > LONGEST + 100 * given:
-        raise ValueError(f"the chat template makes {len(text):,} characters of {given:,}: set another")
-    return text
-
-
-def _write(messages: list[dict], template: str, special_tokens: tuple, add_generation_prompt: bool) -> str:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    options = {"chat_template": template, "add_generation_prompt": add_generation_prompt}
-    return render_jinja_template([messages], **options, **dict(special_tokens))[0][0]
-
-
-@lru_cache
-def _try(template: str, special_tokens: tuple) -> None:
-    """Raises ValueError for a template that takes too much; those of the styles do not."""
-    if template not in map(chat_template, _STYLES):
-        check_modest(lambda messages: _write(messages, template, special_tokens, True))
 
 
 def _brief(value) -> str:

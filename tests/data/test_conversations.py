@@ -10,7 +10,8 @@ from prismatic.data.conversations import (
     word_count,
 )
 from prismatic.data.words import encode_text
-from prismatic.models.prompts import chat_template, prompt_styles, render_prompt, render_turns, to_messages
+from prismatic.models.prompts import chat_template, prompt_styles, to_messages
+from prismatic.models.rendering import render_prompt, render_turns
 from prismatic.models.tokenizers import from_sentencepiece
 
 FOLDER = "B_prismatic/B3_tokenisation"
@@ -236,7 +237,7 @@ def test_words_that_look_like_control_tokens_are_words(tokenizer, text):
 def test_a_template_that_rewrites_words_is_refused(tokenizer):
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
     question = f"is {tokenizer.eos_token} it"
-    with pytest.raises(ValueError, match="row 7: the chat template does not write 'is .* it' as it is"):
+    with pytest.raises(ValueError, match="row 7: the chat template does not write the content of"):
         tokenize_conversation([{"role": "user", "content": question}], tokenizer, 512, row_id=7)
 
 

@@ -12,7 +12,8 @@ from golden_cases import ROOT, golden_dir, load_json, requires_golden
 from eval.data import seeded_order, slim_subset
 from eval.prepared import read_prepared
 from eval.task import Example, get_task
-from prismatic.models.prompts import chat_template, render_prompt
+from prismatic.models.prompts import chat_template
+from prismatic.models.rendering import render_prompt
 
 FAMILIES = {
     "refcoco": "refcoco",

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import prismatic
 from prismatic.miniature.scenes import scene
 from prismatic.models.load import build_processor
-from prismatic.models.prompts import render_prompt
+from prismatic.models.rendering import render_prompt
 from vision_backbones import BackboneSpec, get_spec, register
 
 PROMPTS = ("What color is the cross?", "How many objects are there?", "Is there a red circle?\nAnswer shortly.", "Hi")

@@ -6,7 +6,8 @@ from small_tokenizers import CHATML, byte_level
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from prismatic.models import trial
-from prismatic.models.prompts import chat_template, prompt_styles, render_prompt, render_turns, to_messages
+from prismatic.models.prompts import chat_template, prompt_styles, to_messages
+from prismatic.models.rendering import render_prompt, render_turns
 
 QUESTION = {"from": "human", "value": "<image>\nWhat?"}
 ANSWER = {"from": "gpt", "value": "A cat."}
@@ -109,10 +110,12 @@ def test_turns_of_a_foreign_template_make_up_its_text():
     assert render_turns(conversation, tokenizer)[1] == "A cat.<|im_end|>\n"
 
 
-def test_templates_that_rewrite_or_refuse_turns_are_told():
+def test_templates_that_drop_or_refuse_turns_are_told():
     only_last = "{{ messages[-1].role + ': ' + messages[-1].content }}"
-    with pytest.raises(ValueError, match="rewrites earlier turns"):
-        render_turns([QUESTION, ANSWER], only_last)
+    with pytest.raises(ValueError, match="does not write the content of a turn of the assistant"):
+        render_turns([QUESTION, ANSWER, QUESTION], only_last)
+    with pytest.raises(ValueError, match="the conversation has 1,001 turns, expected at most 1,000"):
+        render_turns([QUESTION, ANSWER] * 500 + [QUESTION], chat_template("pure"))
     with pytest.raises(ValueError, match="no system please"):
         render_prompt([QUESTION], "{{ raise_exception('no system please') }}")
 
@@ -171,11 +174,3 @@ def test_templates_that_take_too_much_are_refused(template, monkeypatch):
     monkeypatch.setattr(trial, "SECONDS", 1)
     with pytest.raises(ValueError, match="the chat template is refused: of three short messages it makes more than"):
         render_prompt([QUESTION], template)
-
-
-def test_a_template_that_takes_too_much_of_some_texts_is_refused():
-    template = (
-        "{% for c in messages[0].content %}{% if loop.length > 999 %}{{ messages[0].content }}{% endif %}{% endfor %}"
-    )
-    with pytest.raises(ValueError, match="the chat template makes 4,000,000 characters of 2,000: set another"):
-        render_prompt([{"role": "user", "content": "a" * 2000}], template)

@@ -1,0 +1,112 @@
+"""Whether an LLM computes in a packed row what it computes in a row of its own: tried, for flags of classes may lie.
+
+Models with windows, states, or positions of their own may ignore what packing tells them, and then train on something
+else without a word.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from prismatic.models.attention import SEGMENTED
+
+LONGEST = 1_100  # tokens that a window is tried with; Gemma-3's has 1,024
+TOLERANCE = {torch.float32: 3e-4, torch.float64: 3e-4}  # of the logits' standard deviation; others: 0.1
+WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "local_attention_window")
+
+
+def window_of(config) -> int | None:
+    """Tokens that some layers of an LLM see at most, by its configuration; None if all see everything."""
+    found = [getattr(config, name, None) for name in WINDOWS]
+    return max((size for size in found if isinstance(size, int) and size > 0), default=None)
+
+
+def lengths_to_try(config) -> tuple[int, int]:
+    """Of two rows, the first longer than the LLM's window if that is not beyond `LONGEST`."""
+    window = window_of(config) or 0
+    limit = min(LONGEST, getattr(config, "max_position_embeddings", None) or LONGEST)
+    return (window + 5 if 13 < window + 5 <= limit else 13), 6
+
+
+def differ(one: torch.Tensor, two: torch.Tensor) -> str | None:
+    """How far logits are apart, for a sentence; None if no farther than rounding brings them."""
+    off = (one.float() - two.float()).abs().max() / two.float().std().clamp(min=1e-12)
+    if off <= TOLERANCE.get(one.dtype, 0.1):
+        return None
+    return f"logits differ by {off:.2g} of their standard deviation"
+
+
+@contextmanager
+def still(model: torch.nn.Module) -> Iterator[None]:
+    """Without gradients and dropout for a while."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def draw(model, length: int, seed: int) -> torch.Tensor:
+    """Random token ids `[1, length]` of a VLM, none of them an image's."""
+    ids = torch.randint(model.config.image_token_id, (1, length), generator=torch.Generator().manual_seed(seed))
+    return ids.to(next(model.parameters()).device)
+
+
+def check_causal(model) -> None:
+    """Raises ValueError where a token of the VLM's LLM sees later ones."""
+    with still(model):
+        ids = draw(model, lengths_to_try(model.config.text_config)[0], 0)
+        other = ids.clone()
+        other[0, -1] = (ids[0, -1] + 1) % model.config.image_token_id
+        one, two = (model(input_ids=x, attention_mask=torch.ones_like(x)).logits[:, :-1] for x in (ids, other))
+    if problem := differ(one, two):
+        raise ValueError(
+            f"LLM of type {model.config.text_config.model_type} sees later tokens ({problem}): it cannot be trained to "
+            "predict them; choose another"
+        )
+
+
+def packing_problem(model, forward: Callable | None = None) -> str | None:
+    """Why rows of a VLM cannot be packed; None if they can.
+
+    Args:
+        model: a `PrismaticForConditionalGeneration`, with adapters or without.
+        forward: how it is called, if it is sharded; all processes then call this.
+    """
+    forward = forward or model
+    text = model.config.text_config
+    rows = [draw(model, length, seed) for seed, length in enumerate(lengths_to_try(text))]
+    lengths = [row.shape[1] for row in rows]
+    with still(forward):
+        alone = [forward(input_ids=row, attention_mask=torch.ones_like(row)).logits for row in rows]
+        positions = torch.cat([torch.arange(length) for length in lengths])[None].to(rows[0].device)
+        try:
+            with attention(model, SEGMENTED):
+                inputs = {"input_ids": torch.cat(rows, dim=1), "position_ids": positions, "segment_lengths": lengths}
+                packed = forward(**inputs).logits.split(lengths, dim=1)
+        except Exception as error:  # of a stranger's architecture: anything
+            return f"it cannot read them ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+    return next(filter(None, map(differ, packed, alone)), None)
+
+
+def check_packing(model, forward: Callable | None = None) -> None:
+    """Raises ValueError where rows of a VLM cannot be packed: why, and what to do."""
+    if problem := packing_problem(model, forward):
+        raise ValueError(
+            f"rows of an LLM of type {model.config.text_config.model_type} cannot be packed: {problem}; "
+            "set --data.packing false"
+        )
+
+
+@contextmanager
+def attention(model, name: str) -> Iterator[None]:
+    """The VLM's LLM with another attention for a while."""
+    own = model.llm.config._attn_implementation
+    model.llm.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.llm.config._attn_implementation_internal = own
