@@ -28,16 +28,18 @@ def main(argv: list[str]) -> None:
 def make_plan(config):
     """The `prismatic.training.plan.Plan` of a `recipes.plan_settings.PlanConfig`."""
     from prismatic.models.load import meta_config
+    from prismatic.models.speech import template_of
     from prismatic.training.plan import plan_finetune
     from recipes.plan_settings import data_of
     from recipes.settings import PARTS
     from vision_backbones import import_plugins
 
     import_plugins(config.plugins)
+    template_of(config.prompt_style)
     same = ("stage", "precision", "gradient_checkpointing", "reduce_dtype", "gpus", "global_batch_size",
             "per_device_batch_size", "max_length", "supervised", "epochs", "max_steps")  # fmt: skip
     return plan_finetune(
-        meta_config(**{name: getattr(config, name) for name in PARTS}),
+        meta_config(**{name: getattr(config, name) for name in PARTS if name != "prompt_style"}),
         **{name: getattr(config, name) for name in same},
         **data_of(config),
         lora=vars(config.lora),

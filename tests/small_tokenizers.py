@@ -1,5 +1,6 @@
 """Tokenizers small enough to be trained within a test, and the real one where it is installed."""
 
+import copy
 import sys
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,13 @@ def train_sentencepiece(folder: Path, **options) -> Path:
         sentence_iterator=iter(CORPUS), model_prefix=str(folder / "tokenizer"), minloglevel=2, **(llama | options)
     )
     return folder / "tokenizer.model"
+
+
+def byte_level_with(control: list[str]):
+    """One of GPT-2's kind with more control tokens; BOS is `<s>`, EOS `</s>`."""
+    tokenizer = copy.deepcopy(byte_level("<s>", "</s>"))
+    tokenizer.add_special_tokens({"extra_special_tokens": control})
+    return tokenizer
 
 
 @cache

@@ -119,7 +119,7 @@ def get_llm_spec(id_or_path: str) -> LLMSpec:
 
 
 def llm_config(id_or_path: str) -> "PreTrainedConfig":
-    """Configuration of a language model; for the known ids but `miniature` without reading anything.
+    """Configuration of a language model, or of a multimodal model's text part; known ids but `miniature` read nothing.
 
     Raises:
         ValueError: if the id is unknown, or its `config.json` cannot be read.
@@ -128,7 +128,7 @@ def llm_config(id_or_path: str) -> "PreTrainedConfig":
 
     spec = get_llm_spec(id_or_path)
     if spec.architecture is None:
-        return _reading(spec, lambda: _own(AutoConfig.from_pretrained(spec.hub, **NO_CODE)))
+        return _reading(spec, lambda: _own(AutoConfig.from_pretrained(spec.hub, **NO_CODE))).get_text_config()
     return AutoConfig.for_model(**spec.architecture)
 
 
@@ -173,7 +173,7 @@ def load_tokenizer(id_or_path: str, prompt_style: str = "auto") -> "PreTrainedTo
 def load_llm(
     id_or_path: str, *, pretrained: bool = True, dtype: "torch.dtype | str | None" = None
 ) -> "PreTrainedModel":
-    """Causal language model, in evaluation mode.
+    """Causal language model, or that in a multimodal model (Gemma-3-it), in evaluation mode.
 
     Args:
         id_or_path: id, Hugging Face id or local folder.
@@ -183,19 +183,36 @@ def load_llm(
     Raises:
         ValueError: if the id is unknown, or the weights cannot be read.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     spec = get_llm_spec(id_or_path)
     if not pretrained:
         return AutoModelForCausalLM.from_config(llm_config(id_or_path), dtype=dtype).eval()
     source, options = source_of(spec), {"dtype": dtype or "auto", "output_loading_info": True}
-    llm, found = _reading(spec, lambda: AutoModelForCausalLM.from_pretrained(source, **options, **NO_CODE))
+    config = _reading(spec, lambda: AutoConfig.from_pretrained(source, **NO_CODE))
+    whole = AutoModelForCausalLM if config.get_text_config() is config else AutoModelForImageTextToText
+    llm, found = _reading(spec, lambda: whole.from_pretrained(source, **options, **NO_CODE))
     _own(llm.config)
     if found["missing_keys"]:  # transformers would draw them at random and only warn
         raise ValueError(
             f"the weights of LLM {spec.id!r} in {spec.hub} lack {', '.join(sorted(found['missing_keys']))}"
         )
-    return llm
+    return llm if whole is AutoModelForCausalLM else _text_part(llm)
+
+
+def _text_part(model: "PreTrainedModel") -> "PreTrainedModel":
+    """The causal LM inside a multimodal model, whose weights it takes over."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(model.config.get_text_config(), dtype=model.dtype)
+    setattr(llm, llm.base_model_prefix, model.get_decoder())
+    llm.set_output_embeddings(model.get_output_embeddings())
+    if left := [name for name, value in llm.state_dict().items() if value.is_meta]:
+        raise ValueError(f"LLM of type {model.config.model_type}: found no {left[0]} in it; give its text model")
+    llm.generation_config = model.generation_config
+    return llm.eval()
 
 
 def _read_tokenizer(source: str) -> "PreTrainedTokenizerFast":

@@ -36,6 +36,8 @@ def weight_files(llm: str) -> dict[str, Path] | None:
     A model of the Hugging Face hub is downloaded to the cache.
     """
     source = source_of(get_llm_spec(llm))
+    if get_llm_spec(llm).architecture is None and _is_multimodal(source):
+        return None  # its text part has other names
     if not Path(source).is_dir():
         from huggingface_hub import snapshot_download
 
@@ -46,6 +48,13 @@ def weight_files(llm: str) -> dict[str, Path] | None:
         return {name: folder / Path(file).name for name, file in names.items()}
     file = folder / "model.safetensors"
     return dict.fromkeys(read_header(file)[0], file) if file.is_file() else None
+
+
+def _is_multimodal(source: str) -> bool:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, **NO_CODE)
+    return config.get_text_config() is not config
 
 
 def placeholder_llm(llm: str, vocabulary: int, dtype: torch.dtype):

@@ -3,7 +3,6 @@
 import difflib
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from string import Formatter
 
 IMAGE_TOKEN = "<image>"
@@ -21,7 +20,7 @@ class _Style:
     system: str = ""
 
 
-_STYLES = {
+_STYLES: dict[str, _Style | str] = {
     "pure": _Style(question="In: {text}\nOut:"),
     "llama2-chat": _Style(
         question="[INST] {text} [/INST]",
@@ -65,17 +64,31 @@ _TEMPLATE = """\
 """
 
 
+def register_prompt_style(name: str, template: str) -> None:
+    """Adds a prompt style of one's own, known to every recipe from then on; a plugin does so when it is imported.
+
+    Args:
+        name: for `--prompt_style`.
+        template: Jinja chat template.
+
+    Raises:
+        ValueError: the name is taken by another template.
+    """
+    if name in _STYLES and _STYLES[name] != template:
+        raise ValueError(f"prompt style {name!r} is there already: choose another name")
+    _STYLES[name] = template
+
+
 def prompt_styles() -> list[str]:
     """Names of the prompt styles."""
     return list(_STYLES)
 
 
-@lru_cache
 def chat_template(style: str) -> str:
     """Jinja chat template of a named prompt style, to be set as `tokenizer.chat_template`.
 
-    The template writes no BOS, which the tokenizer adds, and takes contents as they are (`to_messages` cleans them).
-    A user message ends in the generation prompt with or without `add_generation_prompt`.
+    Those that come with this package write no BOS, which the tokenizer adds, and take contents as they are
+    (`to_messages` cleans them); a user message ends in the generation prompt with or without `add_generation_prompt`.
 
     Raises:
         ValueError: if the style is unknown.
@@ -83,8 +96,10 @@ def chat_template(style: str) -> str:
     if style not in _STYLES:
         near = difflib.get_close_matches(style, _STYLES, n=2, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(_STYLES)}"
-        raise ValueError(f"unknown prompt style {style!r}: {hint}")
+        raise ValueError(f"unknown prompt style {style!r}: {hint}, or FILE.jinja")
     pieces = _STYLES[style]
+    if isinstance(pieces, str):
+        return pieces
     return (
         _TEMPLATE.replace("SYSTEM", json.dumps(pieces.system))
         .replace("ANSWER", _expression(pieces.answer))

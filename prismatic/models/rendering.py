@@ -6,6 +6,7 @@ places as it is. So no template changes or drops it, and none can make it a cont
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 MOST_TURNS = 1_000
 STAND_IN = "stand-in-for-a-content-7f3a-"  # which neither a template nor a content says
-TODAY = datetime(2024, 7, 26)  # for templates that tell it; Llama 3's own default
+TODAY = datetime(2024, 7, 26)  # for templates that tell it, Llama 3's own default: a model is asked tomorrow, too
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,21 @@ def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
 @lru_cache(maxsize=1024)
 def _frames(roles: tuple[str, ...], template: str, special_tokens: tuple, control: tuple[str, ...]) -> list:
     """Of every turn its text with stand-ins for contents, and where what the model says ends after the last of them."""
+    try:
+        return _frames_of(roles, template, special_tokens, control, lambda text: text)
+    except ValueError as error:
+        try:  # templates of models that see take lists
+            return _frames_of(roles, template, special_tokens, control, lambda text: [{"type": "text", "text": text}])
+        except ValueError:
+            raise error from None
+
+
+def _frames_of(roles, template: str, special_tokens: tuple, control: tuple[str, ...], wrap: Callable) -> list:
     messages = [{"role": role, "content": f"{STAND_IN}{number};"} for number, role in enumerate(roles)]
 
     def render(messages: list[dict], prompt: bool) -> str:
-        return _render(messages, template, special_tokens, add_generation_prompt=prompt)
+        wrapped = [message | {"content": wrap(message["content"])} for message in messages]
+        return _render(wrapped, template, special_tokens, add_generation_prompt=prompt)
 
     def after(text: str, number: int) -> str:
         before, found, rest = text.rpartition(messages[number]["content"])
@@ -112,13 +124,15 @@ def _frames(roles: tuple[str, ...], template: str, special_tokens: tuple, contro
             continue
         ends = tail
         if number + 1 < len(roles):
-            ends = os.path.commonprefix([tail, after(render(messages[: number + 2], True), number)])
-        stops = [match.end() for match in token_pattern(control).finditer(ends)] or (
-            [] if control else [len(ends.rstrip())]
-        )
-        eos = dict(special_tokens).get("eos_token", "")
-        written = ends if stops else ends.rstrip() + eos
-        frames.append((lead + messages[number]["content"] + written, stops[0] if stops else len(written)))
+            followed = after(render(messages[: number + 2], True), number)
+            ends = os.path.commonprefix([tail, followed])
+            last, here = (token_pattern(control).search(text) for text in (tail, followed))
+            if last and here and last.end() > len(ends):  # another token ends an answer that is not the last
+                ends = followed[: here.end()]
+        written, stop = ends, token_pattern(control).search(ends)
+        if not stop:
+            written = ends.rstrip() + dict(special_tokens).get("eos_token", "")
+        frames.append((lead + messages[number]["content"] + written, stop.end() if stop else len(written)))
     return frames
 
 
@@ -162,9 +176,16 @@ def _render(messages: list[dict], template: str, special_tokens: tuple, *, add_g
 def _write(messages: list[dict], template: str, special_tokens: tuple, add_generation_prompt: bool) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    if "strftime_now" in template:
+        template = _today() + template
     options = {"chat_template": template, "add_generation_prompt": add_generation_prompt, "enable_thinking": False}
-    options["strftime_now"] = TODAY.strftime  # a model is asked tomorrow what it was trained on today
     return render_jinja_template([messages], **options, **dict(special_tokens))[0][0]
+
+
+def _today() -> str:
+    """The start of a template in which it is always `TODAY`: transformers hands no functions over."""
+    filters = "".join(f' | replace("%{letter}", "{TODAY.strftime("%" + letter)}")' for letter in "dbBYmyaAHMSjpI")
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{filters} }}}}{{%- endmacro -%}}" + '{{ "" }}'
 
 
 @lru_cache

@@ -50,9 +50,8 @@ def stop_where_answers_end(model, tokenizer, own: int | list[int] | None = None)
     found = [tokenizer.eos_token_id]
     for ids in (own, before):
         found += ids if isinstance(ids, list) else [] if ids is None else [ids]
-    ids, labels = tokenize_conversation(ASKED, tokenizer, len(tokenizer))
-    last = [label for label in labels if label >= 0][-1]
-    if tokenizer.convert_ids_to_tokens(last) in control_tokens(tokenizer):
-        found.append(last)
+    _, labels = tokenize_conversation(2 * ASKED, tokenizer, len(tokenizer))
+    control = control_tokens(tokenizer)
+    found += [label for label in labels if label >= 0 and tokenizer.convert_ids_to_tokens(label) in control]
     stops = sorted(set(found), key=found.index)
     model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]

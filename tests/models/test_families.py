@@ -1,0 +1,146 @@
+"""Language models of many families, tiny and with random weights: what works, works exactly, and the rest says so."""
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import ROOT
+from PIL import Image
+from small_tokenizers import byte_level
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from eval.adapters import PlainEngine, load_engine
+from eval.engine import Question, SharedPrefixEngine
+from eval.task import Choose, Generate
+from prismatic.models.llm import llm_config
+from prismatic.models.load import build
+from prismatic.models.self_check import check_causal
+from prismatic.training import loop
+from recipes.check_llm import COLUMNS, check
+from recipes.finetune import main
+from recipes.settings import parse_finetune
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4}
+WIDE = {"head_dim": 8}
+BOTH = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
+WORK = {  # what packs and shares
+    "llama": {}, "qwen2": {}, "qwen3": WIDE, "qwen3_moe": WIDE | {"num_experts": 4, "moe_intermediate_size": 16,
+                                                               "num_experts_per_tok": 2},
+    "mistral": {"sliding_window": 16}, "gemma": WIDE, "gemma2": WIDE | {"sliding_window": 16},
+    "gemma3_text": WIDE | BOTH,
+    "phi": {}, "phi3": {"pad_token_id": 0}, "olmo2": {}, "olmo3": BOTH, "smollm3": {"no_rope_layers": [1, 0]},
+    "gpt_oss": WIDE | {"num_local_experts": 4, "sliding_window": 16}, "granite": {}, "gpt_neox": {}, "gpt2": GPT,
+    "starcoder2": {"sliding_window": 16}, "cohere2": WIDE | BOTH, "glm4": WIDE, "exaone4": BOTH,
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+}  # fmt: skip
+ELSE = {  # what is refused and goes through generate
+    "stablelm": {}, "nemotron": {}, "lfm2": {"layer_types": ["conv", "full_attention"]}, "mamba": {"state_size": 8},
+    "bloom": {"n_layer": 2, "n_head": 4}, "falcon": {}, "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2},
+    "llama4_text": WIDE | {"attention_chunk_size": 16, "num_local_experts": 2, "intermediate_size_mlp": 48},
+    "qwen3_5_text": WIDE | {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
+                            "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+}  # fmt: skip
+PACK = {  # what packs, but has a cache of its own kind
+    "deepseek_v3": {"first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1,
+                    "topk_group": 1, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4,
+                    "v_head_dim": 8, "moe_intermediate_size": 16, "num_key_value_heads": 4},
+}  # fmt: skip
+
+
+def write_llm(folder, family, tokenizer=None, **settings):
+    """A folder with random weights, as `save_pretrained` leaves it."""
+    tokenizer = tokenizer or byte_level("<s>", "</s>")
+    torch.manual_seed(0)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    config = AutoConfig.for_model(family, **(SIZES | {"vocab_size": len(tokenizer)} | ids | settings))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def documented():
+    """The table of docs/llms.md: what is said of every family."""
+    lines = [line for line in (ROOT / "docs" / "llms.md").read_text().splitlines() if line.startswith("| `")]
+    return {cells[0].strip(" `"): [c.strip() for c in cells[1:]] for cells in (x.strip("|").split("|") for x in lines)}
+
+
+@pytest.mark.parametrize("family", WORK | PACK | ELSE)
+def test_families_do_what_the_documentation_says(family, tmp_path):
+    found = check(write_llm(tmp_path / "llm", family, **(WORK | PACK | ELSE)[family]))
+    assert [value.split(":")[0] for value in found.values()] == documented()[family]
+    assert {found[column] for column in COLUMNS if "=" not in column} == {"yes", "</s>"}
+    assert (found["packed = padded"] == "yes") == (family not in ELSE)
+    assert (found["engine = generate"] == "yes") == (family in WORK)
+
+
+def test_the_documentation_names_no_other_families():
+    assert documented().keys() == (WORK | PACK | ELSE).keys() and len(documented()) > 30
+
+
+QUESTIONS = [
+    Question(0, "What color is it?", Generate(6)),
+    Question(0, "Is it " + "to the left of the large red circle and " * 3 + "blue?", Generate(6)),  # beyond all windows
+    Question(0, "Is it?", Choose(("Yes", "No"))),
+    Question(0, "Which of the two things in the picture is it?", Choose(("Yes", "No"))),
+]
+
+
+@pytest.mark.parametrize(
+    "family", ["gemma2", "gemma3_text", "gpt_oss", "mistral", "smollm3", "mamba", "bloom", "falcon"]
+)
+def test_evaluations_answer_as_one_by_one(family, tmp_path):
+    """Through the engine that a user gets, which is told where it is not the usual one."""
+    model, processor = build(
+        "miniature-aligned", write_llm(tmp_path / "llm", family, **(WORK | ELSE)[family]), "linear"
+    )
+    model.save_pretrained(tmp_path / "vlm"), processor.save_pretrained(tmp_path / "vlm")
+    said = []
+    options = {"dtype": torch.float32, "device": "cpu", "say": said.append}
+    engine = load_engine(str(tmp_path / "vlm"), batch_size=8, **options)
+    alone = load_engine(str(tmp_path / "vlm"), batch_size=8, strict=True, **options)
+    assert isinstance(engine, SharedPrefixEngine if family in WORK else PlainEngine) and alone.batch_size == 1
+    assert len(said) == (family in ELSE) and all("through generate in batches" in line for line in said)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8))
+    answers = [e.answer([e.prepare(picture)], QUESTIONS) for e in (engine, alone)]
+    for one, two in zip(*answers, strict=True):
+        assert one.text == two.text and one.error is None
+        assert one.probabilities == pytest.approx(two.probabilities, abs=1e-5)
+
+
+def test_packing_is_refused_before_training(tmp_path, monkeypatch):
+    """By the recipe; rows that are padded train."""
+    monkeypatch.setattr(loop, "matmul_peak", lambda accelerator: 1e12)
+    llm = write_llm(tmp_path / "llm", "falcon")
+    arguments = ["--llm", llm, "--data.annotations", "miniature:8", "--data.held_out", "null", "--data.workers", "0",
+                 "--global_batch_size", "4", "--per_device_batch_size", "4", "--max_steps", "1", "--eval_tasks", "[]",
+                 "--run_root", str(tmp_path), "--run_id", "r"]  # fmt: skip
+    with pytest.raises(
+        ValueError, match="LLM of type falcon cannot be packed: logits differ .*; set --data.packing false"
+    ):
+        main(parse_finetune([*arguments, "--data.packing", "true"]))
+    assert main(parse_finetune([*arguments, "--run_id", "s", "--data.packing", "false"]))["prompt_style"] == "pure"
+
+
+def test_an_llm_that_sees_later_tokens_is_refused(tmp_path):
+    model, _ = build("miniature-aligned", write_llm(tmp_path / "llm", "llama"), "linear")
+    model.llm.model.layers[0].self_attn.is_causal = False
+    with pytest.raises(ValueError, match="LLM of type llama sees later tokens"):
+        check_causal(model)
+
+
+def test_the_text_part_of_a_multimodal_model_is_taken(tmp_path):
+    tokenizer = byte_level("<s>", "</s>")
+    text = SIZES | WIDE | BOTH | {"model_type": "gemma3_text", "vocab_size": len(tokenizer)}
+    sees = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=sees, mm_tokens_per_image=4)
+    whole = AutoModelForImageTextToText.from_config(config).eval()
+    whole.save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)
+    assert llm_config(str(tmp_path)).model_type == "gemma3_text"
+    model, _ = build("miniature-aligned", str(tmp_path), "linear")
+    ids = torch.randint(300, (1, 30))
+    with torch.no_grad():
+        ours, theirs = model(input_ids=ids).logits, whole(input_ids=ids).logits
+    assert type(model.llm).__name__ == "Gemma3ForCausalLM"
+    torch.testing.assert_close(ours[..., : theirs.shape[-1]], theirs)
