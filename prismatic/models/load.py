@@ -21,6 +21,7 @@ from prismatic.models.projectors import TAIL_BLOCKS, check_projector, decoder_op
 from prismatic.models.prompts import IMAGE_TOKEN
 from prismatic.models.self_check import check_causal
 from prismatic.models.speech import speak, stop_where_answers_end, template_of
+from prismatic.models.vocabulary import grow_vocabulary
 from prismatic.training.checkpoint import latest_checkpoint
 from prismatic.training.optim import set_trainable
 from prismatic.training.state import STATE_JSON, load_tensors, problem_with, read_state, trained_parameters
@@ -149,22 +150,6 @@ def build(
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     stop_where_answers_end(model, tokenizer, language_model.generation_config.eos_token_id)
     return model, build_processor(model, tokenizer)
-
-
-@torch.no_grad()
-def grow_vocabulary(llm, size: int) -> None:
-    """Makes room for `size` tokens, padded to a multiple of 64; new rows are the mean of the old ones.
-
-    Never random: LoRA runs put their base model together again and must find the same rows.
-    """
-    old = llm.get_input_embeddings().num_embeddings
-    if size <= old:
-        return
-    llm.resize_token_embeddings(size, pad_to_multiple_of=VOCAB_MULTIPLE, mean_resizing=False)
-    for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()):
-        layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
-        if getattr(layer, "bias", None) is not None:
-            layer.bias[old:] = layer.bias[:old].mean()
 
 
 def build_processor(model: PrismaticForConditionalGeneration, tokenizer) -> PrismaticProcessor:

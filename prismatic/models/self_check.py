@@ -57,15 +57,19 @@ def draw(model, length: int, seed: int) -> torch.Tensor:
 
 def check_causal(model) -> None:
     """Raises ValueError where a token of the VLM's LLM sees later ones."""
-    with still(model):
-        ids = draw(model, lengths_to_try(model.config.text_config)[0], 0)
-        other = ids.clone()
-        other[0, -1] = (ids[0, -1] + 1) % model.config.image_token_id
-        one, two = (model(input_ids=x, attention_mask=torch.ones_like(x)).logits[:, :-1] for x in (ids, other))
+    ids, kind = draw(model, lengths_to_try(model.config.text_config)[0], 0), model.config.text_config.model_type
+    other = ids.clone()
+    other[0, -1] = (ids[0, -1] + 1) % model.config.image_token_id
+    try:
+        with still(model):
+            mixed = [1.01 * model.embed(x) for x in (ids, other)]  # of no token, as those of images
+            one, two = (model(inputs_embeds=x, attention_mask=torch.ones_like(ids)).logits[:, :-1] for x in mixed)
+    except Exception as error:  # of a stranger's architecture: anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(f"LLM of type {kind} does not read embeddings of images ({reason}): choose another") from error
     if problem := differ(one, two):
         raise ValueError(
-            f"LLM of type {model.config.text_config.model_type} sees later tokens ({problem}): it cannot be trained to "
-            "predict them; choose another"
+            f"LLM of type {kind} sees later tokens ({problem}): it cannot be trained to predict them; choose another"
         )
 
 
