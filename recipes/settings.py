@@ -48,9 +48,7 @@ class LoraConfig:
     rank: int = 16  # rank of the update of each matrix
     alpha: int = 32  # the update is scaled by alpha / rank
     dropout: float = 0.0  # on the adapters' input
-    targets: list[str] = field(  # layers of the LLM that get adapters
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    )
+    targets: list[str] = field(default_factory=list)  # names of the LLM's layers; none takes all linear ones
 
 
 @dataclass

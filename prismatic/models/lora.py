@@ -1,5 +1,7 @@
 """LoRA adapters on the LLM: added, written beside what they adapt, put back strictly."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,18 +12,60 @@ from vision_backbones.files import write_json
 from vision_backbones.weights import check_numbers
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from prismatic.models.modeling import PrismaticForConditionalGeneration
 
 PARTS_FILE = "prismatic_parts.json"  # beside LoRA adapters: the arguments of `prismatic.models.load.start`
 
 
-def add_lora(model: "PrismaticForConditionalGeneration", *, rank: int, alpha: int, dropout: float, targets: list[str]):
-    """The model wrapped by peft: adapters on the LLM's layers called `targets`, the projector trained in full."""
+def add_lora(
+    model: "PrismaticForConditionalGeneration", *, rank: int, alpha: int, dropout: float, targets: Sequence[str] = ()
+):
+    """The model wrapped by peft: adapters on layers of the LLM, the projector trained in full.
+
+    Args:
+        model: a VLM.
+        rank: of the adapters.
+        alpha: they are scaled by alpha / rank.
+        dropout: on their input.
+        targets: names of layers; none takes all linear layers of the LLM's blocks, experts included.
+
+    Raises:
+        ValueError: the LLM has no layer of such a name, or experts are to have dropout.
+    """
     from peft import LoraConfig, get_peft_model
 
-    targeted, whole = rf"llm\..*\.({'|'.join(targets)})", ["projector"]
+    layers, experts = linear_layers(model.llm)
+    names = sorted({name.rpartition(".")[2] for name in layers})
+    if unknown := [target for target in targets if not any(f".{n}".endswith(f".{target}") for n in layers)]:
+        raise ValueError(
+            f"--lora.targets {', '.join(unknown)}: this LLM ({model.llm.config.model_type}) has no such layers, but "
+            f"{', '.join(names)}; leave the setting empty to adapt them all"
+        )
+    targeted, whole = rf"llm\..*\.({'|'.join(map(re.escape, targets or names))})", ["projector"]
     options = {"target_modules": targeted, "modules_to_save": whole}
+    if experts and not targets:
+        options["target_parameters"] = [f"llm.{name}" for name in experts]
+        if dropout:
+            raise ValueError(f"--lora.dropout is {dropout}: experts' adapters have none; set 0, or name --lora.targets")
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, **options))
+
+
+def linear_layers(llm: "PreTrainedModel") -> tuple[list[str], list[str]]:
+    """Names of the linear layers of an LLM but its head, and of the stacked matrices of its experts."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head = llm.get_output_embeddings()
+    layers = [name for name, m in llm.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    experts = [
+        f"{name}.{key}"
+        for name, module in llm.named_modules()
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3 and not isinstance(module, nn.Conv1d)
+    ]
+    return layers, experts
 
 
 def save_parts(folder: Path, parts: dict) -> None:

@@ -61,7 +61,8 @@ def write_llm(folder, family, tokenizer=None, **settings):
 
 def documented():
     """The table of docs/llms.md: what is said of every family."""
-    lines = [line for line in (ROOT / "docs" / "llms.md").read_text().splitlines() if line.startswith("| `")]
+    text = (ROOT / "docs" / "llms.md").read_text().split("## Adapters")[0]
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
     return {cells[0].strip(" `"): [c.strip() for c in cells[1:]] for cells in (x.strip("|").split("|") for x in lines)}
 
 
