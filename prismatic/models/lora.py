@@ -68,6 +68,21 @@ def linear_layers(llm: "PreTrainedModel") -> tuple[list[str], list[str]]:
     return layers, experts
 
 
+def lasting(parts: dict) -> dict:
+    """The arguments of `start` by names that hold in any working directory: paths of what is there are absolute."""
+    from prismatic.models.llm import list_llms
+    from vision_backbones import list_backbones
+
+    known = {*list_llms(), *list_backbones(), "miniature"}
+    named = {"llm", "vision_backbone", "init_from"}
+
+    def absolute(value: str) -> str:
+        places = [place for place in (Path(value), Path("runs") / value) if place.exists()]
+        return str(places[0].absolute()) if places and value not in known else value
+
+    return {name: absolute(value) if name in named and value else value for name, value in parts.items()}
+
+
 def save_parts(folder: Path, parts: dict) -> None:
     """Writes beside LoRA adapters what they adapt: the arguments of `start`."""
     write_json(folder / PARTS_FILE, parts)

@@ -6,7 +6,7 @@ from golden_cases import ROOT
 from test_families import ELSE, PACK, WORK, write_llm
 
 from prismatic.models.load import build
-from prismatic.models.lora import add_lora, linear_layers, save_parts, with_adapters
+from prismatic.models.lora import add_lora, lasting, linear_layers, save_parts, with_adapters
 from prismatic.models.self_check import draw
 
 FAMILIES = WORK | PACK | {name: ELSE[name] for name in ("stablelm", "lfm2", "falcon", "mpt", "llama4_text")}
@@ -66,3 +66,13 @@ def test_targets_that_are_not_there_are_named(tmp_path):
     moe, _ = build("miniature", write_llm(tmp_path / "moe", "qwen3_moe", **WORK["qwen3_moe"]), "linear")
     with pytest.raises(ValueError, match="--lora.dropout is 0.1: experts' adapters have none"):
         add_lora(moe, rank=2, alpha=2, dropout=0.1)
+
+
+def test_parts_are_named_so_that_they_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "llm").mkdir(parents=True), (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "miniature").mkdir()  # a name goes before a folder
+    parts = {"llm": "models/llm", "vision_backbone": "mine", "projector": "linear", "image_size": None}
+    assert lasting(parts) == parts | {"llm": f"{tmp_path}/models/llm", "vision_backbone": f"{tmp_path}/runs/mine"}
+    named = {"llm": "miniature", "vision_backbone": "clip-vit-l-336px", "init_from": "owner/model"}
+    assert lasting(named) == named
