@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from eval.task import Choose, Generate
 from prismatic.data.conversations import encode_prompt, option_token_ids
 from prismatic.models.attention import SHARED_PREFIX, SharedPrefix
-from prismatic.models.self_check import attention
+from prismatic.models.self_check import attention, context_of
 
 READ_AT_ONCE = 32  # texts, sorted by length, that are padded to a common one
 COMPACT_AT = 0.75  # finished rows are dropped once no more than this share of a batch is still being written
@@ -211,7 +211,7 @@ class SharedPrefixEngine:
 
 def too_long(model, processor, text: int, new: int) -> str | None:
     """Why a prompt of so many tokens, an image and so many new tokens do not fit; None if they do."""
-    limit = getattr(model.config.text_config, "max_position_embeddings", None)
+    limit = context_of(model.config.text_config)
     total = processor.num_image_tokens + text + new
     if limit and total > limit:
         return f"prompt and answer may take {total} tokens, this model's context has {limit}"

@@ -6,7 +6,7 @@ from PIL import Image
 
 from eval.engine import SharedPrefixEngine
 from prismatic.models.attention import SHARED_PREFIX, SharedPrefix
-from prismatic.models.self_check import LONGEST, attention, differ, draw, still, window_of
+from prismatic.models.self_check import LONGEST, attention, context_of, differ, draw, still, window_of
 
 
 def sharing_problem(model, processor) -> str | None:
@@ -55,7 +55,13 @@ def _rows(model, processor, bos: list[int]) -> tuple[torch.Tensor, list[torch.Te
     before = bos + [processor.image_token_id] * processor.num_image_tokens
     window = window_of(model.config.text_config) or 0
     beyond = window + 5 - len(before) if window + 5 <= LONGEST else 0
-    suffixes = [draw(model, length, seed) for seed, length in enumerate((max(13, beyond), 6))]
+    context = context_of(model.config.text_config) or 2 * LONGEST
+    room = context - len(before) - 1
+    if room < 2:
+        raise ValueError(
+            f"the LLM's context has {context} tokens, of which an image takes {len(before)}: choose another"
+        )
+    suffixes = [draw(model, min(length, room), seed) for seed, length in enumerate((max(13, beyond), 6))]
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     picture = processor.image_processor.transform(Image.fromarray(noise)).to(device)
     return torch.tensor([before], device=device), suffixes, picture

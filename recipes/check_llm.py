@@ -102,8 +102,9 @@ def main(config: argparse.Namespace) -> None:
     for llm in config.llm:
         try:
             found = check(llm, config.vision_backbone, config.prompt_style)
-        except ValueError as error:
-            failed.append(f"{llm}: {error}")
+        except Exception as error:  # of a stranger's architecture: anything, and the others go on
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            failed.append(f"{llm}: {kind}{error}")
             continue
         rows.append([llm, *(value.split(": ")[0] for value in found.values())])
         notes += [f"{llm}, {column}: {value}" for column, value in found.items() if ": " in value]

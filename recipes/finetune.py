@@ -29,7 +29,7 @@ def main(config: FinetuneConfig) -> dict:
     from prismatic.models.load import PARTS_FILE, check_parts, load, start_stage
     from prismatic.models.lora import lasting
     from prismatic.models.placeholders import fill, place, weight_files
-    from prismatic.models.self_check import check_packing
+    from prismatic.models.self_check import check_context, check_packing
     from prismatic.models.speech import style_of, template_of
     from prismatic.training import loop, objective, optim, report, sharding
     from prismatic.training.checkpoint import TRAINED, epoch_folder, has_epoch, save_model
@@ -75,6 +75,8 @@ def main(config: FinetuneConfig) -> dict:
         model.set_attn_implementation({"text_config": SEGMENTED})
     title = f"{config.vision_backbone} -> {config.projector} -> {config.llm}, stage {config.stage}"
     report.print_parts(accelerator, title, optim.trained_and_frozen(model))
+    if note := check_context(sharding.base_model(model), config.max_length, processor.num_image_tokens):
+        accelerator.print(f"note: {note}")
     accelerator.print(f"prompt style: {style_of(processor.tokenizer)}")
     items = read_items(held_out, data.held_out_limit) if held_out and accelerator.is_main_process else []
     before = generate_answers(model, processor, held_out, items, accelerator=accelerator)

@@ -13,6 +13,7 @@ from prismatic.models.no_code import refuse_code
 from prismatic.models.prompts import IMAGE_TOKEN, chat_template
 from prismatic.models.rendering import render_prompt
 from prismatic.models.tokenizers import from_sentencepiece, from_tokenizer_json
+from vision_backbones.weights import check_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -149,6 +150,8 @@ def load_tokenizer(id_or_path: str, prompt_style: str = "auto") -> "PreTrainedTo
     source = source_of(spec)
     tokenizer = _reading(spec, lambda: _read_tokenizer(source))
     tokenizer.init_kwargs.pop("auto_map", None)  # code that its hub folder names besides
+    if not isinstance(tokenizer.chat_template, str | dict | None):
+        raise ValueError(f"the chat template of LLM {spec.id!r} is no text: {ascii(tokenizer.chat_template)[:80]}")
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer of LLM {spec.id!r} knows no offsets: save it as a tokenizer.json")
     if tokenizer.eos_token is None:
@@ -189,14 +192,20 @@ def load_llm(
     if not pretrained:
         return AutoModelForCausalLM.from_config(llm_config(id_or_path), dtype=dtype).eval()
     source, options = source_of(spec), {"dtype": dtype or "auto", "output_loading_info": True}
+    options["ignore_mismatched_sizes"] = True  # to be listed here
     config = _reading(spec, lambda: AutoConfig.from_pretrained(source, **NO_CODE))
     whole = AutoModelForCausalLM if config.get_text_config() is config else AutoModelForImageTextToText
     llm, found = _reading(spec, lambda: whole.from_pretrained(source, **options, **NO_CODE))
     _own(llm.config)
-    if found["missing_keys"]:  # transformers would draw them at random and only warn
+    llm.config.return_dict = True
+    if absent := sorted(found["missing_keys"]):  # transformers would draw them at random and only warn
+        raise ValueError(f"the weights of LLM {spec.id!r} in {spec.hub} lack {', '.join(absent[:5])} ({len(absent)})")
+    if other := sorted(str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"]):
         raise ValueError(
-            f"the weights of LLM {spec.id!r} in {spec.hub} lack {', '.join(sorted(found['missing_keys']))}"
+            f"the weights of LLM {spec.id!r} in {spec.hub} have other shapes than its config.json says: "
+            f"{', '.join(other[:5])} ({len(other)})"
         )
+    check_numbers({name: p for name, p in llm.named_parameters() if p.is_floating_point()}, spec.hub)
     return llm if whole is AutoModelForCausalLM else _text_part(llm)
 
 
@@ -264,8 +273,10 @@ def _reading(spec: LLMSpec, read):
         return read()
     except pickle.UnpicklingError as error:
         reason, cause = "its weights are a pickle that calls more than tensors, and is refused; nothing was run", error
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".:")
+    except Exception as error:  # of a stranger's configuration, files and packages: nearly anything
+        reason = " ".join(str(error).split())[:300].rstrip(".:") or type(error).__name__
+        if not isinstance(error, (OSError, ValueError, SafetensorError)):
+            reason = f"{type(error).__name__}: {reason}"
         cause = error
     if spec.id == "miniature":
         remedy = "it comes with the package: install it again"

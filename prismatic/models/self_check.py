@@ -22,11 +22,37 @@ def window_of(config) -> int | None:
     return max((size for size in found if isinstance(size, int) and size > 0), default=None)
 
 
+def context_of(config) -> int | None:
+    """Tokens that an LLM was made for, by its configuration; None if it has no limit."""
+    return getattr(config, "max_position_embeddings", None)
+
+
+def check_context(model, text: int, image: int) -> str | None:
+    """What is to be said of rows that may be longer than a VLM's LLM has positions; None if none are.
+
+    Args:
+        model: the VLM.
+        text: most tokens of text in a row.
+        image: tokens of an image, which come on top.
+
+    Raises:
+        ValueError: positions are learned, so that there are none beyond.
+    """
+    context, llm = context_of(model.config.text_config), model.llm
+    if not context or text + image <= context:
+        return None
+    shown = f"a row may have {text} tokens of text and {image} of an image, the LLM's context has {context} positions"
+    tables = [m for m in llm.modules() if isinstance(m, torch.nn.Embedding) and m is not llm.get_input_embeddings()]
+    if image >= context or any(context <= len(table.weight) < text + image for table in tables):
+        raise ValueError(f"{shown}: set --max_length {context - image} or less" if image < context else shown)
+    return f"{shown}, and was not trained on more: --max_length {context - image} cuts such rows"
+
+
 def lengths_to_try(config) -> tuple[int, int]:
     """Of two rows, the first longer than the LLM's window if that is not beyond `LONGEST`."""
     window = window_of(config) or 0
-    limit = min(LONGEST, getattr(config, "max_position_embeddings", None) or LONGEST)
-    return (window + 5 if 13 < window + 5 <= limit else 13), 6
+    limit = min(LONGEST, context_of(config) or LONGEST)
+    return (window + 5 if 13 < window + 5 <= limit else min(13, limit)), min(6, limit)
 
 
 def differ(one: torch.Tensor, two: torch.Tensor) -> str | None:
@@ -67,6 +93,8 @@ def check_causal(model) -> None:
     except Exception as error:  # of a stranger's architecture: anything
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ValueError(f"LLM of type {kind} does not read embeddings of images ({reason}): choose another") from error
+    if not torch.isfinite(one).all():
+        raise ValueError(f"LLM of type {kind} gives logits that are not finite: look at its weights and configuration")
     if problem := differ(one, two):
         raise ValueError(
             f"LLM of type {kind} sees later tokens ({problem}): it cannot be trained to predict them; choose another"

@@ -4,6 +4,8 @@ import torch
 
 from prismatic.models.llm import VOCAB_MULTIPLE
 
+ADDED = 2  # tokens: of padding and of images
+
 
 @torch.no_grad()
 def grow_vocabulary(llm, size: int) -> None:
@@ -12,12 +14,13 @@ def grow_vocabulary(llm, size: int) -> None:
     Never random: LoRA runs put their base model together again and must find the same rows.
 
     Raises:
-        ValueError: the LLM's embedding cannot grow.
+        ValueError: the LLM's embedding cannot grow, or is another tokenizer's.
     """
     try:
         old = llm.get_input_embeddings().num_embeddings
         if size <= old:
             return
+        check_fits(old, size)
         llm.resize_token_embeddings(size, pad_to_multiple_of=VOCAB_MULTIPLE, mean_resizing=False)
     except (AttributeError, NotImplementedError, TypeError) as error:
         raise ValueError(
@@ -27,3 +30,11 @@ def grow_vocabulary(llm, size: int) -> None:
         layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
         if getattr(layer, "bias", None) is not None:
             layer.bias[old:] = layer.bias[:old].mean()
+
+
+def check_fits(embedding: int, tokenizer: int) -> None:
+    """Raises ValueError where a tokenizer has more tokens than an LLM has, but for the two that this package adds."""
+    if tokenizer - ADDED > embedding:
+        raise ValueError(
+            f"the tokenizer has {tokenizer - ADDED:,} tokens, the LLM's embedding {embedding:,} rows: give its own"
+        )
