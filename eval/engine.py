@@ -59,8 +59,7 @@ class SharedPrefixEngine:
         self.eos = torch.tensor(eos if isinstance(eos, list) else [eos], device=self.device)
         names = inspect.signature(model.llm.forward).parameters
         self.cache_argument = "cache" if "cache" in names else "past_key_values"
-        first, bos = encode_prompt("x", processor.tokenizer)[:1], processor.tokenizer.bos_token_id
-        self.bos = first if first == [bos] else []  # what stands before an image, as in training
+        self.bos = bos_of(processor.tokenizer)
         self._options: dict[tuple[str, ...], list[list[int]]] = {}
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
@@ -207,6 +206,12 @@ class SharedPrefixEngine:
                 option = torch.tensor(options[place], device=self.device)
                 scores[row, place] = said[-len(option) :].gather(1, option[:, None]).sum()
         return scores
+
+
+def bos_of(tokenizer) -> list[int]:
+    """What stands before an image, as in training: BOS if prompts begin with it."""
+    first = encode_prompt("x", tokenizer)[:1]
+    return first if first == [tokenizer.bos_token_id] else []
 
 
 def too_long(model, processor, text: int, new: int) -> str | None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
+from eval.sharing import padding_problem
 from prismatic.data.sources import ConversationDataset
 from prismatic.training.report import short
 from vision_backbones.files import replacing
@@ -41,11 +42,15 @@ def generate_answers(
     batch_size: int = 50,
     max_new_tokens: int = 24,
 ) -> list[str]:
-    """Greedy answers to the items, in their order, generated in left-padded batches on the accelerator's device."""
+    """Greedy answers to the items, in their order, generated on the accelerator's device.
+
+    In left-padded batches, or one by one where the LLM does not stand padding.
+    """
     if not items:
         return []
     training, device = model.training, accelerator.device
     model.to(device).eval()
+    batch_size = 1 if padding_problem(model, processor) else batch_size
     said = []
     for start in tqdm(range(0, len(items), batch_size), desc="answering", leave=False, delay=5):
         batch = items[start : start + batch_size]

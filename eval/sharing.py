@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from eval.engine import SharedPrefixEngine
+from eval.engine import SharedPrefixEngine, bos_of
 from prismatic.models.attention import SHARED_PREFIX, SharedPrefix
 from prismatic.models.self_check import LONGEST, attention, context_of, differ, draw, still, window_of
 
@@ -34,7 +34,7 @@ def sharing_problem(model, processor) -> str | None:
 
 def padding_problem(model, processor) -> str | None:
     """Why questions cannot be padded to a common length; None if they can."""
-    bos = SharedPrefixEngine(model, processor, 2).bos
+    bos = bos_of(processor.tokenizer)
     with still(model):
         before, suffixes, picture = _rows(model, processor, bos)
         alone = [_alone(model, before, ids, picture) for ids in suffixes]

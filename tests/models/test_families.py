@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from golden_cases import ROOT
 from PIL import Image
 from small_tokenizers import byte_level
@@ -10,14 +11,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from eval.adapters import PlainEngine, load_engine
 from eval.engine import Question, SharedPrefixEngine
+from eval.held_out import generate_answers, read_items
 from eval.task import Choose, Generate
+from prismatic.data.sources import open_data
 from prismatic.models.llm import llm_config
 from prismatic.models.load import build
 from prismatic.models.self_check import check_causal
 from prismatic.training import loop
 from recipes.check_llm import COLUMNS, check
 from recipes.finetune import main
-from recipes.settings import parse_finetune
+from recipes.settings import DataConfig, parse_finetune
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
@@ -46,6 +49,7 @@ PACK = {  # what packs, but has a cache of its own kind
                     "topk_group": 1, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4,
                     "v_head_dim": 8, "moe_intermediate_size": 16, "num_key_value_heads": 4},
 }  # fmt: skip
+ALONE = {"rwkv": {"attention_hidden_size": 32}}  # what does not even stand padding on the left
 
 
 def write_llm(folder, family, tokenizer=None, **settings):
@@ -66,17 +70,17 @@ def documented():
     return {cells[0].strip(" `"): [c.strip() for c in cells[1:]] for cells in (x.strip("|").split("|") for x in lines)}
 
 
-@pytest.mark.parametrize("family", WORK | PACK | ELSE)
+@pytest.mark.parametrize("family", WORK | PACK | ELSE | ALONE)
 def test_families_do_what_the_documentation_says(family, tmp_path):
-    found = check(write_llm(tmp_path / "llm", family, **(WORK | PACK | ELSE)[family]))
+    found = check(write_llm(tmp_path / "llm", family, **(WORK | PACK | ELSE | ALONE)[family]))
     assert [value.split(":")[0] for value in found.values()] == documented()[family]
     assert {found[column] for column in COLUMNS if "=" not in column} == {"yes", "</s>"}
-    assert (found["packed = padded"] == "yes") == (family not in ELSE)
+    assert (found["packed = padded"] == "yes") == (family not in ELSE | ALONE)
     assert (found["engine = generate"] == "yes") == (family in WORK)
 
 
 def test_the_documentation_names_no_other_families():
-    assert documented().keys() == (WORK | PACK | ELSE).keys() and len(documented()) > 30
+    assert documented().keys() == (WORK | PACK | ELSE | ALONE).keys() and len(documented()) > 30
 
 
 QUESTIONS = [
@@ -107,6 +111,15 @@ def test_evaluations_answer_as_one_by_one(family, tmp_path):
     for one, two in zip(*answers, strict=True):
         assert one.text == two.text and one.error is None
         assert one.probabilities == pytest.approx(two.probabilities, abs=1e-5)
+
+
+def test_held_out_questions_are_answered_as_one_by_one(tmp_path):
+    model, processor = build("miniature-aligned", write_llm(tmp_path, "rwkv", **ALONE["rwkv"]), "linear")
+    _, held_out = open_data(DataConfig(annotations="miniature:16"))
+    items = read_items(held_out, 6)
+    options = {"accelerator": Accelerator(cpu=True), "max_new_tokens": 4}
+    together = generate_answers(model, processor, held_out, items, **options)
+    assert together == [generate_answers(model, processor, held_out, [item], **options)[0] for item in items]
 
 
 def test_packing_is_refused_before_training(tmp_path, monkeypatch):
