@@ -97,13 +97,14 @@ def _attend(query, key, value, mask, asked: _Asked) -> torch.Tensor:
         mask = distance >= 0
         mask = mask & (distance < asked.window) if asked.window is not None else mask
     grouped = query.shape[1] != key.shape[1]
+    if grouped and mask is not None:  # the fast kernels take groups of heads without a mask alone
+        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
+        grouped = False
     if not asked.special:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=asked.dropout, scale=asked.scaling,
             is_causal=mask is None, enable_gqa=grouped,
         )  # fmt: skip
-    if grouped:
-        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
     scores = _capped(query @ key.transpose(-1, -2) * (asked.scaling or query.shape[-1] ** -0.5), asked)
     scores = scores.float().masked_fill(~mask, float("-inf"))
     if asked.sinks is not None:
