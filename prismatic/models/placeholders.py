@@ -36,25 +36,18 @@ def weight_files(llm: str) -> dict[str, Path] | None:
     A model of the Hugging Face hub is downloaded to the cache.
     """
     source = source_of(get_llm_spec(llm))
-    if get_llm_spec(llm).architecture is None and _is_multimodal(source):
-        return None  # its text part has other names
     if not Path(source).is_dir():
         from huggingface_hub import snapshot_download
 
         source = snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "tokenizer.model"])
     folder = Path(source)
+    if "text_config" in json.loads((folder / "config.json").read_text()):
+        return None  # a multimodal model, whose text part has other names
     if (folder / INDEX).is_file():
         names = json.loads((folder / INDEX).read_text())["weight_map"]
         return {name: folder / Path(file).name for name, file in names.items()}
     file = folder / "model.safetensors"
     return dict.fromkeys(read_header(file)[0], file) if file.is_file() else None
-
-
-def _is_multimodal(source: str) -> bool:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(source, **NO_CODE)
-    return config.get_text_config() is not config
 
 
 def placeholder_llm(llm: str, vocabulary: int, dtype: torch.dtype):
