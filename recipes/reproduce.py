@@ -6,9 +6,11 @@ an interruption: what has ended is not repeated.
 
 import sys
 
+from prismatic.training.lock import hold, releases
 from recipes.reproduce_settings import ReproduceConfig, parse_reproduce
 
 
+@releases
 def main(config: ReproduceConfig) -> dict:
     """Runs what has not been run, and gives the findings that the report shows."""
     from collections import defaultdict
@@ -20,6 +22,7 @@ def main(config: ReproduceConfig) -> dict:
     from prismatic.miniature.writers import miniature_llava
     from prismatic.training.report import table
 
+    hold(Path(config.run_root), "wait for it, or choose another --run_root")
     study = Study(config)
     stages = list(study.stages.values())
     waiting = run.pending(stages)

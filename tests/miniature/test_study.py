@@ -22,6 +22,8 @@ from prismatic.miniature.study import plan, run, stage
 from prismatic.miniature.study.costs import evaluation_flops
 from prismatic.miniature.study.findings import against_controls, constant_score, paired, spread
 from prismatic.miniature.study.plan import ABLATIONS, BASE, CELLS, CONTROLS, TASKS, Stage, Study
+from prismatic.training.lock import LOCK
+from recipes.reproduce import main
 from recipes.reproduce_settings import ReproduceConfig, parse_reproduce
 
 TINY = {
@@ -200,6 +202,17 @@ def test_a_killed_study_goes_on(tmp_path):
     for path in later:
         told = stage.read(path.parent)
         assert told["command"].startswith("python -m recipes.") and told["processor_seconds"] > 0
+
+
+def test_a_study_at_work_is_left_alone(tmp_path):
+    code = f"import pathlib, time; from prismatic.training.lock import hold; hold(pathlib.Path({str(tmp_path)!r}), '')"
+    first, lock = forked.Process(["-c", f"{code}; time.sleep(60)"]), tmp_path / LOCK
+    while not (lock.exists() and lock.read_text()):
+        time.sleep(0.02)
+    with pytest.raises(ValueError, match=f"is in use by process {first.pid} .* choose another --run_root"):
+        main(parse_reproduce(["--run_root", str(tmp_path)]))
+    first.send_signal(signal.SIGKILL)
+    first.wait()
 
 
 @pytest.mark.slow
