@@ -50,7 +50,8 @@ def generate_answers(
         return []
     training, device = model.training, accelerator.device
     model.to(device).eval()
-    batch_size = 1 if padding_problem(model, processor) else batch_size
+    with accelerator.autocast():
+        batch_size = 1 if padding_problem(model, processor) else batch_size
     said = []
     for start in tqdm(range(0, len(items), batch_size), desc="answering", leave=False, delay=5):
         batch = items[start : start + batch_size]

@@ -72,7 +72,8 @@ def main(config: FinetuneConfig) -> dict:
         model.activation_checkpointing_enable()
     place(model, accelerator.device)
     if data.packing:
-        model.set_attn_implementation({"text_config": SEGMENTED})
+        with accelerator.autocast():  # rows are tried, as they are computed
+            model.set_attn_implementation({"text_config": SEGMENTED})
     title = f"{config.vision_backbone} -> {config.projector} -> {config.llm}, stage {config.stage}"
     report.print_parts(accelerator, title, optim.trained_and_frozen(model))
     if note := check_context(sharding.base_model(model), config.max_length, processor.num_image_tokens):
@@ -84,7 +85,8 @@ def main(config: FinetuneConfig) -> dict:
     if later:
         fill(sharding.base_model(model).llm, config.llm, accelerator.device)
         if data.packing:
-            check_packing(sharding.base_model(model), trained)
+            with sharding.computes_in(trained, accelerator):
+                check_packing(sharding.base_model(model), trained)
     groups = optim.parameter_groups(model.named_parameters(), config.weight_decay * (config.decay == "matrices"))
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
 
