@@ -47,7 +47,8 @@ def export(run: str, out: Path, dtype: str = "float32", keep_adapters: bool = Fa
     """
     import torch
 
-    from prismatic.models.load import load, save_parts
+    from prismatic.models.load import load
+    from prismatic.models.lora import save_parts
     from prismatic.training.checkpoint import save_model
 
     if out.exists():
@@ -67,7 +68,8 @@ def adapted(run: str) -> dict:
     Raises:
         ValueError: there are none.
     """
-    from prismatic.models.load import PARTS_FILE, find_model
+    from prismatic.models.load import find_model
+    from prismatic.models.lora import PARTS_FILE
     from prismatic.models.no_code import read_object
     from prismatic.training.checkpoint import latest_checkpoint
     from prismatic.training.state import STATE_JSON

@@ -14,12 +14,11 @@ CONVERSATION = [
 ]  # fmt: skip
 
 
-def check(llm: str, vision_backbone: str = "miniature-aligned", prompt_style: str = "auto") -> dict[str, str]:
+def check(llm: str, prompt_style: str = "auto") -> dict[str, str]:
     """What works with a language model, by `COLUMNS`: "yes", or what happens instead.
 
     Args:
         llm: Registered id, Hugging Face id or folder.
-        vision_backbone: That it is put together with.
         prompt_style: Its chat template.
 
     Raises:
@@ -29,7 +28,7 @@ def check(llm: str, vision_backbone: str = "miniature-aligned", prompt_style: st
     from prismatic.models.load import build
     from prismatic.models.self_check import packing_problem
 
-    model, processor = build(vision_backbone, llm, "linear", prompt_style=prompt_style)
+    model, processor = build("miniature-aligned", llm, "linear", prompt_style=prompt_style)
     model.eval()
     packing, sharing = packing_problem(model), sharing_problem(model, processor)
     alone = sharing and padding_problem(model, processor)
@@ -101,7 +100,7 @@ def main(config: argparse.Namespace) -> None:
     rows, notes, failed = [], [], []
     for llm in config.llm:
         try:
-            found = check(llm, config.vision_backbone, config.prompt_style)
+            found = check(llm, config.prompt_style)
         except Exception as error:  # of a stranger's architecture: anything, and the others go on
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             failed.append(f"{llm}: {kind}{error}")
@@ -118,7 +117,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments of the command line."""
     parser = argparse.ArgumentParser(prog="python -m recipes.check_llm", description=__doc__)
     parser.add_argument("llm", nargs="+", help="registered id, Hugging Face id or folder")
-    parser.add_argument("--vision_backbone", default="miniature-aligned", help="put together with it")
     parser.add_argument("--prompt_style", default="auto", help="name, FILE.jinja, or auto: the LLM's own")
     return parser.parse_args(argv)
 

@@ -26,11 +26,11 @@ def main(config: FinetuneConfig) -> dict:
     from prismatic.data.rows import RowBatches
     from prismatic.data.sources import open_data
     from prismatic.models.attention import SEGMENTED
-    from prismatic.models.load import PARTS_FILE, check_parts, load, start_stage
-    from prismatic.models.lora import lasting
+    from prismatic.models.load import check_parts, load, start_stage
+    from prismatic.models.lora import PARTS_FILE, lasting
     from prismatic.models.placeholders import fill, place, weight_files
     from prismatic.models.self_check import check_context, check_packing
-    from prismatic.models.speech import style_of, template_of
+    from prismatic.models.speech import style_of
     from prismatic.training import loop, objective, optim, report, sharding
     from prismatic.training.checkpoint import TRAINED, epoch_folder, has_epoch, save_model
     from prismatic.training.processes import on_main
@@ -47,8 +47,8 @@ def main(config: FinetuneConfig) -> dict:
 
     # What can fail early fails here, before any weights are read.
     import_plugins(config.plugins)
-    parts = {"init_from": config.init_from} if config.init_from else {name: getattr(config, name) for name in PARTS}
-    parts = lasting(parts) | {"prompt_style": template_of(config.prompt_style) or "auto"}  # a file may move
+    named = ("init_from", "prompt_style") if config.init_from else PARTS
+    parts = lasting({name: getattr(config, name) for name in named})
     if not config.init_from:
         check_parts(**parts)
     accumulation_steps(config.global_batch_size, world, config.per_device_batch_size)

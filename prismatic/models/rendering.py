@@ -1,7 +1,7 @@
 """Conversations written through chat templates, in training and evaluation alike.
 
 A template is asked once for every order of roles, with stand-ins for the contents; what people wrote goes into their
-places as it is. So no template changes or drops it, and none can make it a control token.
+places as it is. So no template changes it, and none can make it a control token.
 """
 
 import os
@@ -43,7 +43,7 @@ def write_turns(conversation: list[dict], template: "str | PreTrainedTokenizerBa
 
     A user's turn ends where the model goes on: it includes the generation prompt, and what a template writes between
     that and an answer (an empty block of thoughts), but not a mere space, which the model says. A system message opens
-    the first turn. An answer ends as the template has it, be it followed by a turn or not, and in any case in a control
+    the first turn, where the template writes it. An answer ends as the template has it, be it followed by a turn or not, and in any case in a control
     token, EOS for want of another.
 
     Args:
@@ -119,7 +119,7 @@ def _frames_of(roles, template: str, special_tokens: tuple, control: tuple[str, 
             lead = before[len(prompt) :] if before.startswith(prompt) else ""
             if lead.strip():
                 prompt, lead = prompt + lead, ""
-            after(prompt, number)
+            after(prompt, number)  # else a question would be lost; system messages some styles of the reference drop
             frames.append((after(prompt, number - 1)[len(ends) :] if frames else prompt, 0))
             continue
         ends = tail

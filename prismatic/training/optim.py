@@ -15,7 +15,7 @@ STAGES = ("align", "finetune", "full-finetune", "lora")
 def set_trainable(model: nn.Module, stage: str) -> None:
     """Freezes what a stage does not train: align trains the projector, finetune also the LLM, full-finetune all.
 
-    For lora it freezes all but the projector; peft adds the adapters (`prismatic.models.load.add_lora`).
+    For lora it freezes all but the projector; peft adds the adapters (`prismatic.models.lora.add_lora`).
 
     Raises:
         ValueError: the stage is unknown.

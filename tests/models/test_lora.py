@@ -72,7 +72,10 @@ def test_parts_are_named_so_that_they_are_found_from_anywhere(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "llm").mkdir(parents=True), (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "miniature").mkdir()  # a name goes before a folder
-    parts = {"llm": "models/llm", "vision_backbone": "mine", "projector": "linear", "image_size": None}
-    assert lasting(parts) == parts | {"llm": f"{tmp_path}/models/llm", "vision_backbone": f"{tmp_path}/runs/mine"}
+    (tmp_path / "mine.jinja").write_text("{{ messages }}")
+    parts = {"llm": "models/llm", "vision_backbone": "mine", "init_from": "mine", "image_size": None}
+    parts["prompt_style"] = "mine.jinja"
+    found = {"llm": f"{tmp_path}/models/llm", "init_from": f"{tmp_path}/runs/mine", "prompt_style": "{{ messages }}"}
+    assert lasting(parts) == parts | found
     named = {"llm": "miniature", "vision_backbone": "clip-vit-l-336px", "init_from": "owner/model"}
-    assert lasting(named) == named
+    assert lasting(named) == named | {"prompt_style": "auto"}

@@ -186,7 +186,7 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 
 def test_lora_adapters_reload_and_merge(tmp_path):
-    from prismatic.models.load import add_lora, save_parts
+    from prismatic.models.lora import add_lora, save_parts
 
     parts = {"vision_backbone": "miniature", "llm": "miniature", "projector": "gelu-mlp"}
     torch.manual_seed(1)
@@ -215,7 +215,7 @@ def test_lora_adapters_reload_and_merge(tmp_path):
 
 def test_adapters_and_models_that_were_changed_are_refused(tmp_path):
     """Missing, renamed and added adapters; weights that are not numbers, in adapters and whole models."""
-    from prismatic.models.load import PARTS_FILE, add_lora
+    from prismatic.models.lora import PARTS_FILE, add_lora
     from prismatic.training.checkpoint import save_model
 
     parts = {"vision_backbone": "miniature", "llm": "miniature", "projector": "gelu-mlp"}

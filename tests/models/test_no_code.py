@@ -12,7 +12,8 @@ import torch
 import prismatic
 from eval.adapters import load_engine
 from prismatic.models.llm import llm_config, load_llm, load_tokenizer
-from prismatic.models.load import EMBEDDED, PARTS_FILE, add_lora, build
+from prismatic.models.load import EMBEDDED, build
+from prismatic.models.lora import PARTS_FILE, add_lora
 from prismatic.models.no_code import FILES, check_parts_named, refuse_code
 from recipes.settings import parse_finetune
 
