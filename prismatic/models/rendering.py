@@ -43,8 +43,8 @@ def write_turns(conversation: list[dict], template: "str | PreTrainedTokenizerBa
 
     A user's turn ends where the model goes on: it includes the generation prompt, and what a template writes between
     that and an answer (an empty block of thoughts), but not a mere space, which the model says. A system message opens
-    the first turn, where the template writes it. An answer ends as the template has it, be it followed by a turn or not, and in any case in a control
-    token, EOS for want of another.
+    the first turn, where the template writes it. An answer ends as the template has it, be it followed by a turn or
+    not, and in any case in a control token, EOS for want of another.
 
     Args:
         conversation: turns as `to_messages` takes them.
