@@ -144,7 +144,8 @@ def serve(address: str) -> None:
     get_checkpoint_conversion_mapping("llama")  # compiles a thousand expressions, once a process
     from prismatic.training import loop
 
-    loop.matmul_peak = lambda accelerator: 1e12  # commands do not measure the machine: a third of a second each
+    # Commands measure neither the machine nor their operations: a third of a second each.
+    loop.matmul_peak, loop.count_flops = lambda accelerator: 1e12, lambda *args: 1e9
     gc.collect(), gc.freeze(), gc.enable()  # children would copy every page that their collector writes to
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(f"{address}.new")

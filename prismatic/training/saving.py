@@ -111,6 +111,8 @@ class Checkpoints:
         self.stager = DefaultStager(StagingOptions(pinned, False, False, False))
         self.thread, self.saving, self.staged = ThreadPoolExecutor(1), None, threading.Event()
         self.waited = 0.0
+        if not self.group:  # an error that leaves the run leaves no save behind; of several, some may wait for ever
+            at_end(self.thread.shutdown)
         self.signals = StopSignals(run_dir, accelerator)
         self.should_stop = self.signals.should_stop
 

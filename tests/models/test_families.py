@@ -17,7 +17,6 @@ from prismatic.data.sources import open_data
 from prismatic.models.llm import llm_config
 from prismatic.models.load import build
 from prismatic.models.self_check import check_causal
-from prismatic.training import loop
 from recipes.check_llm import COLUMNS, check
 from recipes.finetune import main
 from recipes.settings import DataConfig, parse_finetune
@@ -122,11 +121,10 @@ def test_held_out_questions_are_answered_as_one_by_one(tmp_path):
     assert together == [generate_answers(model, processor, held_out, [item], **options)[0] for item in items]
 
 
-def test_packing_is_refused_before_training(tmp_path, monkeypatch):
+def test_packing_is_refused_before_training(tmp_path):
     """By the recipe; rows that are padded train."""
-    monkeypatch.setattr(loop, "matmul_peak", lambda accelerator: 1e12)
     llm = write_llm(tmp_path / "llm", "falcon")
-    arguments = ["--llm", llm, "--data.annotations", "miniature:8", "--data.held_out", "null", "--data.workers", "0",
+    arguments = ["--llm", llm, "--data.annotations", "miniature:8", "--data.held_out_limit", "1", "--data.workers", "0",
                  "--global_batch_size", "4", "--per_device_batch_size", "4", "--max_steps", "1", "--eval_tasks", "[]",
                  "--run_root", str(tmp_path), "--run_id", "r"]  # fmt: skip
     with pytest.raises(

@@ -157,7 +157,7 @@ def test_an_alignment_stops_as_asked_and_goes_on_bit_for_bit(tmp_path, monkeypat
 
 def test_a_disk_that_is_full_when_models_are_saved(tmp_path, monkeypatch, capsys):
     """A real failure to write: training goes on, the last model is an error, and the same command then saves it."""
-    arguments = ["--epochs", "2", "--eval_tasks", "[]", "--data.held_out", "null"]
+    arguments = ["--epochs", "2", "--eval_tasks", "[]", "--data.held_out_limit", "1"]
     run(tmp_path, "whole", *arguments)
     real, limits = checkpoint.save_model, resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -190,7 +190,7 @@ def test_a_report_that_cannot_be_written_costs_no_answers(tmp_path, monkeypatch)
 
 
 def test_a_tracker_that_fails_is_told_and_ends_nothing(tmp_path, monkeypatch, capsys):
-    arguments = ["--eval_tasks", "[]", "--data.held_out", "null"]
+    arguments = ["--eval_tasks", "[]", "--data.held_out_limit", "1"]
     interrupts(monkeypatch, Accelerator, "log", ConnectionError("no network"))
     assert run(tmp_path, "r", *arguments)["steps"] == 2
     told = "a tracker fails (ConnectionError: no network); training goes on"
