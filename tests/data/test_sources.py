@@ -241,7 +241,7 @@ NEARLY_ROWS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(NEARLY_ROWS, min_size=1, max_size=3) | ANYTHING, cut=st.integers(0, 40))
 def test_any_rows_give_a_data_set_or_a_value_error(tmp_path, rows, cut):
     path = tmp_path / f"rows{next(NUMBERS)}.json"

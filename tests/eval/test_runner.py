@@ -29,7 +29,7 @@ TASKS = ["refcoco", "vsr", "tallyqa"]
 def world(tmp_path_factory):
     """A data root of few scenes and a saved model with a random projector."""
     folder = tmp_path_factory.mktemp("evaluation")
-    write_benchmarks(folder / "data", 8)
+    write_benchmarks(folder / "data", 4)
     torch.manual_seed(0)
     model, processor = prismatic.build("miniature", "miniature", "gelu-mlp")
     model.save_pretrained(folder / "model"), processor.save_pretrained(folder / "model")
@@ -240,7 +240,7 @@ class Useless(Scarce):
 
 def test_errors_of_every_question_are_one_of_the_run(world, tmp_path):
     engine = load_engine(str(world / "model"), dtype=torch.float32, device="cpu", batch_size=4)
-    with pytest.raises(ValueError, match="vsr: none of the first 8 questions could be answered: no memory"):
+    with pytest.raises(ValueError, match="vsr: none of the first 6 questions could be answered: no memory"):
         run(world, Useless(engine, 0), tmp_path)
     assert not list(tmp_path.rglob("samples.jsonl"))
     entry = run(world, engine, tmp_path)
@@ -249,7 +249,7 @@ def test_errors_of_every_question_are_one_of_the_run(world, tmp_path):
 
 def test_too_many_errors_end_with_status_1_and_keep_the_scores(world, whole, tmp_path, monkeypatch):
     def some(*args, **options):
-        return Useless(load_engine(*args, **options), 8)
+        return Useless(load_engine(*args, **options), 4)
 
     monkeypatch.setattr("eval.adapters.load_engine", some)
     with pytest.raises(ValueError, match=r"\d+ of \d+ questions ended in errors .* --max_error_share 0"):

@@ -8,6 +8,8 @@ import pytest
 from golden_cases import ROOT
 
 LATER = """
+import gc
+gc.disable()  # a quarter of the time that importing takes
 import sys
 import prismatic
 assert not {"torch", "transformers", "timm", "numpy"} & set(sys.modules), "importing it brings others along"

@@ -210,8 +210,9 @@ def test_two_processes_are_one_are_one_that_accumulates(first, tmp_path):
             assert [row[name] for row in metrics(other) if name in row] == pytest.approx(expected, rel=1e-4), name
         variance = read_summary(first)["teacher_variance"]
         assert read_summary(other)["teacher_variance"] == pytest.approx(variance, rel=1e-6)
+        trained = state(other, "model")
         for name, weights in state(first, "model").items():
-            torch.testing.assert_close(state(other, "model")[name], weights, atol=1e-4, rtol=0)
+            torch.testing.assert_close(trained[name], weights, atol=1e-4, rtol=0)
 
 
 def test_ema_is_what_is_validated_and_exported(tmp_path, monkeypatch, students):

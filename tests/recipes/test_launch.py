@@ -73,6 +73,7 @@ def test_an_unknown_key_would_be_noticed(tmp_path):
         load_config_from_file(str(file))
 
 
+@pytest.mark.slow
 def test_two_cpu_processes_are_a_group_that_finishes(tmp_path):
     run = start(accelerate("cpu-2.yaml", tmp_path, "two", "--processes", "2", "--max_steps", "2"))
     out = run.communicate(timeout=200)[0]

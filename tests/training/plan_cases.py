@@ -28,7 +28,7 @@ class Case:
 CASES = {
     "finetune": Case(),
     "checkpointing": Case(checkpointing=True, rows=6),
-    "lora": Case("lora", layers=2),
+    "lora": Case("lora", rows=2, layers=1),
     "full-finetune": Case("full-finetune"),
     "accumulation": Case(checkpointing=True, accumulation=2),
     "bf16": Case(precision="bf16", rows=1, layers=2),
