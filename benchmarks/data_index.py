@@ -72,11 +72,11 @@ def measure(annotations: Path, root: Path) -> dict[str, float]:
     before, peak_before = unique(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
     dataset = ConversationDataset(annotations, root)
-    is_multimodal, words = dataset.is_multimodal, dataset.word_counts
+    images, words = dataset.image_counts, dataset.word_counts
     found = {"seconds": time.perf_counter() - start}
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - peak_before
     start = time.perf_counter()
-    plan = micro_batches(split_modality_indices(is_multimodal, words, 128, 8, seed=0, epoch=0), 0, 8, 128, 16)
+    plan = micro_batches(split_modality_indices(images, words, 128, 8, seed=0, epoch=0), 0, 8, 128, 16)
     found["plan"] = time.perf_counter() - start
     found["row"] = read_random_rows(0) * 1e6
     found["main"] = unique() - before

@@ -87,7 +87,7 @@ def run(variant: str, lengths: list[int], share: float, repeats: int) -> dict:
 
     def step(batch):
         if variant == "plain":
-            loss = model(**{k: v for k, v in batch.items() if k != "skipped"}, use_cache=False).loss
+            loss = model(**{k: v for k, v in batch.items() if hasattr(v, "shape")}, use_cache=False).loss
         else:
             loss = objective.supervised_loss(model, batch) / objective.supervised_tokens(batch)
         loss.backward()

@@ -143,6 +143,7 @@ def load_engine(
     batch_size: int,
     strict: bool = False,
     prompt_style: str = "auto",
+    base: str | None = None,
     say=print,
 ):
     """The engine for a model: ours share what questions have in common, others answer through `generate`.
@@ -154,6 +155,7 @@ def load_engine(
         batch_size: Rows that are computed at once.
         strict: One question at a time, nothing shared.
         prompt_style: Name or file of a chat template; "auto" keeps the model's own.
+        base: Where what LoRA adapters adapt lies now, if it was moved.
         say: Takes a line on what cannot be shared.
 
     Raises:
@@ -170,7 +172,7 @@ def load_engine(
             raise ValueError(f"the processor of {name} needs a package: {' '.join(str(error).split())}") from error
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, trust_remote_code=False)
     else:
-        model, processor = prismatic.load(name, dtype=dtype)
+        model, processor = prismatic.load(name, dtype=dtype, base=base)
     model = model.to(device).eval()
     if isinstance(model, prismatic.PrismaticForConditionalGeneration):
         speak(model, processor, prompt_style)

@@ -12,24 +12,43 @@ from tqdm import tqdm
 
 from eval.sharing import padding_problem
 from prismatic.data.sources import ConversationDataset
+from prismatic.models.prompts import ROLES
 from prismatic.training.report import short
 from vision_backbones.files import replacing
 
 
 @dataclass(frozen=True)
 class Item:
-    """A question about an image (or none) and the expected answer; `row` is its place in the data set."""
+    """A question about images (or none) and the expected answer; `row` is its place in the data set.
+
+    `turns` are the row's up to the question: a system message may come before it.
+    """
 
     row: int
     id: str
-    question: str
+    turns: tuple[dict, ...]
     answer: str
+
+    @property
+    def question(self) -> str:
+        """As the row says it."""
+        return self.turns[-1]["value"]
 
 
 def read_items(source: ConversationDataset, limit: int) -> list[Item]:
-    """The first question and answer of the first `limit` rows."""
-    rows = [(i, source[i]) for i in range(min(limit, len(source)))]
-    return [Item(i, r["id"], r["conversations"][0]["value"], r["conversations"][1]["value"]) for i, r in rows]
+    """The first question and answer of the first `limit` rows.
+
+    Raises:
+        ValueError: a row cannot be read, or has no answer.
+    """
+    source.check_rows()
+    items = []
+    for number in range(min(limit, len(source))):
+        row = source[number]
+        turns = row["conversations"]
+        first = 1 + (ROLES[turns[0]["from"]] == "system")
+        items.append(Item(number, row["id"], tuple(turns[:first]), turns[first]["value"]))
+    return items
 
 
 def generate_answers(
@@ -55,9 +74,8 @@ def generate_answers(
     said = []
     for start in tqdm(range(0, len(items), batch_size), desc="answering", leave=False, delay=5):
         batch = items[start : start + batch_size]
-        pictured = [source.is_multimodal[item.row] for item in batch]
-        images = [source.load_image(item.row) if has else None for item, has in zip(batch, pictured, strict=True)]
-        inputs = processor.ask([item.question for item in batch], images).to(device)
+        images = [source.load_images(item.row) for item in batch]
+        inputs = processor.ask([list(item.turns) for item in batch], images).to(device)
         with torch.inference_mode(), accelerator.autocast():
             tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         said += processor.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

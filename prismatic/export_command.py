@@ -30,16 +30,20 @@ def add_export(commands) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="of all weights (default: float32, which training keeps)"
     )
+    parser.add_argument(
+        "--base", help="where the LLM that adapters adapt lies now, if it was moved; or PART=PATH of several"
+    )
     parser.add_argument("--keep_adapters", action="store_true", help="write LoRA adapters as such instead of merging")
 
 
-def export(run: str, out: Path, dtype: str = "float32", keep_adapters: bool = False) -> Path:
+def export(run: str, out: Path, dtype: str = "float32", keep_adapters: bool = False, base: str | None = None) -> Path:
     """Writes the model to the new folder `out`.
 
     Args:
         run: whatever `prismatic.load` reads.
         out: must not exist.
         dtype: name of the precision of every tensor.
+        base: where what adapters adapt lies now, if it was moved.
         keep_adapters: write peft adapters and what they adapt, instead of merging.
 
     Raises:
@@ -48,17 +52,19 @@ def export(run: str, out: Path, dtype: str = "float32", keep_adapters: bool = Fa
     import torch
 
     from prismatic.models.load import load
-    from prismatic.models.lora import save_parts
+    from prismatic.models.lora import relocated, save_parts
     from prismatic.training.checkpoint import save_model
 
     if out.exists():
         raise ValueError(f"{out} exists already: choose another folder")
     parts = adapted(run) if keep_adapters else None
-    model, processor = load(run, dtype=getattr(torch, dtype), merge=not keep_adapters)
+    model, processor = load(run, dtype=getattr(torch, dtype), merge=not keep_adapters, base=base)
     if parts is None:
         return save_model(model, processor, out)
     folder = save_model(model, processor, out.with_name(f".{out.name}.adapters"), replace=True)
-    save_parts(folder, parts)  # before the folder is in its place: adapters alone cannot be loaded
+    save_parts(
+        folder, relocated(parts, base, run)
+    )  # before the folder is in its place: adapters alone cannot be loaded
     return folder.rename(out)
 
 

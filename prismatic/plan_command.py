@@ -73,6 +73,7 @@ def describe(config, plan) -> str:
         ("tokens of a mean example", f"{plan.tokens:,} with its image"),
         ("arithmetic of a step", f"{plan.flops / 1e15:.3g} PFLOP, all GPUs together"),
         ("a step", f"{seconds:.3g} s at {config.mfu:.0%} of {config.tflops:g} TFLOP/s a GPU"),
+        ("passes over the data", f"{plan.passes:.3g}"),
         ("the run", f"{plan.steps:,} steps, {plan.hours:.3g} hours, {plan.hours * config.gpus:.3g} GPU hours"),
     ]
     return "\n\n".join(

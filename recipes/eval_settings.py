@@ -14,6 +14,7 @@ class EvaluateConfig:
     """
 
     model: str | None = None  # run (or its name), saved model, or Hugging Face id of any image-text-to-text model
+    base: str | None = None  # where the LLM that a LoRA run adapts lies now, if it was moved (or PART=PATH,...)
     tasks: list[str] = field(default_factory=list)  # such as refcoco,refcoco:testA,vsr
     data_root: str = ""  # folder that holds the data sets; "miniature:400" draws that many scenes as five benchmarks
     out: str | None = None  # folder of the results; a second call continues there; eval/ in the run, or runs/eval-NAME
@@ -67,4 +68,5 @@ def after_finetune(config, run_dir) -> EvaluateConfig:
         precision=config.precision,
         allow_partial=config.eval_root.startswith("miniature:"),
         plugins=config.plugins,
+        base=config.base,
     )

@@ -53,6 +53,7 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
         batch_size=config.batch_size,
         strict=config.strict,
         prompt_style=config.prompt_style,
+        base=config.base,
         say=accelerator.print,
     )
     box_frame = config.box_frame or getattr(engine.model.config, "box_frame", "image")

@@ -65,7 +65,7 @@ def main(config: FinetuneConfig) -> dict:
     # The model, what of it is trained, and the optimizer. Sharded, a process reads its own part of the LLM alone.
     set_seed(config.seed)
     later = sharding.shards(config.sharding, world) and not (held_out or config.init_from) and weight_files(config.llm)
-    model, processor = start_stage(parts, config.stage, vars(config.lora), llm_later=bool(later))
+    model, processor = start_stage(parts, config.stage, vars(config.lora), llm_later=bool(later), base=config.base)
     if config.precision == "bf16":
         optim.halve_frozen(model)
     if config.gradient_checkpointing:
@@ -76,8 +76,14 @@ def main(config: FinetuneConfig) -> dict:
             model.set_attn_implementation({"text_config": SEGMENTED})
     title = f"{config.vision_backbone} -> {config.projector} -> {config.llm}, stage {config.stage}"
     report.print_parts(accelerator, title, optim.trained_and_frozen(model))
-    if note := check_context(sharding.base_model(model), config.max_length, processor.num_image_tokens):
+    images = int(source.image_counts.max()) * processor.num_image_tokens
+    if note := check_context(sharding.base_model(model), config.max_length, images):
         accelerator.print(f"note: {note}")
+    if source.stray_rows:
+        accelerator.print(
+            f'note: {source.stray_rows:,} rows say "<image>" as a word, which is taken out: '
+            "python -m prismatic.data.verify counts them"
+        )
     accelerator.print(f"prompt style: {style_of(processor.tokenizer)}")
     items = read_items(held_out, data.held_out_limit) if held_out and accelerator.is_main_process else []
     before = generate_answers(model, processor, held_out, items, accelerator=accelerator)
@@ -93,6 +99,8 @@ def main(config: FinetuneConfig) -> dict:
     # The data, and where an interrupted run goes on.
     fingerprint = on_main(accelerator, lambda: of_conversations(source, processor.tokenizer))
     batches = RowBatches(config, source, processor, accelerator.process_index, world)
+    passes = batches.steps / batches.steps_per_epoch
+    accelerator.print(f"{batches.steps:,} steps, {passes:.3g} passes over {len(source):,} rows")
     done = resume(config.resume, run_dir, accelerator, model, optimizer, data=fingerprint)
     log = metrics_log(accelerator, config, run_dir, done)
     checkpoints = Checkpoints(
@@ -142,7 +150,9 @@ def main(config: FinetuneConfig) -> dict:
     )
     checkpoints.close()
     model = trained = optimizer = groups = checkpoints = None  # frees what the evaluations need
-    after = generate_answers(*load(run_dir), held_out, items, accelerator=accelerator) if items else []
+    after = (
+        generate_answers(*load(run_dir, base=config.base), held_out, items, accelerator=accelerator) if items else []
+    )
     tasks = {}
     if config.eval_tasks:
         tasks = evaluate.main(after_finetune(config, run_dir), accelerator).get("tasks", {})
@@ -150,7 +160,7 @@ def main(config: FinetuneConfig) -> dict:
 
     if not accelerator.is_main_process:
         return {}
-    summary = report.summarise(run_dir, time.perf_counter() - started)
+    summary = report.summarise(run_dir, time.perf_counter() - started, batches.steps_per_epoch)
     summary["prompt_style"] = style_of(processor.tokenizer)
     if items:
         summary |= scores(data.held_out, items, before, after)

@@ -38,12 +38,13 @@ class ImageTrainingConfig:
 
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     epochs: int = 5  # passes over the training images
-    max_steps: int | None = None  # optimizer steps to stop after, whatever the epochs
+    max_steps: int | None = None  # optimizer steps to stop after, through as many epochs as that takes
     global_batch_size: int = 1024  # images an optimizer step, over all processes
     per_device_batch_size: int = 128  # images a micro-batch on one process, at most; the rest is accumulated
     learning_rate: float = 3e-4  # peak
     min_learning_rate: float = 3e-5  # where the cosine ends
     warmup_epochs: float = 0.0  # linear warm-up
+    warmup_learning_rate: float = 0.0  # where it begins
     weight_decay: float = 0.01  # AdamW
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # AdamW
     max_grad_norm: float = 1.0  # global norm that gradients are clipped to

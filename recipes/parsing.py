@@ -5,6 +5,7 @@ Lives here and not in `prismatic`, whose import brings torch and transformers: `
 
 import dataclasses
 import difflib
+import functools
 import math
 import operator
 import sys
@@ -17,6 +18,7 @@ import draccus
 import yaml
 
 MOST_VALUES = 10_000  # of a settings file
+STAGES = ("align",)  # those for which presets hold settings of their own
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
@@ -34,6 +36,7 @@ def parse(config_class, argv: list[str], *, default: str, named: str | None = No
         argv: the command line.
         default: YAML file in `recipes/configs` that is read when neither --config_path nor --model is given.
         named: YAML file in `recipes/configs` of the presets that --model names; without one it is an ordinary setting.
+            What a preset has under the name of a stage holds with that --stage.
         check: raises ValueError for values that make no sense.
     """
     try:
@@ -71,9 +74,24 @@ def check_choices(config, choices: dict[str, tuple[str, ...]], positive: tuple[s
         raise ValueError(f"--max_steps is {config.max_steps}: expected at least 1, or null for all steps of the epochs")
 
 
+@functools.cache
 def read_presets(file: str) -> dict[str, dict[str, Any]]:
-    """Presets by name, from a YAML file in `recipes/configs`."""
-    return yaml.safe_load((CONFIGS / file).read_text())
+    """Presets by name, from a YAML file in `recipes/configs`; what begins with a dot is a part of others."""
+    presets = yaml.safe_load((CONFIGS / file).read_text())
+    return {name: preset for name, preset in presets.items() if not name.startswith(".")}
+
+
+def _preset(presets: dict[str, Any], name: str, stage: str | None) -> dict[str, Any]:
+    """Settings of a preset in a stage, by default the preset's own."""
+    preset = presets[name]
+    stages = {key: value for key, value in preset.items() if key in STAGES}
+    own = {key: value for key, value in preset.items() if key not in STAGES}
+    return _merged(own, stages.get(stage, {}))
+
+
+def _merged(settings: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    nested = {key for key in settings.keys() & over.keys() if isinstance(settings[key], dict) and over[key]}
+    return settings | over | {key: _merged(settings[key], over[key]) for key in nested}
 
 
 def _parse(config_class, argv: list[str], default: str, named: str | None):
@@ -97,7 +115,7 @@ def _parse(config_class, argv: list[str], default: str, named: str | None):
         models = read_presets(named) if named else {name: {}}
         if name not in models:
             raise unknown("model", name, models)
-        settings = {**models[name], **settings, "model": name}
+        settings = _merged(_preset(models, name, _stage(rest) or settings.get("stage")), settings) | {"model": name}
     rest = _listed(config_class, rest)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as merged:
         yaml.safe_dump(settings, merged)
@@ -139,6 +157,12 @@ def _listed(config_class, argv: list[str]) -> list[str]:
 
 def _default(config_class, name: str):
     return operator.attrgetter(name)(config_class())
+
+
+def _stage(argv: list[str]) -> str | None:
+    parts = [part for a in argv for part in (a.split("=", 1) if a.startswith("--stage=") else [a])]
+    given = [value for flag, value in zip(parts, parts[1:], strict=False) if flag == "--stage"]
+    return given[-1] if given else None
 
 
 def _split(argv: list[str]) -> tuple[dict[str, str], list[str]]:

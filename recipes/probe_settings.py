@@ -24,7 +24,7 @@ class ProbeConfig:
     full_finetune: bool = False  # train the backbone too; needs --cache off
     cache: str = "memory"  # where features are kept, which are computed once: memory, disk, or off (every epoch anew)
     epochs: int = 5  # passes over the training images
-    max_steps: int | None = None  # optimizer steps to stop after, whatever the epochs
+    max_steps: int | None = None  # optimizer steps to stop after, through as many epochs as that takes
     batch_size: int = 32  # images an optimizer step
     learning_rate: float = 1e-3  # peak
     min_learning_rate: float = 1e-4  # where the cosine ends

@@ -20,7 +20,7 @@ PARTS = ("vision_backbone", "llm", "projector", "image_resize_strategy", "image_
 MAY_CHANGE = (  # settings in which a run may differ from the unfinished one that it continues
     "data.workers", "per_device_batch_size", "gradient_checkpointing", "processes", "sharding", "timeout_minutes",
     "save_every_steps", "keep_last", "keep_every", "resume", "run_root", "trackers", "eval_tasks", "eval_root",
-    "learning_rate", "min_learning_rate", "max_grad_norm",
+    "learning_rate", "min_learning_rate", "max_grad_norm", "base",
 )  # fmt: skip
 
 
@@ -66,6 +66,9 @@ class FinetuneConfig:
     image_size: int | None = None  # side of the input image in pixels; the backbone's own if null
     prompt_style: str = "auto"  # chat template: a name, FILE.jinja, or auto: the LLM's own, else "pure"; docs/llms.md
     init_from: str | None = None  # run or save_pretrained folder to start from, such as the run of stage align
+    base: str | None = (
+        None  # where the LLM of a LoRA run --init_from lies now, if it was moved; or PART=PATH of several
+    )
 
     data: DataConfig = field(default_factory=DataConfig)
     stage: str = (
@@ -74,7 +77,7 @@ class FinetuneConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     epochs: int = 2  # passes over the data
-    max_steps: int | None = None  # optimizer steps to stop after, whatever the epochs
+    max_steps: int | None = None  # optimizer steps to stop after, through as many epochs as that takes
     global_batch_size: int = 128  # examples an optimizer step, over all processes
     per_device_batch_size: int = 16  # examples a micro-batch on one process
     max_length: int = 2048  # text tokens an example; what is longer is cut

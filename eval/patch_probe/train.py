@@ -16,7 +16,7 @@ from eval.patch_probe.features import Probe, Split
 from eval.patch_probe.labels import unpack
 from eval.patch_probe.metrics import jsonable, probe_loss
 from eval.patch_probe.pictures import draw_classes, draw_samples, sample_rows
-from prismatic.data.batching import shuffle_indices
+from prismatic.data.batching import shuffle_indices, training_length
 from prismatic.training import loop, optim
 from prismatic.training.checkpoint import load_state, newest_state, save_state
 from prismatic.training.objective import Objective
@@ -59,14 +59,14 @@ def train(
     trained = [p for p in probe.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     per_epoch = -(-len(splits["train"]) // config.batch_size)
-    steps = min(config.epochs * per_epoch, config.max_steps or config.epochs * per_epoch)
+    steps, passes = training_length(config.epochs, config.max_steps, per_epoch)
     epochs, best, last, done = [], {}, {}, 0
     parts = {"probe": probe if probe.finetune else probe.head}
     if state := newest_state(folder, accelerator.print):
         progress = load_state(state, parts, optimizer)
         epochs, done = progress["epochs"], progress["steps"]
         best = progress["best"] | load_file(state / COUNTS)
-        accelerator.print(f"continues from {state}, after epoch {len(epochs)} of {config.epochs}\n")
+        accelerator.print(f"continues from {state}, after epoch {len(epochs)} of {passes}\n")
 
     def batches(epoch: int):
         rows = shuffle_indices(len(splits["train"]), config.batch_size, config.seed, epoch)
@@ -110,7 +110,7 @@ def train(
             probe,
             optimizer,
             Objective(loss_sum, lambda batch: len(batch["labels"]), images, "images"),
-            epochs=((epoch, batches(epoch)) for epoch in range(len(epochs), config.epochs)),
+            epochs=((epoch, batches(epoch)) for epoch in range(len(epochs), passes)),
             total_steps=steps,
             accumulation=1,
             rate_at=partial(

@@ -15,7 +15,9 @@ from datasets import config as datasets_config
 from filelock import FileLock
 from tqdm import tqdm
 
-INDEX_FORMAT = 1  # raise it whenever the content of an index changes
+from prismatic.data.llava_rows import images_of, row_problems, stray_marks
+
+INDEX_FORMAT = 2  # raise it whenever the content of an index changes
 CHUNK_BYTES = 4 << 20
 LONGEST_ROW = 64 << 20  # characters; a longer "row" is broken JSON whose end is never found
 ROWS_PER_RECORD_BATCH = 1000
@@ -23,9 +25,11 @@ ROWS_PER_RECORD_BATCH = 1000
 FEATURES = Features(
     {
         "id": Value("string"),
-        "image": Value("string"),
+        "image": List(Value("string")),
         "conversations": List({"from": Value("string"), "value": Value("string")}),
         "words": Value("int32"),
+        "stray": Value("int32"),
+        "wrong": Value("bool"),
     }
 )
 
@@ -93,15 +97,22 @@ def _batches(rows: Iterator[Any], annotations: Path) -> Iterator[list[tuple]]:
         yield batch
 
 
-def _checked(row: Any, where: str) -> tuple[str, str | None, list[dict[str, str]], int]:
+def _checked(row: Any, where: str) -> tuple:
     """Columns of one row in the order of `FEATURES`; keys that training never reads are dropped."""
     if not isinstance(row, dict):
         raise ValueError(f"{where} is {_show(row)}; expected an object with id, conversations and perhaps an image")
     identity, image, turns = row.get("id"), row.get("image"), row.get("conversations")
+    if row.get("images"):
+        raise ValueError(
+            f"{where} has images {_show(row['images'])}, which are not read; expected the paths under 'image'"
+        )
     if not isinstance(identity, str | int) or isinstance(identity, bool):
         raise ValueError(f"{where} has id {_show(identity)}; expected a string or an integer: correct the row")
-    if not (image is None or isinstance(image, str) and image):
-        raise ValueError(f"{where} has image {_show(image)}; expected one path, or no image for a text-only row")
+    paths = images_of(row) if isinstance(image, str | list | None) else [image]
+    if not all(isinstance(path, str) and path for path in paths):
+        raise ValueError(
+            f"{where} has image {_show(image)}; expected one path, a list of paths, or no image for a text-only row"
+        )
     if not isinstance(turns, list) or not turns:
         raise ValueError(
             f"{where} has conversations {_show(turns)}; expected a list of turns, each with 'from' and 'value': "
@@ -109,19 +120,24 @@ def _checked(row: Any, where: str) -> tuple[str, str | None, list[dict[str, str]
         )
     kept = []
     for turn in turns:
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("from", "value")):
+        given = turn if isinstance(turn, dict) else {}
+        role, text = given.get("from", given.get("role")), given.get("value", given.get("content"))
+        if not isinstance(role, str) or not isinstance(text, str):
             raise ValueError(
-                f"{where} has the turn {_show(turn)}; expected strings 'from' and 'value': correct the row"
+                f"{where} has the turn {_show(turn)}; expected strings 'from' and 'value', or 'role' and 'content': "
+                "correct the row"
             )
-        kept.append({"from": turn["from"], "value": turn["value"]})
+        kept.append({"from": role, "value": text})
     try:
-        for text in (str(identity), image or "", *(text for turn in kept for text in turn.values())):
+        for text in (str(identity), *paths, *(text for turn in kept for text in turn.values())):
             text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{where} holds half a surrogate pair ({error.reason}): remove the broken character"
         ) from error
-    return str(identity), image, kept, sum(len(turn["value"].split()) for turn in kept)
+    words = sum(len(turn["value"].split()) for turn in kept)
+    row = {"image": paths, "conversations": kept}
+    return str(identity), paths, kept, words, stray_marks(row), any(row_problems(row))
 
 
 def _show(value: Any) -> str:

@@ -14,21 +14,21 @@ from prismatic.data.sources import BadImageError, ConversationDataset
 
 REFERENCE_PATCHES = 576  # the reference adds as many to a multimodal length when it looks for the longest batch
 
-Example = dict[str, Tensor | None]
+Example = dict[str, Any]
 _NOTHING: Example = {"input_ids": torch.tensor([0]), "labels": torch.tensor([IGNORE_INDEX]), "pixel_values": None}
 
 
 class TrainingExamples(Dataset):
     """Encoded rows with their pixels, decoded where they are asked for (in a `DataLoader`'s workers).
 
-    `examples[i]` gives `{"input_ids": int64 [T], "labels": int64 [T], "pixel_values": [C, H, W] or None}`, or None
-    for a bad image that is to be skipped.
+    `examples[i]` gives `{"input_ids": int64 [T], "labels": int64 [T], "pixel_values": [images, C, H, W] or None, "cut":
+    tokens beyond the length}`, or None for a bad image that is to be skipped.
     """
 
     def __init__(
         self,
         source: ConversationDataset,
-        encode: Callable[[dict[str, Any]], tuple[Sequence[int], Sequence[int]]],
+        encode: Callable[[dict[str, Any]], Sequence],
         transform: Callable[[Any], Tensor],
         on_bad_image: str = "error",
     ):
@@ -36,7 +36,8 @@ class TrainingExamples(Dataset):
 
         Args:
             source: the rows and their images.
-            encode: gives input ids and labels of a row, image placeholders included.
+            encode: gives input ids and labels of a row, image placeholders included, and may say how many tokens of
+                text it has cut.
             transform: gives pixels [C, H, W] of an RGB image.
             on_bad_image: "error" stops at a missing or corrupt image, "skip" leaves its row out. A path that leads
                 out of the image root is always an error.
@@ -53,19 +54,18 @@ class TrainingExamples(Dataset):
 
     def __getitem__(self, index: int) -> Example | None:
         row = self.source[index]
-        pixels = None
-        if row["image"] is not None:
-            try:
-                pixels = self.transform(self.source.load_image(index))
-            except BadImageError:
-                if self.on_bad_image == "error":
-                    raise
-                return None
-        input_ids, labels = self.encode(row)
+        try:
+            pixels = [self.transform(image) for image in self.source.load_images(index)]
+        except BadImageError:
+            if self.on_bad_image == "error":
+                raise
+            return None
+        input_ids, labels, *cut = self.encode(row)
         return {
             "input_ids": torch.as_tensor(input_ids, dtype=torch.long),
             "labels": torch.as_tensor(labels, dtype=torch.long),
-            "pixel_values": pixels,
+            "pixel_values": torch.stack(pixels) if pixels else None,
+            "cut": sum(cut),
         }
 
 
@@ -74,7 +74,8 @@ def collate_padded(items: Sequence[Example | None], pad_token_id: int) -> dict[s
 
     Returns:
         `input_ids`, `labels` (-100 on padding) and `attention_mask` (1 on tokens), int64 [B, T]; `pixel_values`
-        [M, C, H, W] of the examples with an image, in order, or None; `skipped`, the number of items that were None.
+        [M, C, H, W] of all images, in order, or None; `skipped`, the number of items that were None; `cut_rows` and
+        `cut_tokens`, how many were cut and by how much.
         A batch of which nothing is left is one token of padding: processes must go through as many batches.
     """
     kept = [item for item in items if item is not None] or [_NOTHING | {"input_ids": torch.tensor([pad_token_id])}]
@@ -82,7 +83,7 @@ def collate_padded(items: Sequence[Example | None], pad_token_id: int) -> dict[s
         "input_ids": pad_sequence([item["input_ids"] for item in kept], True, pad_token_id),
         "labels": pad_sequence([item["labels"] for item in kept], True, IGNORE_INDEX),
         "attention_mask": pad_sequence([torch.ones_like(item["input_ids"]) for item in kept], True, 0),
-        **_pixels_and_skipped(items),
+        **_pixels_and_counts(items),
     }
 
 
@@ -92,7 +93,7 @@ def collate_packed(items: Sequence[Example | None]) -> dict[str, Any]:
     The label of every example's first token becomes -100, so that shifted labels never predict across examples.
 
     Returns:
-        `input_ids`, `labels` and `position_ids`, int64 [1, T]; `pixel_values` and `skipped` as in `collate_padded`.
+        `input_ids`, `labels` and `position_ids`, int64 [1, T]; `pixel_values` and counts as in `collate_padded`.
         A batch of which nothing is left is one token without a label.
     """
     kept = [item for item in items if item is not None] or [_NOTHING]
@@ -102,20 +103,22 @@ def collate_packed(items: Sequence[Example | None]) -> dict[str, Any]:
         "input_ids": torch.cat([item["input_ids"] for item in kept])[None],
         "labels": labels.masked_fill(positions == 0, IGNORE_INDEX)[None],
         "position_ids": positions[None],
-        **_pixels_and_skipped(items),
+        **_pixels_and_counts(items),
     }
 
 
-def _pixels_and_skipped(items: Sequence[Example | None]) -> dict[str, Any]:
+def _pixels_and_counts(items: Sequence[Example | None]) -> dict[str, Any]:
     pixels = [item["pixel_values"] for item in items if item is not None and item["pixel_values"] is not None]
     return {
-        "pixel_values": torch.stack(pixels) if pixels else None,
+        "pixel_values": torch.cat(pixels) if pixels else None,
         "skipped": sum(item is None for item in items),
+        "cut_rows": sum(item.get("cut", 0) > 0 for item in items if item is not None),
+        "cut_tokens": sum(item.get("cut", 0) for item in items if item is not None),
     }
 
 
 def split_modality_indices(
-    is_multimodal: Sequence[bool] | np.ndarray,
+    image_counts: Sequence[int] | np.ndarray,
     lengths: Sequence[int] | np.ndarray,
     global_batch_size: int,
     num_replicas: int,
@@ -130,7 +133,7 @@ def split_modality_indices(
     examples form a batch does not depend on `num_replicas`.
 
     Args:
-        is_multimodal: [rows].
+        image_counts: images of each row, [rows].
         lengths: [rows] in any unit, such as words, without image tokens.
         global_batch_size: examples an optimizer step.
         num_replicas: ranks; divides `global_batch_size`.
@@ -145,18 +148,18 @@ def split_modality_indices(
     """
     accumulation_steps(global_batch_size, num_replicas, 1)
     _check_rows(len(lengths))
-    is_multimodal, lengths = np.asarray(is_multimodal, dtype=bool), np.asarray(lengths)
+    image_counts, lengths = np.asarray(image_counts, dtype=np.int64), np.asarray(lengths)
     generator = torch.Generator().manual_seed(seed + epoch)
     batches = []
     length_of = lengths.tolist()
-    for rows in (np.flatnonzero(is_multimodal), np.flatnonzero(~is_multimodal)):
+    for rows in (np.flatnonzero(image_counts), np.flatnonzero(image_counts == 0)):
         if len(rows) == 0:
             continue
         order = fill_batches(rows[torch.randperm(len(rows), generator=generator).numpy()], global_batch_size).tolist()
         for start in range(0, len(order), global_batch_size):
             batches.append(_balance(order[start : start + global_batch_size], length_of, num_replicas))
     batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-    full_lengths = lengths + REFERENCE_PATCHES * is_multimodal
+    full_lengths = lengths + REFERENCE_PATCHES * image_counts
     longest = int(np.argmax([full_lengths[batch].max() for batch in batches]))
     batches[0], batches[longest] = batches[longest], batches[0]
     return [row for batch in batches for row in batch]
@@ -226,6 +229,12 @@ def micro_batches(
         for step in range(0, len(indices), global_batch_size)
         for start in range(step + rank * share, step + (rank + 1) * share, per_device_batch_size)
     ]
+
+
+def training_length(epochs: int, max_steps: int | None, steps_per_epoch: int) -> tuple[int, int]:
+    """Optimizer steps of a run, and the passes over the data that they begin: `max_steps` may take more than epochs."""
+    steps = max_steps or epochs * steps_per_epoch
+    return steps, -(-steps // steps_per_epoch)
 
 
 def share_batch(global_batch_size: int, world_size: int, at_most: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ IGNORE_INDEX = -100
 def tokenize_conversation(
     conversation: list[dict],
     tokenizer: "PreTrainedTokenizerBase",
-    max_length: int,
+    max_length: int | None,
     stage: str = "finetune",
     *,
     row_id: object = None,
@@ -30,7 +30,7 @@ def tokenize_conversation(
     Args:
         conversation: LLaVA turns (`from`: human or gpt, `value`) or chat messages (`role`, `content`).
         tokenizer: a tokenizer that knows offsets and, for finetune, has a chat template.
-        max_length: number of tokens beyond which the conversation is cut off.
+        max_length: number of tokens beyond which the conversation is cut off; None cuts nothing.
         stage: finetune or align.
         row_id: names the row in error messages.
         as_reference: words that look like control tokens become control tokens, as in the reference.
@@ -61,9 +61,15 @@ def tokenize_conversation(
     return input_ids[:max_length], labels
 
 
-def encode_prompt(question: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Token ids of a question, ready for the answer to be generated: those that training writes before the answer."""
-    messages = to_messages([{"role": "user", "content": question}])
+def encode_prompt(question: str | list[dict], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Token ids of a question, or of a conversation that ends with one: those that training writes before the answer.
+
+    Raises:
+        ValueError: the conversation is malformed, or ends with an answer.
+    """
+    messages = to_messages([{"role": "user", "content": question}] if isinstance(question, str) else question)
+    if messages[-1]["role"] != "user":
+        raise ValueError("the conversation ends with an answer, expected a question to be answered")
     text, _, contents = _joined(write_turns(messages, tokenizer))
     return encode_text(text, tokenizer, contents)[0]
 
@@ -130,8 +136,9 @@ def _joined(turns: list[Turn]) -> Written:
 
 
 def _last_answer(conversation: list[dict], tokenizer) -> Written:
-    last = to_messages(conversation)[-1]
-    if last["role"] != "assistant":
-        raise ValueError("the conversation ends with a question, expected an answer to align with")
-    text = last["content"] + tokenizer.eos_token
-    return text, [(0, len(text))], [(0, len(last["content"]))]
+    answers = [message["content"] for message in to_messages(conversation) if message["role"] == "assistant"]
+    if not answers:
+        raise ValueError("the conversation holds no answer, expected one to align with")
+    caption = answers[-1].strip()
+    text = caption + tokenizer.eos_token
+    return text, [(0, len(text))], [(0, len(caption))]

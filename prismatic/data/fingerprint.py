@@ -20,7 +20,7 @@ def of_conversations(source: "ConversationDataset", tokenizer) -> dict[str, Any]
     return {
         "rows": len(source),
         "annotations": describe(source.annotations)["sha256"],
-        "images": _pixels(source.load_image, source.is_multimodal.nonzero()[0].tolist()),
+        "images": _pixels(source.load_image, source.image_counts.nonzero()[0].tolist()),
         "tokenizer": _digest(speech(tokenizer)),
     }
 

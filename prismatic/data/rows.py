@@ -6,7 +6,7 @@ from functools import partial
 
 from prismatic.data import batching
 from prismatic.data.sources import ConversationDataset
-from prismatic.models.processing import encode_row
+from prismatic.models.processing import encode_counting
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,11 @@ class RowBatches:
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        every = self.config.epochs * self.steps_per_epoch
-        return min(every, self.config.max_steps or every)
+        return self._length[0]
+
+    @property
+    def _length(self) -> tuple[int, int]:
+        return batching.training_length(self.config.epochs, self.config.max_steps, self.steps_per_epoch)
 
     def plan(self, epoch: int) -> list:
         """The rows of every micro-batch of an epoch."""
@@ -42,19 +45,19 @@ class RowBatches:
         if config.data.sampler == "shuffle":
             rows = batching.shuffle_indices(len(self.source), size, config.seed, epoch)
         else:
-            kinds, lengths = self.source.is_multimodal, self.source.word_counts
-            rows = batching.split_modality_indices(kinds, lengths, size, self.world, config.seed, epoch)
+            images, lengths = self.source.image_counts, self.source.word_counts
+            rows = batching.split_modality_indices(images, lengths, size, self.world, config.seed, epoch)
         return batching.micro_batches(rows, self.rank, self.world, size, config.per_device_batch_size)
 
     def epochs(self, done_steps: int = 0) -> Iterator:
         """Number and loader of each epoch, without the first `done_steps` optimizer steps."""
         config, processor = self.config, self.processor
-        encode = partial(encode_row, processor=processor, max_length=config.max_length, stage=config.stage)
+        encode = partial(encode_counting, processor=processor, max_length=config.max_length, stage=config.stage)
         transform = processor.image_processor.transform
         examples = batching.TrainingExamples(self.source, encode, transform, config.data.on_bad_image)
         padded = partial(batching.collate_padded, pad_token_id=processor.tokenizer.pad_token_id)
         collate = batching.collate_packed if config.data.packing else padded
         return batching.epoch_loaders(
-            lambda epoch: examples, collate, self.plan, config.epochs, config.data.workers, config.seed,
+            lambda epoch: examples, collate, self.plan, self._length[1], config.data.workers, config.seed,
             done=done_steps * self.accumulation,
         )  # fmt: skip

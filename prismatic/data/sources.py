@@ -1,5 +1,6 @@
 """Annotated conversations about images: the rows of LLaVA json or jsonl and their images, confined to one folder."""
 
+import functools
 import mmap
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from datasets import Dataset
 from PIL import Image, ImageOps
 
 from prismatic.data.arrow_index import index_of
+from prismatic.data.llava_rows import images_of, row_problems
 from vision_backbones.image_files import leads_out, open_image, to_rgb
 
 READS_PER_RELEASE = 64
@@ -41,10 +43,12 @@ class ConversationDataset:
     read from it one by one, and the memory a process has of its own stays small.
 
     Attributes:
-        is_multimodal: which rows have an image, bool [rows].
+        image_counts: how many images each row has, int64 [rows].
+        stray_rows: number of rows that say "<image>" as a word.
         word_counts: blank-separated words over all turns, the reference's measure of length, int64 [rows].
 
-    `dataset[i]` gives `{"id": str, "image": str | None, "conversations": [{"from": str, "value": str}, ...]}`.
+    `dataset[i]` gives `{"id": str, "image": str | [str, ...] | None, "conversations": [{"from": str, "value": str},
+    ...]}`: one image, several, or none.
     """
 
     def __init__(self, annotations: Path, image_root: Path, *, exif_rotate: bool = False):
@@ -62,13 +66,30 @@ class ConversationDataset:
         self._index = index_of(self.annotations)
         self._map_index()
         columns = self._rows.data
-        self.is_multimodal = pc.is_valid(columns.column("image")).to_numpy()
+        self.image_counts = pc.list_value_length(columns.column("image")).to_numpy().astype(np.int64)
+        self.stray_rows = pc.sum(pc.greater(columns.column("stray"), 0)).as_py()
+        self._wrong = np.flatnonzero(columns.column("wrong").to_numpy())
         self.word_counts = columns.column("words").to_numpy().astype(np.int64)
         self._pages.madvise(mmap.MADV_DONTNEED)
         if self.is_multimodal.any() and not self.image_root.is_dir():
             raise ValueError(
                 f"{self.image_root} is not a folder; expected the image root of {self.annotations}, below which "
-                f"{self[int(self.is_multimodal.argmax())]['image']!r} lies"
+                f"{images_of(self[int(self.is_multimodal.argmax())])[0]!r} lies"
+            )
+
+    @property
+    def is_multimodal(self) -> np.ndarray:
+        """Which rows have an image, bool [rows]."""
+        return self.image_counts > 0
+
+    def check_rows(self) -> None:
+        """Raises ValueError if there are rows that cannot be trained on (see `llava_rows`): how many, and the first."""
+        if len(self._wrong):
+            row = int(self._wrong[0])
+            _, problem = next(row_problems(self[row]))
+            raise ValueError(
+                f"{self.annotations}: {len(self._wrong):,} of {len(self):,} rows cannot be read; row {row} "
+                f"(id {self[row]['id']!r}): {problem}. python -m prismatic.data.verify lists them"
             )
 
     def _map_index(self) -> None:
@@ -94,10 +115,30 @@ class ConversationDataset:
         if self._reads % READS_PER_RELEASE == 0:
             # Every read maps 64 kB of the file; unmapped again, they are the page cache's and not this process's.
             self._pages.madvise(mmap.MADV_DONTNEED)
-        return {key: row[key] for key in ("id", "image", "conversations")}
+        images = row["image"]
+        image = images if len(images) > 1 else images[0] if images else None
+        return {"id": row["id"], "image": image, "conversations": row["conversations"]}
 
-    def load_image(self, index: int) -> Image.Image:
-        """Decodes the image of a row as RGB, whatever mode it is stored in.
+    def check_images(self, some: bool = False) -> None:
+        """Raises ValueError if an image that rows name is missing (with `some`, all of them), or its path is refused.
+
+        Folders are listed, once each, so that a hundred thousand images take a second.
+        """
+        paths = pc.unique(pc.list_flatten(self._rows.data.column("image"))).to_pylist()
+        self._pages.madvise(mmap.MADV_DONTNEED)
+        for path in filter(leads_out, paths):
+            _confined(self.image_root, path, f"{self.annotations}: image {path!r}")
+        listed = functools.lru_cache(maxsize=None)(lambda folder: _names(self.image_root / folder))
+        missing = [path for path in paths if os.path.basename(path) not in listed(os.path.dirname(path))]
+        if missing and (not some or len(missing) == len(paths)):
+            first = self.image_root / missing[0]
+            raise ValueError(
+                f"{len(missing):,} of {len(paths):,} images of {self.annotations} are missing, such as {first}; "
+                f"{_remedy(first)}"
+            )
+
+    def load_image(self, index: int, number: int = 0) -> Image.Image:
+        """Decodes an image of a row, the first if it has several, as RGB, whatever mode it is stored in.
 
         Raises:
             BadImageError: the image is missing or cannot be decoded.
@@ -105,10 +146,24 @@ class ConversationDataset:
             ValueError: the row has no image.
         """
         row = self[index]
-        where = f"{self.annotations}: row {index} (id {row['id']!r}), image {row['image']!r}"
-        if row["image"] is None:
-            raise ValueError(f"{where}: a text-only row; ask `is_multimodal` before loading")
-        return _open_rgb(_confined(self.image_root, row["image"], where), where, self.exif_rotate)
+        where = f"{self.annotations}: row {index} (id {row['id']!r})"
+        images = images_of(row)
+        if not images:
+            raise ValueError(f"{where}, image None: a text-only row; ask `is_multimodal` before loading")
+        image = images[number]
+        where = f"{where}, image {image!r}"
+        return _open_rgb(_confined(self.image_root, image, where), where, self.exif_rotate)
+
+    def load_images(self, index: int) -> list[Image.Image]:
+        """Decodes all images of a row, none of a text-only one; raises what `load_image` does."""
+        return [self.load_image(index, number) for number in range(self.image_counts[index])]
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))  # names as they are, also where a file system takes others
+    except OSError:
+        return set()
 
 
 def _confined(root: Path, relative: str, where: str) -> Path:
@@ -154,6 +209,9 @@ def open_data(data) -> tuple[ConversationDataset, ConversationDataset | None]:
 
     "miniature:N" as annotations draws N scenes of the miniature world, which has held-out rows of its own; the config
     is filled in with the files that were read.
+
+    Raises:
+        ValueError: a file is absent or malformed, or names rows that cannot be trained on or images that are missing.
     """
     if data.annotations.startswith("miniature:"):
         from prismatic.miniature.writers import miniature_llava
@@ -165,4 +223,8 @@ def open_data(data) -> tuple[ConversationDataset, ConversationDataset | None]:
         root = data.image_root or Path(annotations).parent
         return ConversationDataset(Path(annotations), Path(root), exif_rotate=data.exif_rotation)
 
-    return opened(data.annotations), opened(data.held_out) if data.held_out else None
+    source, held_out = opened(data.annotations), opened(data.held_out) if data.held_out else None
+    for rows in (source, held_out) if held_out else (source,):
+        rows.check_rows()
+        rows.check_images(data.on_bad_image == "skip" and rows is source)
+    return source, held_out

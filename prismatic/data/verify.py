@@ -11,25 +11,32 @@ import numpy as np
 from tqdm import tqdm
 
 from prismatic.data.image_sources import ImageSource, open_images
+from prismatic.data.llava_rows import MARKS, TURNS, images_of, row_problems, stray_marks
 from prismatic.data.sources import BadImageError, ConversationDataset, MissingImageError, RefusedPathError
-from prismatic.models.prompts import stray_marks, to_messages
+from prismatic.models.prompts import IMAGE_TOKEN, ROLES
 
 ROWS_PER_TASK = 64
 EXAMPLES_SHOWN = 10
-COUNTED = ("rows", "text-only rows", "turns", "empty answers", "rows, stray <image>")
-PROBLEMS = ("missing images", "unreadable images", "refused paths", "role-order problems")
+COUNTED = (
+    "rows", "text-only rows", "rows, several images", "rows, <image> unsaid", "rows, stray <image>", "turns",
+    "empty answers", "unanswered questions",
+)  # fmt: skip
+PROBLEMS = ("missing images", "unreadable images", "refused paths", TURNS, MARKS)
 
 _HELP = """\
 Decodes every image, on all processor cores, either
   of a LLaVA json or jsonl file, whose conversations are checked as well: give the file and the image root; or
   of a folder, of tar shards or of miniature:COUNT, as locality alignment and classification read them: give one place.
 
-A row of a LLaVA file counts as a problem if
-  its image is missing, or cannot be decoded (damaged, empty, not an image, or too many pixels to be safe);
-  its image path is refused: absolute, with '..', or a symbolic link out of the image root;
-  its turns do not alternate human, gpt, human, gpt, ... up to an answer.
-Empty answers are counted but are no problem: LLaVA's data has them. So are rows that say <image> more often than they
-have images: training takes these words out. Malformed files, rows and shards end the check at once.
+A row of a LLaVA file has one image, a list of them ("image": ["a.png", "b.png"]) or none, and counts as a problem if
+  an image is missing, or cannot be decoded (damaged, empty, not an image, or too many pixels to be safe);
+  an image path is refused: absolute, with '..', or a symbolic link out of the image root;
+  its turns do not alternate human, gpt, human, gpt, ... after an optional system turn, or hold no answer;
+  more <image> begin or end its questions than it has images, or it says some <image>, but fewer than it has.
+Training refuses the last two before it starts. Counted but no problem are: empty answers, which LLaVA's data has; a
+last question without an answer, which teaches nothing; <image> as a word, in answers, in the midst of a question or
+beyond the row's images, which training takes out; and images without any <image>: all images come before the text.
+Malformed files, rows and shards end the check at once.
 """
 
 _EPILOG = """\
@@ -136,30 +143,25 @@ def check_rows(dataset: ConversationDataset, start: int) -> Findings:
     found = Findings()
     for index in range(start, min(start + ROWS_PER_TASK, len(dataset))):
         row = dataset[index]
-        found.counts.update(rows=1, turns=len(row["conversations"]))
-        found.counts["empty answers"] += sum(
-            turn["from"] == "gpt" and not turn["value"].strip() for turn in row["conversations"]
-        )
+        turns, images = row["conversations"], len(images_of(row))
+        answers = [turn["value"] for turn in turns if ROLES.get(turn["from"]) == "assistant"]
+        found.counts.update(rows=1, turns=len(turns))
+        found.counts["empty answers"] += sum(not answer.strip() for answer in answers)
+        found.counts["unanswered questions"] += ROLES.get(turns[-1]["from"]) == "user"
         found.counts["rows, stray <image>"] += stray_marks(row) > 0
-        _check_roles(row, f"{dataset.annotations}: row {index} (id {row['id']!r})", found)
-        if row["image"] is None:
-            found.counts["text-only rows"] += 1
-        else:
-            _check_image(dataset, index, found)
+        found.counts["text-only rows"] += images == 0
+        found.counts["rows, several images"] += images > 1
+        found.counts["rows, <image> unsaid"] += images > 0 and not any(IMAGE_TOKEN in turn["value"] for turn in turns)
+        for kind, problem in row_problems(row):
+            found.problem(kind, f"{dataset.annotations}: row {index} (id {row['id']!r}): {problem}")
+        for number in range(images):
+            _check_image(dataset, index, number, found)
     return found
 
 
-def _check_roles(row: dict, where: str, found: Findings) -> None:
+def _check_image(dataset: ConversationDataset, index: int, number: int, found: Findings) -> None:
     try:
-        if to_messages(row["conversations"])[-1]["role"] != "assistant":
-            found.problem("role-order problems", f"{where}: the last turn is a question; expected an answer after it")
-    except ValueError as error:
-        found.problem("role-order problems", f"{where}: {error}")
-
-
-def _check_image(dataset: ConversationDataset, index: int, found: Findings) -> None:
-    try:
-        found.sizes.update([dataset.load_image(index).size])
+        found.sizes.update([dataset.load_image(index, number).size])
     except MissingImageError as error:
         found.problem("missing images", error)
     except BadImageError as error:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.image_processing import PrismaticImageProcessor
 from prismatic.models.llm import VOCAB_MULTIPLE, get_llm_spec, llm_config, load_llm, load_tokenizer
-from prismatic.models.lora import PARTS_FILE, add_lora, with_adapters
+from prismatic.models.lora import PARTS_FILE, add_lora, relocated, with_adapters
 from prismatic.models.modeling import PrismaticForConditionalGeneration
 from prismatic.models.no_code import check_parts_named, read_object, refuse_code
 from prismatic.models.placeholders import placeholder_llm
@@ -184,7 +184,7 @@ def find_model(path_or_name: str | Path) -> Path | None:
     return next((refuse_code(place) for place in places if place.exists()), None)
 
 
-def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge: bool = True):
+def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge: bool = True, base: str | None = None):
     """A trained VLM and its processor, ready to `generate`.
 
     Args:
@@ -192,6 +192,7 @@ def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge:
             `save_pretrained` folder, `miniature` (the embedded model), or Hugging Face id.
         dtype: of the weights.
         merge: fold LoRA adapters into the weights; otherwise the peft model is given.
+        base: where the LLM (or the run, ...) that LoRA adapters adapt lies now, if it was moved (see `relocated`).
 
     Raises:
         ValueError: nothing is found there, naming similar folders; or its configuration names Python code to run.
@@ -205,9 +206,9 @@ def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge:
             raise ValueError(f"the run {path} holds no checkpoint yet")
         path = refuse_code(newest)
     if (path / STATE_JSON).is_file():
-        return _load_step(path, dtype, merge)
+        return _load_step(path, dtype, merge, base)
     if (path / "adapter_config.json").is_file():
-        return _load_adapters(path, dtype, merge)
+        return _load_adapters(path, dtype, merge, base)
     if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
         raise ValueError(f"{path} holds neither config.json nor checkpoints/, or no *.safetensors: give a saved model")
     return _from_pretrained(path, dtype)
@@ -246,7 +247,7 @@ def _load_from_hub(name: str, dtype: torch.dtype):
         raise ValueError(f"no model called {name!r}, neither here nor on the hub: {hint}") from error
 
 
-def _load_adapters(path: Path, dtype: torch.dtype, merge: bool):
+def _load_adapters(path: Path, dtype: torch.dtype, merge: bool, base: str | None):
     """Adapters hold what was trained; the rest is put together again from the parts that `save_parts` wrote."""
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
@@ -254,7 +255,7 @@ def _load_adapters(path: Path, dtype: torch.dtype, merge: bool):
     if not parts.is_file() or not (path / SAFETENSORS_WEIGHTS_NAME).is_file():
         raise ValueError(f"{path} holds no {PARTS_FILE}, which says what its adapters adapt, or no safetensors of them")
     try:
-        model, _ = start(**check_parts_named(read_object(parts), parts))
+        model, _ = start(**relocated(check_parts_named(read_object(parts), parts), base, path), base=base)
     except RecursionError:
         raise ValueError(f"{parts} is refused: init_from leads back to the same adapters") from None
     model = with_adapters(model, path)
@@ -262,24 +263,25 @@ def _load_adapters(path: Path, dtype: torch.dtype, merge: bool):
     return (model.merge_and_unload() if merge else model).to(dtype).eval(), processor
 
 
-def _load_step(path: Path, dtype: torch.dtype, merge: bool):
+def _load_step(path: Path, dtype: torch.dtype, merge: bool, base: str | None):
     """A checkpoint that training continues from holds what is trained; the rest is put together again."""
     if problem := problem_with(path):
         raise ValueError(f"{path} is damaged: {problem}; give an older checkpoint")
     about = read_state(path)
-    model, processor = start_stage(check_parts_named(about["parts"], path), about["stage"], about["lora"])
+    parts = relocated(check_parts_named(about["parts"], path), base, path)
+    model, processor = start_stage(parts, about["stage"], about["lora"], base=base)
     load_tensors(path, model)
     check_numbers(trained_parameters(model), path)
     model = model.merge_and_unload() if merge and about["stage"] == "lora" else model
     return model.to(dtype).eval(), processor
 
 
-def start_stage(parts: dict, stage: str, lora: dict, llm_later: bool = False):
+def start_stage(parts: dict, stage: str, lora: dict, llm_later: bool = False, base: str | None = None):
     """The model that a stage trains (`as_stage`) of the parts that `start` takes, and its processor.
 
     `llm_later` gives the LLM placeholders, to be filled when it is sharded; for parts of `build`.
     """
-    model, processor = build(**parts, llm_later=True) if llm_later else start(**parts)
+    model, processor = build(**parts, llm_later=True) if llm_later else start(**parts, base=base)
     return as_stage(model, stage, lora), processor
 
 
@@ -289,10 +291,10 @@ def as_stage(model: PrismaticForConditionalGeneration, stage: str, lora: dict):
     return add_lora(model, **lora) if stage == "lora" else model
 
 
-def start(init_from: str | None = None, prompt_style: str = "auto", **parts):
-    """The model that a finetune starts from: an earlier run, or built from parts (see `build`)."""
+def start(init_from: str | None = None, prompt_style: str = "auto", base: str | None = None, **parts):
+    """The model that a finetune starts from: an earlier run (see `load`), or built from parts (see `build`)."""
     if not init_from:
         return build(**parts, prompt_style=prompt_style)
-    model, processor = load(init_from)
+    model, processor = load(init_from, base=base)
     speak(model, processor, prompt_style)
     return model, processor

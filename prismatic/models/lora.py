@@ -85,6 +85,40 @@ def lasting(parts: dict) -> dict:
     return parts | {"prompt_style": template_of(parts.get("prompt_style", "auto")) or "auto"}
 
 
+def relocated(parts: dict, base: str | None, where: object) -> dict:
+    """The arguments of `start` with what was moved in its new place.
+
+    Args:
+        parts: as `lasting` made them: what lay on this disk is an absolute path.
+        base: where what adapters adapt lies now, if it was moved: the one that is gone, or `PART=PATH` of several,
+            separated by commas.
+        where: names the adapters in messages.
+
+    Raises:
+        ValueError: a part is gone and has no new place, or the new place is not there.
+    """
+    gone = [name for name in ("init_from", "llm", "vision_backbone") if _is_gone(parts.get(name))]
+    for given in base.split(",") if base and gone else ():
+        name, equals, place = given.partition("=")
+        name, place = (name, place) if equals else (gone[0], given)
+        if name not in gone:
+            raise ValueError(f"--base names {name!r}: of {where} only {', '.join(gone)} was moved")
+        if not Path(place).exists():
+            raise ValueError(f"--base {place} is not there; {where} needs what {parts[name]} was")
+        parts = parts | {name: str(Path(place).absolute())}
+        gone.remove(name)
+    if gone:
+        raise ValueError(
+            f"{where} holds adapters of {parts[gone[0]]} ({gone[0]}), which is not there any more: bring it back, or "
+            f"say where it is: --base {gone[0]}=PATH (in Python prismatic.load(..., base=...))"
+        )
+    return parts
+
+
+def _is_gone(value: str | None) -> bool:
+    return bool(value) and Path(value).is_absolute() and not Path(value).exists()
+
+
 def save_parts(folder: Path, parts: dict) -> None:
     """Writes beside LoRA adapters what they adapt: the arguments of `start`."""
     write_json(folder / PARTS_FILE, parts)

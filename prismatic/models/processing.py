@@ -1,16 +1,15 @@
 """From prompts and pictures to model inputs: the processor that is saved beside the model."""
 
-import warnings
+from collections.abc import Sequence
 
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from prismatic.data.conversations import encode_prompt, insert_image_tokens, tokenize_conversation
+from prismatic.data.llava_rows import images_of
 from prismatic.data.words import encode_text
 from prismatic.models.configuration import PrismaticConfig
-from prismatic.models.prompts import IMAGE_TOKEN, stray_marks
-
-_said: list[str] = []  # rows that a warning was given of: one a process suffices
+from prismatic.models.prompts import IMAGE_TOKEN
 
 
 class PrismaticProcessor(ProcessorMixin):
@@ -30,11 +29,11 @@ class PrismaticProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
     def __call__(self, images=None, text=None, padding=True, padding_side="left", return_tensors="pt", **kwargs):
-        """Model inputs for prompts, one image or none each.
+        """Model inputs for prompts about images, of which there may be several or none.
 
         Args:
-            images: the images of the prompts that say `<image>`, in order. When no prompt says it, there must be one
-                image for every prompt.
+            images: the images of the prompts, in order: as many as a prompt says `<image>`, before whose text they all
+                come. When no prompt says it, there must be one image for every prompt.
             text: a prompt or a list of prompts.
             padding: pad to the longest prompt.
             padding_side: "left" to generate from, "right" to train on.
@@ -46,32 +45,35 @@ class PrismaticProcessor(ProcessorMixin):
         """
         prompts = [text] if isinstance(text, str) else list(text)
         images = [] if images is None else [images] if isinstance(images, Image.Image) else _flat(images)
-        marked = [IMAGE_TOKEN in prompt for prompt in prompts]
-        if any(prompt.count(IMAGE_TOKEN) > 1 for prompt in prompts):
-            raise ValueError(f"a prompt holds {IMAGE_TOKEN} more than once: this model sees one image a conversation")
-        if images and not any(marked):
-            marked = [True] * len(prompts)
-        if sum(marked) != len(images):
-            raise ValueError(f"{len(images)} images for {sum(marked)} prompts with an image: give one image each")
+        marks = [prompt.count(IMAGE_TOKEN) for prompt in prompts]
+        if images and not any(marks):
+            marks = [1] * len(prompts)
+        if sum(marks) != len(images):
+            places = "prompts with an image" if max(marks) <= 1 else f"{IMAGE_TOKEN} in the prompts"
+            raise ValueError(f"{len(images)} images for {sum(marks)} {places}: give one image each")
 
         rows = []
-        for prompt, has_image in zip(prompts, marked, strict=True):
+        for prompt, count in zip(prompts, marks, strict=True):
             plain = prompt.replace(IMAGE_TOKEN + "\n", "").replace(IMAGE_TOKEN, "")
             ids = encode_text(plain, self.tokenizer)[0]
-            rows.append(self.insert_image(ids, ids)[0] if has_image else ids)
+            rows.append(self.insert_images(ids, ids, count)[0])
         return self._batch(rows, images, padding=padding, padding_side=padding_side, return_tensors=return_tensors)
 
-    def ask(self, questions: list[str], images: list[Image.Image | None]) -> BatchFeature:
-        """Model inputs, padded on the left, for the questions of conversations, each about an image or none.
+    def ask(self, questions: Sequence[str | list[dict]], images: Sequence) -> BatchFeature:
+        """Model inputs, padded on the left, from which the answers are generated.
 
         Other than a prompt in `__call__`, a question is all words: what looks like a control token in it is none.
+
+        Args:
+            questions: a question each, or a conversation that ends with one, in which `<image>` are taken out.
+            images: of every question its image, a list of them, or None; they come before the text.
         """
+        pictures = [_flat([image]) if image is not None else [] for image in images]
         rows = []
-        for question, image in zip(questions, images, strict=True):
+        for question, its in zip(questions, pictures, strict=True):
             ids = encode_prompt(question, self.tokenizer)
-            rows.append(self.insert_image(ids, ids)[0] if image is not None else ids)
-        there = [image for image in images if image is not None]
-        return self._batch(rows, there, padding=True, padding_side="left", return_tensors="pt")
+            rows.append(self.insert_images(ids, ids, len(its))[0])
+        return self._batch(rows, _flat(pictures), padding=True, padding_side="left", return_tensors="pt")
 
     def _batch(self, rows: list[list[int]], images: list[Image.Image], **options) -> BatchFeature:
         inputs = self.tokenizer.pad({"input_ids": rows}, **options)
@@ -79,29 +81,29 @@ class PrismaticProcessor(ProcessorMixin):
             inputs["pixel_values"] = self.image_processor(images)["pixel_values"]
         return BatchFeature(dict(inputs))
 
-    def insert_image(self, input_ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
-        """Ids and labels with the placeholders of one image in their place."""
-        bos = self.tokenizer.bos_token_id
-        return insert_image_tokens(input_ids, labels, self.image_token_id, self.num_image_tokens, bos_token_id=bos)
+    def insert_images(self, input_ids: list[int], labels: list[int], images: int) -> tuple[list[int], list[int]]:
+        """Ids and labels with the placeholders of so many images in their place."""
+        tokens, bos = images * self.num_image_tokens, self.tokenizer.bos_token_id
+        return insert_image_tokens(input_ids, labels, self.image_token_id, tokens, bos_token_id=bos)
 
 
 def encode_row(row: dict, processor: PrismaticProcessor, max_length: int, stage: str) -> tuple[list[int], list[int]]:
-    """Input ids and labels of a LLaVA row, with placeholders if it has an image.
+    """Input ids and labels of a LLaVA row, with the placeholders of its images.
 
     `stage` "align" supervises the caption alone; all others are conversations.
     """
-    kind = "align" if stage == "align" else "finetune"
-    if (marks := stray_marks(row)) and not _said:
-        _said.append(row["id"])
-        warnings.warn(
-            f"row {row['id']!r} says {IMAGE_TOKEN} {marks} times more than it has images: those words are taken out of "
-            "the text; python -m prismatic.data.verify counts such rows",
-            stacklevel=2,
-        )
-    encoded = tokenize_conversation(
-        row["conversations"], processor.tokenizer, max_length=max_length, stage=kind, row_id=row["id"]
+    return encode_counting(row, processor, max_length, stage)[:2]
+
+
+def encode_counting(
+    row: dict, processor: PrismaticProcessor, max_length: int, stage: str
+) -> tuple[list[int], list[int], int]:
+    """What `encode_row` gives, and how many tokens of text were cut off."""
+    ids, labels = tokenize_conversation(
+        row["conversations"], processor.tokenizer, None, "align" if stage == "align" else "finetune", row_id=row["id"]
     )
-    return processor.insert_image(*encoded) if row["image"] is not None else encoded
+    encoded = processor.insert_images(ids[:max_length], labels[:max_length], len(images_of(row)))
+    return *encoded, max(0, len(ids) - max_length)
 
 
 def _flat(images) -> list[Image.Image]:

@@ -7,7 +7,7 @@ from string import Formatter
 
 IMAGE_TOKEN = "<image>"
 
-_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def to_messages(conversation: list[dict]) -> list[dict[str, str]]:
         if not isinstance(turn, dict):
             raise ValueError(f"turn {index}: expected an object with 'from' and 'value', got {_brief(turn)}")
         name, content = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-        role = _ROLES.get(name) if isinstance(name, str) else None
+        role = ROLES.get(name) if isinstance(name, str) else None
         if role is None:
             raise ValueError(
                 f"turn {index}: unknown role {_brief(name)}, expected human and gpt (or user and assistant)"
@@ -148,12 +148,6 @@ def to_messages(conversation: list[dict]) -> list[dict[str, str]]:
                 "beginning with the user"
             )
     return messages
-
-
-def stray_marks(row: dict) -> int:
-    """How often a LLaVA row says "<image>" beyond the mark of its image."""
-    marks = sum(turn["value"].count(IMAGE_TOKEN) for turn in row["conversations"])
-    return max(0, marks - (row["image"] is not None))
 
 
 def _unmarked(text: str) -> str:

@@ -70,7 +70,7 @@ class Images:
             lambda epoch: self._examples(self.train, transform, epoch),
             collate_images,
             plan,
-            config.epochs,
+            batching.training_length(config.epochs, config.max_steps, self.steps_per_epoch)[1],
             data.workers,
             config.seed,
             done=done_steps * self.accumulation,
@@ -192,8 +192,7 @@ def train(
         The content of `summary.json` on the main process, else an empty dict.
     """
     accelerator, started = images.accelerator, time.perf_counter()
-    steps = config.epochs * images.steps_per_epoch
-    steps = min(steps, config.max_steps or steps)
+    steps, _ = batching.training_length(config.epochs, config.max_steps, images.steps_per_epoch)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
     ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay else None
     parts = {"model": model} | ({"ema": ema.module} if ema else {})
@@ -273,6 +272,7 @@ def train(
             minimum=config.min_learning_rate,
             total_steps=steps,
             warmup_steps=round(config.warmup_epochs * images.steps_per_epoch),
+            warmup_from=config.warmup_learning_rate,
         ),
         max_grad_norm=config.max_grad_norm,
         log=log,
@@ -290,7 +290,7 @@ def train(
         return {}
     rows = read_metrics(run_dir / "metrics.jsonl")
     measured = [row for row in rows if name in row]
-    summary = report.summarise(run_dir, time.perf_counter() - started)
+    summary = report.summarise(run_dir, time.perf_counter() - started, images.steps_per_epoch)
     summary |= {f"{key}_before": measured[0][key] for key in measured[0] if key not in ("step", "epoch")}
     summary |= {f"{key}_last": measured[-1][key] for key in measured[-1] if key not in ("step", "epoch")}
     summary |= {f"{name}_best": better(row[name] for row in measured[1:])}

@@ -24,6 +24,7 @@ from prismatic.training.sharding import (
     local_processes,
     synchronise_gradients,
 )
+from prismatic.training.tracking import COUNTS
 
 
 def accumulate(
@@ -102,13 +103,14 @@ def fit(
     for epoch, micro_batches in epochs if step < total_steps else ():
         started = time.perf_counter()  # a step's seconds include waiting for its data
         for group in batched(micro_batches, accumulation):
-            bad = sum(b.get("skipped", 0) for b in group)
+            kinds = [kind for kind in COUNTS if kind in group[0]]
+            lost = [sum(b[kind] for b in group) for kind in kinds]
             # Every process runs every micro-batch, even one of which nothing is left: the others wait for it.
             group = [to_device(b, accelerator.device) for b in group]
             work = [sum(column) for column in zip(*map(objective.work, group), strict=True)]
-            counts = [sum(map(objective.terms, group)), *work, bad, int(should_stop())]
+            counts = [sum(map(objective.terms, group)), *work, int(should_stop()), *lost]
             counts = torch.tensor(counts, device=accelerator.device)
-            terms, units, places, bad, stop = accelerator.reduce(counts, "sum").tolist()
+            terms, units, places, stop, *lost = accelerator.reduce(counts, "sum").tolist()
             if not terms:
                 raise ValueError(
                     f"step {step + 1} has nothing to learn from: its images could not be read, or its texts are cut "
@@ -152,8 +154,8 @@ def fit(
                 else None,
                 "flops": flops_per_unit * units,
                 "memory_gb": memory_gb(accelerator.device),
-                "skipped_images": bad,
                 "seconds": seconds,
+                **{COUNTS[kind]: count for kind, count in zip(kinds, lost, strict=True)},
             }
             log(metrics)
             bar.set_postfix(loss=f"{loss:.3f}", **{f"{unit}_s": f"{rate:.0f}"}, refresh=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from prismatic.data.batching import accumulation_steps
+from prismatic.data.batching import accumulation_steps, training_length
 from prismatic.models.configuration import PrismaticConfig
 from prismatic.training import optim, sharding
 from prismatic.training.trace import Step, meta_model
@@ -56,6 +56,7 @@ class Plan:
         tokens: Tokens of a mean example with its image.
         flops: Floating-point operations of an optimizer step, on all processes, recomputation included.
         steps: Optimizer steps of the run.
+        passes: How often that goes through the data.
         hours: Hours of all steps.
     """
 
@@ -68,6 +69,7 @@ class Plan:
     tokens: int
     flops: int
     steps: int
+    passes: float
     hours: float
 
     @property
@@ -188,7 +190,7 @@ def plan_finetune(
         text_only: share of the examples without an image.
         examples: of the data set.
         epochs: passes over it.
-        max_steps: optimizer steps at most.
+        max_steps: optimizer steps, whatever the epochs; None for those of the epochs.
         flops_per_second: that one process reaches.
 
     Raises:
@@ -212,7 +214,8 @@ def plan_finetune(
     )
     flops = (1 - text_only) * step.flops(text_length, image=True)
     flops += text_only * step.flops(text_length, image=False) if text_only else 0
-    steps = min(epochs * -(-examples // global_batch_size), max_steps or 2**62)
+    per_epoch = -(-examples // global_batch_size)
+    steps, _ = training_length(epochs, max_steps, per_epoch)
     return Plan(
         process.memory(per_device_batch_size),
         available,
@@ -223,6 +226,7 @@ def plan_finetune(
         tokens=text_length + step.base.vision_backbone.num_tokens,
         flops=int(flops * global_batch_size),
         steps=steps,
+        passes=steps / per_epoch,
         hours=steps * flops * global_batch_size / gpus / flops_per_second / 3600,
     )
 

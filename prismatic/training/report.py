@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from prismatic.training.tracking import read_metrics
+from prismatic.training.tracking import COUNTS, read_metrics
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
@@ -36,13 +36,14 @@ def parameters(**modules) -> list[tuple[str, int, int]]:
     return rows
 
 
-def summarise(run_dir: Path, seconds: float) -> dict:
+def summarise(run_dir: Path, seconds: float, steps_per_epoch: int) -> dict:
     """Numbers of a finished run that took `seconds`, from its `metrics.jsonl`."""
     steps = [row for row in read_metrics(run_dir / "metrics.jsonl") if "loss" in row]
     rate = next(key for key in steps[0] if key.endswith("_per_second"))
     training_seconds = sum(s["seconds"] for s in steps)
     return {
         "steps": steps[-1]["step"],
+        "passes": steps[-1]["step"] / steps_per_epoch,
         "loss_first": steps[0]["loss"],
         "loss_last": steps[-1]["loss"],
         "seconds": seconds,
@@ -52,7 +53,7 @@ def summarise(run_dir: Path, seconds: float) -> dict:
         "flops": sum(s.get("flops", 0) for s in steps),
         "mfu": sum(s["mfu"] for s in steps) / len(steps),
         "memory_gb": max(s["memory_gb"] for s in steps),
-        "skipped_images": sum(s["skipped_images"] for s in steps),
+        **{name: sum(s[name] for s in steps) for name in COUNTS.values() if name in steps[-1]},
     }
 
 

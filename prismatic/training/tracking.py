@@ -11,6 +11,9 @@ from tqdm import tqdm
 
 from vision_backbones.files import write_text
 
+# What batches count that was not trained on, and its name in metrics.
+COUNTS = {"skipped": "skipped_images", "cut_rows": "cut_rows", "cut_tokens": "cut_tokens"}
+
 
 def metrics_log(accelerator: Accelerator, config, run_dir: Path, done_steps: int = 0) -> Callable[[dict], None]:
     """A function that appends a dict of metrics to `run_dir/metrics.jsonl` and hands it to the trackers.

@@ -149,18 +149,18 @@ def example(*ids, pixels=None):
 
 
 def test_collate_padded():
-    first, second = torch.full((3, 2, 2), 1.0), torch.full((3, 2, 2), 2.0)
+    first, second = torch.full((1, 3, 2, 2), 1.0), torch.full((2, 3, 2, 2), 2.0)
     batch = collate_padded([example(1, 2, 3, pixels=first), None, example(4), example(5, 6, pixels=second)], 99)
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 99, 99], [5, 6, 99]]
     assert batch["labels"].tolist() == [[10, 20, 30], [40, -100, -100], [50, 60, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
-    assert torch.equal(batch["pixel_values"], torch.stack([first, second]))
+    assert torch.equal(batch["pixel_values"], torch.cat([first, second]))
     assert batch["skipped"] == 1
     assert collate_padded([example(4)], 0)["pixel_values"] is None
 
 
 def test_collate_packed():
-    pixels = torch.zeros(3, 2, 2)
+    pixels = torch.zeros(1, 3, 2, 2)
     items = [example(1, 2, 3, pixels=pixels), None, None, example(4), example(5, 6)]
     batch = collate_packed(items)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6]]
@@ -209,7 +209,7 @@ def test_examples(source):
     assert len(examples) == 6
     assert examples[3]["input_ids"].tolist() == [1, 120, 120, 120]
     assert examples[3]["labels"].tolist() == [-100, 120, 120, 120]
-    assert examples[3]["pixel_values"][0].unique().tolist() == [3]
+    assert examples[3]["pixel_values"][0, 0].unique().tolist() == [3]
     assert examples[4]["pixel_values"] is None
     with pytest.raises(BadImageError, match=r"row 2 \(id '2'\), image '2.png': missing"):
         examples[2]

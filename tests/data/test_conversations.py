@@ -189,7 +189,7 @@ def test_options_of_several_tokens_continue_the_prompt(tokenizer):
         ([], {"row_id": "a7"}, "row 'a7': expected a list of at least one turn"),
         (CONVERSATION[1:2], {"row_id": 3}, "row 3: turn 0 is the assistant's"),
         ([{"from": "human", "value": None}], {}, "^turn 0"),
-        (CONVERSATION[:1], {"stage": "align", "row_id": 4}, "row 4: the conversation ends with a question"),
+        (CONVERSATION[:1], {"stage": "align", "row_id": 4}, "row 4: the conversation holds no answer"),
         (CONVERSATION, {"stage": "lora"}, "unknown stage 'lora'"),
     ],
 )

@@ -183,7 +183,7 @@ def test_torch_is_not_needed():
         ('[{"id": 1, "conversations": []}]', "row 0 has conversations []"),
         ('[{"id": 1, "conversations": [{"from": "gpt"}]}]', "row 0 has the turn {'from': 'gpt'}"),
         ('[{"id": 1, "conversations": ["hello"]}]', "row 0 has the turn 'hello'"),
-        ('[{"id": 1, "image": ["a", "b"], "conversations": [1]}]', "row 0 has image ['a', 'b']"),
+        ('[{"id": 1, "image": ["a", 3], "conversations": [1]}]', "row 0 has image ['a', 3]"),
         ('[{"id": 1, "image": "", "conversations": [1]}]', "row 0 has image ''"),
         ('[{"id": "\\ud800", "conversations": [{"from": "gpt", "value": ""}]}]', "row 0 holds half a surrogate"),
     ],

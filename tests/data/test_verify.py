@@ -63,10 +63,12 @@ def test_every_problem_is_found_and_named(tmp_path, monkeypatch, capsys):
         "text-only rows": 6,
         "turns": 228,
         "empty answers": 1,
+        "rows, <image> unsaid": 107,
+        "unanswered questions": 2,
         "missing images": 101,
         "unreadable images": 1,
         "refused paths": 2,
-        "role-order problems": 4,
+        "role-order problems": 3,
     }
     assert sorted(findings.sizes) == [(8, 6), (12, 40), (30, 10)]
     named = {
@@ -76,10 +78,11 @@ def test_every_problem_is_found_and_named(tmp_path, monkeypatch, capsys):
         "missing images": ["image-3", *(f"gone-{n}" for n in range(9))],
         "unreadable images": ["image-4"],
         "refused paths": ["image-5", "image-6"],
-        "role-order problems": ["turns-gh", "turns-hhg", "turns-hgh", "turns-hx"],
+        "<image> without image": [],
+        "role-order problems": ["turns-gh", "turns-hhg", "turns-hx"],
     }
     text = report(findings)
-    assert "... and 91 more" in text and text.endswith("108 problems")
+    assert "... and 91 more" in text and text.endswith("107 problems")
     width = next(line for line in text.splitlines() if "width" in line)
     assert [int(word) for word in width.split() if word.isdigit()] == [8, 12, 30]
 

@@ -154,7 +154,7 @@ def test_processor_writes_placeholders_after_bos_and_checks_counts():
     assert batch["attention_mask"][1, 0] == 0 and batch["attention_mask"][0].all(), "pads on the left"
     with pytest.raises(ValueError, match="1 images for 2 prompts"):
         processor(images=[image], text=["<image> a", "<image> b"])
-    with pytest.raises(ValueError, match="more than once"):
+    with pytest.raises(ValueError, match="1 images for 2 <image> in the prompts"):
         processor(images=[image], text="<image> <image> a")
     with pytest.raises(ValueError, match="image placeholders in input_ids"):
         model(input_ids=torch.tensor([ids[:-10]]).repeat(2, 1), pixel_values=torch.zeros(1, 3, 48, 48))

@@ -69,7 +69,7 @@ def test_lists_need_no_brackets():
         (["--data.packing", "maybe"], "packing"),
         (["--config_path", "nowhere.yaml"], "nowhere.yaml"),
         (["--model"], "needs a value"),
-        (["--model", "phi-2+3b"], "no data: give --data.annotations"),
+        (["--model", "phi-2+3b", "--data.annotations", ""], "no data: give --data.annotations"),
         (["--stage", "finetun"], "finetune or full-finetune"),
         (["--precision", "fp8"], "expected bf16 or fp32"),
         (["--data.sampler", "random"], "split-modality or shuffle"),

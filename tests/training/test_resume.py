@@ -21,7 +21,7 @@ WORKER = Path(__file__).with_name("kill_worker.py")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize(("least", "steps"), [(3, 9), pytest.param(50, 150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("least", "steps"), [(3, 16), pytest.param(50, 150, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_change_nothing(processes, least, steps, tmp_path):
     """Also the data: a step that was taken again saw the same rows."""
     environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}

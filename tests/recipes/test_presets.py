@@ -1,0 +1,124 @@
+"""Every preset, as it is parsed, against what the reference trains with."""
+
+import json
+
+import pytest
+from catalogue import MODELS
+from golden_cases import golden_dir
+
+from recipes.image_settings import parse_align
+from recipes.parsing import read_presets
+from recipes.plan_settings import parse_plan
+from recipes.settings import parse_finetune
+from vision_backbones import get_spec
+
+FACTS = golden_dir().parent / "facts"
+requires_facts = pytest.mark.skipif(not FACTS.is_dir(), reason="the reference's settings are not there")
+STRATEGIES = {"fsdp-shard-grad-op": "grad-op", "fsdp-full-shard": "full"}
+IMAGES = ["--data.train", "miniature:64", "--data.validation", "miniature:64:1"]
+DATA = {  # in whose names the reference's models say what they are trained on
+    "-no-cotraining": "llava-multimodal",
+    "llava-lvis4v-lrv": "llava-lvis4v-lrv",
+    "llava-lvis4v": "llava-lvis4v",
+    "llava-lrv": "llava-lrv",
+    "-external": "llava-lvis4v-lrv",
+}
+
+
+def facts(name):
+    return json.loads((FACTS / name).read_text())
+
+
+def data_set(name):
+    if name.startswith("prism-") and "controlled" not in name:
+        return "llava-lvis4v-lrv"
+    return next((found for part, found in DATA.items() if part in name), "llava-v15")
+
+
+@requires_facts
+@pytest.mark.parametrize("stage", ["align", "finetune"])
+def test_named_models_train_as_the_reference_does(stage):
+    grid, sets = facts("model_grid.json"), {s["dataset_id"]: s for s in facts("training_datasets.json")}
+    assert {model["model_id"] for model in grid["models"]} == MODELS.keys() and len(MODELS) == 68
+    for model in grid["models"]:
+        expected = grid["common"] | model
+        name = model["model_id"]
+        config = parse_finetune(["--model", name, *(["--stage", "align"] if stage == "align" else [])])
+        full = stage == "finetune" and name.startswith("full-ft")
+        assert config.stage == ("full-finetune" if full else stage)
+        assert config.vision_backbone == model["vision_backbone_id"] and config.llm == model["llm_backbone_id"]
+        assert config.projector == model["arch_specifier"].removeprefix("no-align+")
+        assert config.image_resize_strategy == model["image_resize_strategy"]
+        assert config.max_length == expected["llm_max_length"]
+        for field in ("epochs", "max_steps", "global_batch_size", "per_device_batch_size", "learning_rate",
+                      "weight_decay", "max_grad_norm", "warmup_ratio"):  # fmt: skip
+            assert getattr(config, field) == expected[f"{stage}_{field}"], (name, field)
+        assert config.sharding == STRATEGIES[expected[f"{stage}_train_strategy"]]
+        assert config.min_learning_rate == 0  # the reference's cosine ends there
+        assert config.gradient_checkpointing == expected["enable_gradient_checkpointing"]
+        assert config.precision == ("bf16" if expected["enable_mixed_precision_training"] else "fp32")
+        assert config.reduce_dtype == ("float32" if expected["reduce_in_full_precision"] else "bfloat16")
+        data = sets[data_set(name)]
+        assert config.data.annotations == f"{data['dataset_root_dir']}/{data[f'{stage}_stage_components'][0]}"
+
+
+@pytest.mark.parametrize("given", [["--stage", "align"], ["--stage=align"], ["--config_path", "stage.yaml"]])
+def test_what_is_given_goes_over_the_stage_and_that_over_the_preset(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stage.yaml").write_text("stage: align\ndata: {workers: 9}\nlora: {rank: 3}\n")
+    arguments = ["--model", "train-1.25-epochs+7b", *given, "--weight_decay", "0.5", "--data.sampler", "shuffle"]
+    config = parse_finetune(arguments)
+    assert (config.stage, config.global_batch_size, config.max_steps, config.weight_decay) == ("align", 256, None, 0.5)
+    assert config.data.sampler == "shuffle" and config.data.annotations.endswith("chat.json")
+    assert (config.data.workers, config.lora.rank) == ((9, 3) if given[0] == "--config_path" else (4, 16))
+    assert parse_plan(arguments).learning_rate == 1e-3
+    assert parse_finetune([*arguments, "--stage", "finetune"]).global_batch_size == 128
+
+
+ELSEWHERE = {  # runs of the reference that go on from one of its own, or mix pictures, which alignment here does not
+    f"align/{name}" for name in ("clip-vit-b-mim", "clip-vit-b-mim-aligned", "clip-vit-b-mim-aligned-mim",
+                                 "in1k-vit-b-cutmix", "in1k-vit-b-mixup")
+}  # fmt: skip
+OTHER_NAMES = {
+    "clip-vit-l-336": "clip-vit-l-336px-aligned", "siglip-vit-so400m-384": "siglip-vit-so400m-384px-aligned",
+    "in1k-vit-b-embed": "in1k-vit-b-ablation", "clip-vit-b-in1k-e25": "clip-vit-b-ablation",
+    "clip-vit-b-in21k-e5": "clip-vit-b-aligned",
+}  # fmt: skip
+
+
+@requires_facts
+def test_alignments_train_as_the_reference_does():
+    runs = {name: run for name, run in facts("alignment_presets.json")["runs"].items() if name.startswith("align/")}
+    presets, compared = read_presets("alignments.yaml"), set()
+    for run, expected in runs.items():
+        if run in ELSEWHERE:
+            continue
+        name = run.removeprefix("align/")
+        name = OTHER_NAMES.get(name, name if name in presets else f"{name}-aligned")
+        config = parse_align(["--model", name, *IMAGES])
+        compared.add(name)
+        teacher = get_spec(config.teacher)
+        assert teacher.arch.split(".")[0].replace("mocov3_", "") in expected["teacher_model"].replace("mocov3_", "")
+        assert expected["student_model"].removeprefix("s") == expected["teacher_model"] and config.student is None
+        assert config.soft_cap == (30.0 if expected["student_model"].startswith("svit") else None), name
+        batch = expected["batch_size"] * expected["grad_accum_steps"] * 4
+        assert (config.epochs, config.max_steps, config.global_batch_size) == (expected["epochs"], None, batch), name
+        assert config.learning_rate == float(expected["lr"]) and config.min_learning_rate == float(expected["min_lr"])
+        assert config.warmup_epochs == expected["warmup_epochs"], name
+        assert not config.warmup_epochs or config.warmup_learning_rate == float(expected["warmup_lr"])
+        assert config.weight_decay == expected["weight_decay"] and config.betas == expected["opt_kwargs"]["betas"]
+        assert config.max_grad_norm == expected["clip_grad"] and config.precision == "bf16"
+        assert config.data.crop_mode == expected["train_crop_mode"] and config.data.auto_augment == expected.get("aa")
+        masks = config.masks
+        assert masks.sampler == expected.get("mask_sampling", "uniform"), name
+        if masks.sampler != "uniform":  # the share that the reference calls masked is kept
+            assert masks.keep_ratio == expected[f"{masks.sampler}_mask_ratio"]
+        assert masks.antithetical == expected.get("antithetical_sampling", True)
+        assert masks.null == expected.get("include_null_mask", True)
+        assert config.loss == expected.get("loss_function", "mse")
+        assert config.teacher_skip_blocks == expected.get("skip_blocks", 1)
+        assert config.prefix_only == expected.get("prefix_only", False)
+    assert presets.keys() - compared == {"in1k-vit-t-ablation", "in1k-vit-s-ablation", "siglip-vit-b-ablation"}
+    for name in presets.keys() - compared:  # as the other ablations
+        known, own = (parse_align(["--model", n, *IMAGES]) for n in ("in1k-vit-b-ablation", name))
+        assert vars(own) | {"model": "", "teacher": ""} == vars(known) | {"model": "", "teacher": ""}
