@@ -74,7 +74,7 @@ def collate_padded(items: Sequence[Example | None], pad_token_id: int) -> dict[s
 
     Returns:
         `input_ids`, `labels` (-100 on padding) and `attention_mask` (1 on tokens), int64 [B, T]; `pixel_values`
-        [M, C, H, W] of all images, in order, or None; `skipped`, the number of items that were None; `cut_rows` and
+        [M, C, H, W] of all images, in order, or None (an example's may lack the first dimension); `skipped`, the number of items that were None; `cut_rows` and
         `cut_tokens`, how many were cut and by how much.
         A batch of which nothing is left is one token of padding: processes must go through as many batches.
     """
@@ -110,7 +110,7 @@ def collate_packed(items: Sequence[Example | None]) -> dict[str, Any]:
 def _pixels_and_counts(items: Sequence[Example | None]) -> dict[str, Any]:
     pixels = [item["pixel_values"] for item in items if item is not None and item["pixel_values"] is not None]
     return {
-        "pixel_values": torch.cat(pixels) if pixels else None,
+        "pixel_values": torch.cat([one.reshape(-1, *one.shape[-3:]) for one in pixels]) if pixels else None,
         "skipped": sum(item is None for item in items),
         "cut_rows": sum(item.get("cut", 0) > 0 for item in items if item is not None),
         "cut_tokens": sum(item.get("cut", 0) for item in items if item is not None),
