@@ -20,7 +20,8 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 FIRST = (  # files that take longest, so that no worker is left alone with one at the end
-    "test_docs", "test_launch", "test_study", "test_plan", "test_failures", "test_processes", "test_resume",
+    "test_docs", "test_align", "test_plan", "test_failures", "test_sharding", "test_processes", "test_finetune",
+    "test_started_again", "test_probe", "test_families", "test_runner", "test_export", "test_resume", "test_study",
 )  # fmt: skip
 
 

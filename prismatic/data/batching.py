@@ -74,8 +74,8 @@ def collate_padded(items: Sequence[Example | None], pad_token_id: int) -> dict[s
 
     Returns:
         `input_ids`, `labels` (-100 on padding) and `attention_mask` (1 on tokens), int64 [B, T]; `pixel_values`
-        [M, C, H, W] of all images, in order, or None (an example's may lack the first dimension); `skipped`, the number of items that were None; `cut_rows` and
-        `cut_tokens`, how many were cut and by how much.
+        [M, C, H, W] of all images, in order, or None (an example's may lack the first dimension); `skipped`, the number
+        of items that were None; `cut_rows` and `cut_tokens`, how many were cut and by how much.
         A batch of which nothing is left is one token of padding: processes must go through as many batches.
     """
     kept = [item for item in items if item is not None] or [_NOTHING | {"input_ids": torch.tensor([pad_token_id])}]

@@ -194,6 +194,7 @@ class Running:
         return self.ended()
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on(tmp_path):
     study = Running(tmp_path, forked_stages=True)
     early = study.kill_after(1)
