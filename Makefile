@@ -37,11 +37,11 @@ setup: .venv/installed
 
 ## The test suite, a file or a class at a time on each of up to four cores. ARGS="tests/test_docs.py -k align": just that.
 PARALLEL := -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
-test: setup .venv/tokenizers .venv/templates
+test: setup .venv/tokenizers .venv/templates .venv/quantize
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(PARALLEL))
 
 ## The long tests: kill campaigns, two nodes, the study in small, plans of every named model, ...
-test-slow: setup .venv/tokenizers .venv/templates
+test-slow: setup .venv/tokenizers .venv/templates .venv/quantize
 	$(BIN)/python -m pytest -m "slow and not gpu and not network" $(if $(ARGS),$(ARGS),$(PARALLEL))
 
 # Mistral's real sentencepiece model, for tokenizer tests. Beside site-packages: transformers changes its behaviour when
@@ -53,6 +53,11 @@ test-slow: setup .venv/tokenizers .venv/templates
 # Chat templates of many families, which trl ships as files: for tests of what is written around words.
 .venv/templates: .venv/installed
 	-$(BIN)/python -m pip install --quiet --no-deps --target .venv/templates trl
+	mkdir -p $@ && touch $@
+
+# What --quantize computes with. Beside site-packages, for peft imports it wherever it is, which takes seconds.
+.venv/quantize: .venv/installed
+	-$(BIN)/python -m pip install --quiet --no-deps --target .venv/quantize bitsandbytes
 	mkdir -p $@ && touch $@
 
 ## Plant 200 small faults, one at a time, and see which of them no test notices; half an hour. Not part of CI.

@@ -42,6 +42,7 @@ setup(
     extras_require={
         "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "hypothesis>=6.100", "psutil>=5.9"],
         "smollm2": ["gguf>=0.10"],
+        "quantize": ["bitsandbytes>=0.48"],
         "trackers": ["tensorboard", "trackio", "wandb"],
     },
 )

@@ -37,7 +37,8 @@ def make_plan(config):
     import_plugins(config.plugins)
     template_of(config.prompt_style)
     same = ("stage", "precision", "gradient_checkpointing", "reduce_dtype", "gpus", "global_batch_size",
-            "per_device_batch_size", "max_length", "supervised", "epochs", "max_steps")  # fmt: skip
+            "per_device_batch_size", "max_length", "supervised", "epochs", "max_steps",
+            "quantize")  # fmt: skip
     return plan_finetune(
         meta_config(**{name: getattr(config, name) for name in PARTS if name != "prompt_style"}),
         **{name: getattr(config, name) for name in same},

@@ -14,6 +14,8 @@ from recipes.settings import MAY_CHANGE, PARTS, FinetuneConfig, parse_finetune
 @releases
 def main(config: FinetuneConfig) -> dict:
     """Runs the finetune and gives the content of `summary.json` (on the main process)."""
+    from functools import partial
+
     import torch
     from accelerate.utils import set_seed
     from safetensors import SafetensorError
@@ -26,9 +28,10 @@ def main(config: FinetuneConfig) -> dict:
     from prismatic.data.rows import RowBatches
     from prismatic.data.sources import open_data
     from prismatic.models.attention import SEGMENTED
-    from prismatic.models.load import check_parts, load, start_stage
+    from prismatic.models.load import check_parts, load, start, start_stage
     from prismatic.models.lora import PARTS_FILE, lasting
     from prismatic.models.placeholders import fill, place, weight_files
+    from prismatic.models.quantize import quantize
     from prismatic.models.self_check import check_context, check_packing
     from prismatic.models.speech import style_of
     from prismatic.training import loop, objective, optim, report, sharding
@@ -53,6 +56,8 @@ def main(config: FinetuneConfig) -> dict:
         check_parts(**parts)
     accumulation_steps(config.global_batch_size, world, config.per_device_batch_size)
     sharding.check_sharding(config.sharding, world)
+    if config.quantize and sharding.shards(config.sharding, world):
+        raise ValueError("--quantize does not shard the LLM: set --sharding none, or leave it out")
     source, held_out = open_data(data)
     if config.eval_tasks:
         eval_root = runner.data_root(config.eval_root)
@@ -65,7 +70,11 @@ def main(config: FinetuneConfig) -> dict:
     # The model, what of it is trained, and the optimizer. Sharded, a process reads its own part of the LLM alone.
     set_seed(config.seed)
     later = sharding.shards(config.sharding, world) and not (held_out or config.init_from) and weight_files(config.llm)
-    model, processor = start_stage(parts, config.stage, vars(config.lora), llm_later=bool(later), base=config.base)
+    options = {"llm_later": bool(later), "base": config.base}
+    if config.quantize:
+        options["llm_dtype"] = torch.bfloat16 if config.precision == "bf16" else None
+        options["quantized"] = partial(quantize, kind=config.quantize, accelerator=accelerator)
+    model, processor = start_stage(parts, config.stage, vars(config.lora), **options)
     if config.precision == "bf16":
         optim.halve_frozen(model)
     if config.gradient_checkpointing:
@@ -116,10 +125,14 @@ def main(config: FinetuneConfig) -> dict:
         sharding.check_finite(model, accelerator, steps_done, slower(run_dir))
         weights = sharding.full_state(model, adapters=config.stage == "lora")
         if accelerator.is_main_process:
+            saved = model
+            if config.quantize and config.stage == "align":  # the LLM as it was
+                saved, _ = start(**parts, base=config.base)
+                saved.projector.load_state_dict(model.projector.state_dict())
             about = {TRAINED: {"step": steps_done, "epoch": epoch + 1}}
             about |= {PARTS_FILE: parts} if config.stage == "lora" else {}
             try:
-                save_model(model, processor, epoch_folder(run_dir, epoch), weights, replace=True, about=about)
+                save_model(saved, processor, epoch_folder(run_dir, epoch), weights, replace=True, about=about)
             except (OSError, SafetensorError) as error:
                 if steps_done == batches.steps:  # the same command saves it once there is room
                     raise
@@ -149,11 +162,12 @@ def main(config: FinetuneConfig) -> dict:
         remedy=slower(run_dir),
     )
     checkpoints.close()
+    answering = (model, processor) if config.quantize else None  # anew it might be larger than the memory
     model = trained = optimizer = groups = checkpoints = None  # frees what the evaluations need
-    after = (
-        generate_answers(*load(run_dir, base=config.base), held_out, items, accelerator=accelerator) if items else []
-    )
-    tasks = {}
+    if items:
+        answering = answering or load(run_dir, base=config.base)
+        after = generate_answers(*answering, held_out, items, accelerator=accelerator)
+    answering, tasks = None, {}
     if config.eval_tasks:
         tasks = evaluate.main(after_finetune(config, run_dir), accelerator).get("tasks", {})
     accelerator.end_training()

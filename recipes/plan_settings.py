@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from recipes.parsing import check_choices, parse
-from recipes.settings import CHOICES, FinetuneConfig
+from recipes.settings import CHOICES, FinetuneConfig, check_quantize
 
 # Rows, mean text tokens and share of rows without an image of LLaVA-1.5's data: 558k captions for stage align, else the
 # mix of 665k, of which 40,688 rows have no image. The tokens are estimates from the size of the files.
@@ -48,6 +48,7 @@ def _check(config: PlanConfig) -> None:
     positive = ["epochs", "gpus", "gpu_memory", "tflops", "global_batch_size", "per_device_batch_size"]
     positive += [name for name in ("text_length", "examples") if getattr(config, name) is not None]
     check_choices(config, CHOICES, tuple(positive))
+    check_quantize(config)
     if config.max_length < 2:
         raise ValueError(f"--max_length is {config.max_length}: expected at least 2 text tokens")
     for name, low, high in (("mfu", 0, 1), ("supervised", 0, 1), ("reserve", -1, 0.99), ("text_only", -1, 1)):

@@ -11,6 +11,7 @@ CHOICES = {
     "sharding": ("full", "grad-op", "hybrid", "none"),
     "reduce_dtype": ("float32", "bfloat16"),
     "decay": ("matrices", "as-reference"),
+    "quantize": (None, "4bit", "8bit"),
     "data.sampler": ("split-modality", "shuffle"),
     "data.on_bad_image": ("error", "skip"),
 }
@@ -75,6 +76,7 @@ class FinetuneConfig:
         "finetune"  # align: projector; finetune: and LLM; full-finetune: and backbone; lora: adapters on the LLM
     )
     lora: LoraConfig = field(default_factory=LoraConfig)
+    quantize: str | None = None  # "4bit" or "8bit": keep the frozen LLM of stage lora or align in so many bits a weight
 
     epochs: int = 2  # passes over the data
     max_steps: int | None = None  # optimizer steps to stop after, through as many epochs as that takes
@@ -120,12 +122,19 @@ def named_models() -> dict[str, dict[str, Any]]:
     return read_presets("models.yaml")
 
 
+def check_quantize(config: FinetuneConfig) -> None:
+    """Raises ValueError if an LLM that is trained is to be quantised."""
+    if config.quantize and config.stage not in ("lora", "align"):
+        raise ValueError(f"--quantize {config.quantize} needs a frozen LLM: --stage lora or align, not {config.stage}")
+
+
 def _check(config: FinetuneConfig) -> None:
     positive = ("epochs", "max_length", "learning_rate", "data.held_out_limit", "timeout_minutes", "keep_last")
     check_choices(config, CHOICES, positive)
     for name in ("processes", "save_every_steps", "keep_every"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ValueError(f"--{name} is {getattr(config, name)}: expected at least 1, or null")
+    check_quantize(config)
     if not config.data.annotations:
         raise ValueError("no data: give --data.annotations a LLaVA json file, or miniature:10000 for drawn scenes")
     scenes = config.data.annotations.partition("miniature:")[2]

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def build(
     prompt_style: str = "auto",
     pretrained: bool = True,
     dtype: torch.dtype = torch.float32,
+    llm_dtype: torch.dtype | None = None,
     llm_later: bool = False,
 ) -> tuple[PrismaticForConditionalGeneration, PrismaticProcessor]:
     """A new VLM and its processor: pretrained backbone and LLM, new projector.
@@ -112,6 +114,7 @@ def build(
         prompt_style: name, file or text of a chat template; "auto" takes the LLM's.
         pretrained: False gives new weights everywhere.
         dtype: of all weights.
+        llm_dtype: of the LLM's, if it is another.
         llm_later: give the LLM placeholders for weights, to shard it first (see `prismatic.models.placeholders`).
 
     Raises:
@@ -123,7 +126,7 @@ def build(
         if llm_later:
             language_model = placeholder_llm(llm, len(tokenizer), dtype)
         else:
-            language_model = load_llm(llm, pretrained=pretrained, dtype=dtype)
+            language_model = load_llm(llm, pretrained=pretrained, dtype=llm_dtype or dtype)
             grow_vocabulary(language_model, len(tokenizer))
     backbone = create_backbone(
         vision_backbone,
@@ -142,7 +145,9 @@ def build(
         projector_config=decoder_config(decoder) if decoder else None,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
     )
-    model = PrismaticForConditionalGeneration(config, llm=language_model, vision_backbone=backbone).to(dtype)
+    model = PrismaticForConditionalGeneration(config, llm=language_model, vision_backbone=backbone)
+    for part in (model,) if llm_dtype is None else (model.vision_backbone, model.projector):
+        part.to(dtype)
     if decoder:
         model.projector.load_decoder(load_file(decoder))
     if not (llm_later or next(language_model.parameters()).is_meta):
@@ -276,12 +281,28 @@ def _load_step(path: Path, dtype: torch.dtype, merge: bool, base: str | None):
     return model.to(dtype).eval(), processor
 
 
-def start_stage(parts: dict, stage: str, lora: dict, llm_later: bool = False, base: str | None = None):
+def start_stage(
+    parts: dict,
+    stage: str,
+    lora: dict,
+    llm_later: bool = False,
+    base: str | None = None,
+    quantized: Callable[[torch.nn.Module], object] | None = None,
+    llm_dtype: torch.dtype | None = None,
+):
     """The model that a stage trains (`as_stage`) of the parts that `start` takes, and its processor.
 
-    `llm_later` gives the LLM placeholders, to be filled when it is sharded; for parts of `build`.
+    `llm_later` gives the LLM placeholders, to be filled when it is sharded; for parts of `build`. `quantized` makes a
+    frozen LLM smaller, in place, before anything is put on it; `llm_dtype` is that in which it is read before.
     """
-    model, processor = build(**parts, llm_later=True) if llm_later else start(**parts, base=base)
+    if llm_later:
+        model, processor = build(**parts, llm_later=True)
+    elif llm_dtype and "llm" in parts:
+        model, processor = build(**parts, llm_dtype=llm_dtype)
+    else:
+        model, processor = start(**parts, base=base)
+    if quantized:
+        quantized(model.llm)
     return as_stage(model, stage, lora), processor
 
 

@@ -93,8 +93,13 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Projected patch embeddings `[M, num_tokens, hidden_size]` of images `[M, 3 * parts, H, W]`."""
-        features = self.vision_backbone(pixel_values.to(next(self.vision_backbone.parameters()).dtype))
-        return self.projector(features.to(next(self.projector.parameters()).dtype))
+        features = self.vision_backbone(pixel_values.to(self._dtype_of(self.vision_backbone)))
+        return self.projector(features.to(self._dtype_of(self.projector)))
+
+    def _dtype_of(self, part: torch.nn.Module) -> torch.dtype:
+        """Of its first floating-point parameter: quantised ones are integers, in which nothing is computed."""
+        embedding = self.get_input_embeddings().weight.dtype
+        return next((p.dtype for p in part.parameters() if p.is_floating_point()), embedding)
 
     def _projector_alone_trains(self) -> bool:
         if not (self.training and torch.is_grad_enabled()) or any(p.requires_grad for p in self.llm.parameters()):

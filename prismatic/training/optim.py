@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from prismatic.models.placeholders import is_placeholder, placeholder
+from prismatic.models.quantize import parameter_count
 
 STAGES = ("align", "finetune", "full-finetune", "lora")
 
@@ -88,7 +89,7 @@ def trained_and_frozen(model: nn.Module) -> list[tuple[str, int, int]]:
     rows = []
     named = [(n, p) for n, p in model.named_parameters() if "original_module" not in n]  # peft keeps an unused copy
     for part in ("vision_backbone", "projector", "llm"):
-        sizes = [(p.numel(), p.requires_grad) for n, p in named if part in n.split(".")[:3]]
+        sizes = [(parameter_count(p), p.requires_grad) for n, p in named if part in n.split(".")[:3]]
         rows.append((part, sum(n for n, t in sizes if t), sum(n for n, t in sizes if not t)))
     return rows
 
@@ -96,6 +97,6 @@ def trained_and_frozen(model: nn.Module) -> list[tuple[str, int, int]]:
 def halve_frozen(model: nn.Module) -> None:
     """Casts frozen parameters to bfloat16: nothing is added to them, so float32 would only cost memory."""
     for parameter in model.parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and parameter.is_floating_point() and type(parameter.data) is torch.Tensor:
             later = is_placeholder(parameter)
             parameter.data = placeholder(parameter.shape, torch.bfloat16) if later else parameter.data.bfloat16()

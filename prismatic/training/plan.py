@@ -4,13 +4,15 @@ Activations come from `prismatic.training.trace`, which runs the step without da
 `prismatic.training.sharding` does with parameters, gradients and optimizer states.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from prismatic.data.batching import accumulation_steps, training_length
 from prismatic.models.configuration import PrismaticConfig
+from prismatic.models.lora import linear_layers
+from prismatic.models.quantize import quantized_bytes
 from prismatic.training import optim, sharding
 from prismatic.training.trace import Step, meta_model
 
@@ -30,6 +32,7 @@ class Sizes:
         root: Parameters outside of blocks, gathered for the whole forward and the whole backward pass.
         block: Parameters of the largest block, gathered while it computes.
         block_trained: Of the largest block, those trained.
+        dequantized: Bytes of the largest quantised matrix, as it is computed with.
     """
 
     trained: int
@@ -39,6 +42,7 @@ class Sizes:
     root: int
     block: int
     block_trained: int
+    dequantized: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,7 @@ class Process:
             "communication": int(communication[peak]),
             "activations": int(activations[peak]),
             "logits": int(logits[peak]),
+            **({"dequantized matrix": s.dequantized} if s.dequantized else {}),
         }
 
     def largest_batch(self, available: int) -> int:
@@ -166,6 +171,7 @@ def plan_finetune(
     epochs: int,
     max_steps: int | None,
     flops_per_second: float,
+    quantize: str | None = None,
 ) -> Plan:
     """What a finetune of this model needs.
 
@@ -192,6 +198,7 @@ def plan_finetune(
         epochs: passes over it.
         max_steps: optimizer steps, whatever the epochs; None for those of the epochs.
         flops_per_second: that one process reaches.
+        quantize: "4bit" or "8bit" for a frozen LLM.
 
     Raises:
         ValueError: the processes cannot share the batch, or the sharding mode does not fit them.
@@ -202,6 +209,11 @@ def plan_finetune(
         config, stage, lora=lora, precision=precision, gradient_checkpointing=gradient_checkpointing
     )  # fmt: skip
     sizes, parameters = measure(model), optim.trained_and_frozen(model)
+    if quantize:
+        if sharding.shards(sharding_mode, gpus):
+            raise ValueError("--quantize does not shard the LLM: set --sharding none, or leave it out")
+        saved, largest = _quantized(model, quantize)
+        sizes = replace(sizes, frozen=sizes.frozen - saved, dequantized=largest * (2 if precision == "bf16" else 4))
     step = Step(model, precision, sharded=sharding.shards(sharding_mode, gpus), supervised=supervised)
     process = Process(
         sizes,
@@ -249,6 +261,16 @@ def measure(model: nn.Module) -> Sizes:
         block=_count(largest),
         block_trained=_count(p for p in largest if p.requires_grad),
     )
+
+
+def _quantized(model: nn.Module, kind: str) -> tuple[int, int]:
+    """Bytes that the frozen linear layers of the LLM's blocks take less in 4 or 8 bits, and weights of the largest."""
+    llm = sharding.base_model(model).llm
+    modules = dict(llm.named_modules())
+    layers = [modules[name] for name in linear_layers(llm)[0]]
+    weights = [m.weight for m in layers if isinstance(m, nn.Linear) and not m.weight.requires_grad]
+    saved = sum(w.numel() * w.element_size() - quantized_bytes(w.numel(), len(w), kind) for w in weights)
+    return saved, max(w.numel() for w in weights)
 
 
 def _count(parameters) -> int:

@@ -34,7 +34,9 @@ _attention, _attention_backward = (
 def meta_model(config: PrismaticConfig, stage: str, *, lora: dict, precision: str, gradient_checkpointing: bool):
     """The model as a finetune prepares it, on the meta device."""
     with torch.device("meta"):
-        model = PrismaticForConditionalGeneration(config)
+        model = PrismaticForConditionalGeneration(
+            config
+        ).float()  # in whatever an LLM is stored, training reads float32
         model.llm.set_attn_implementation("sdpa")
         model = as_stage(model, stage, lora)
     if precision == "bf16":
