@@ -66,7 +66,8 @@ def check_choices(config, choices: dict[str, tuple[str, ...]], positive: tuple[s
     for name, allowed in choices.items():
         value = operator.attrgetter(name)(config)
         if value not in allowed:
-            raise ValueError(f"--{name} is {value!r}: expected {' or '.join(map(str, allowed))}")
+            shown = " or ".join("null" if choice is None else str(choice) for choice in allowed)
+            raise ValueError(f"--{name} is {value!r}: expected {shown}")
     for name in positive:
         if operator.attrgetter(name)(config) <= 0:
             raise ValueError(f"--{name} is {operator.attrgetter(name)(config)}: expected more than 0")
@@ -90,8 +91,9 @@ def _preset(presets: dict[str, Any], name: str, stage: str | None) -> dict[str, 
 
 
 def _merged(settings: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    nested = {key for key in settings.keys() & over.keys() if isinstance(settings[key], dict) and over[key]}
-    return settings | over | {key: _merged(settings[key], over[key]) for key in nested}
+    nested = {key for key in settings.keys() & over.keys() if isinstance(settings[key], dict)}
+    nested = {key for key in nested if isinstance(over[key], dict | None)}
+    return settings | over | {key: _merged(settings[key], over[key] or {}) for key in nested}
 
 
 def _parse(config_class, argv: list[str], default: str, named: str | None):
@@ -116,6 +118,8 @@ def _parse(config_class, argv: list[str], default: str, named: str | None):
         if name not in models:
             raise unknown("model", name, models)
         settings = _merged(_preset(models, name, _stage(rest) or settings.get("stage")), settings) | {"model": name}
+    nested = {flag.partition(".")[0] for flag in fields if "." in flag}
+    settings = {key: value for key, value in settings.items() if not (value is None and key in nested)}
     rest = _listed(config_class, rest)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as merged:
         yaml.safe_dump(settings, merged)

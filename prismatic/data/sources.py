@@ -129,7 +129,8 @@ class ConversationDataset:
         for path in filter(leads_out, paths):
             _confined(self.image_root, path, f"{self.annotations}: image {path!r}")
         listed = functools.lru_cache(maxsize=None)(lambda folder: _names(self.image_root / folder))
-        missing = [path for path in paths if os.path.basename(path) not in listed(os.path.dirname(path))]
+        places = map(os.path.split, map(os.path.normpath, paths))
+        missing = [path for path, (folder, name) in zip(paths, places, strict=True) if name not in listed(folder)]
         if missing and (not some or len(missing) == len(paths)):
             first = self.image_root / missing[0]
             raise ValueError(
@@ -160,8 +161,9 @@ class ConversationDataset:
 
 
 def _names(folder: Path) -> set[str]:
+    """Of the files in a folder: no folders, and no links that lead nowhere."""
     try:
-        return set(os.listdir(folder))  # names as they are, also where a file system takes others
+        return {entry.name for entry in os.scandir(folder) if entry.is_file()}
     except OSError:
         return set()
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from prismatic.models.modeling import PrismaticForConditionalGeneration
 
+MOVABLE = ("init_from", "llm", "vision_backbone")  # arguments of `start` that may lie on this disk
 PARTS_FILE = "prismatic_parts.json"  # beside LoRA adapters: the arguments of `prismatic.models.load.start`
 
 
@@ -97,21 +98,22 @@ def relocated(parts: dict, base: str | None, where: object) -> dict:
     Raises:
         ValueError: a part is gone and has no new place, or the new place is not there.
     """
-    gone = [name for name in ("init_from", "llm", "vision_backbone") if _is_gone(parts.get(name))]
-    for given in base.split(",") if base and gone else ():
-        name, equals, place = given.partition("=")
-        name, place = (name, place) if equals else (gone[0], given)
-        if name not in gone:
-            raise ValueError(f"--base names {name!r}: of {where} only {', '.join(gone)} was moved")
+    found, alone = {}, base
+    if base and base.partition("=")[0] in MOVABLE:  # else a path, whatever it holds
+        pieces = re.split(rf",(?=(?:{'|'.join(MOVABLE)})=)", base)
+        found, alone = dict(piece.split("=", 1) for piece in pieces), None
+    for name in MOVABLE:
+        if not _is_gone(parts.get(name)):
+            continue  # a name that is not gone here may be further in, where a run began with another
+        place = found.get(name, alone)
+        if place is None:
+            raise ValueError(
+                f"{where} holds adapters of {parts[name]} ({name}), which is not there any more: bring it back, or say "
+                f"where it is: --base {name}=PATH (in Python prismatic.load(..., base=...))"
+            )
         if not Path(place).exists():
             raise ValueError(f"--base {place} is not there; {where} needs what {parts[name]} was")
-        parts = parts | {name: str(Path(place).absolute())}
-        gone.remove(name)
-    if gone:
-        raise ValueError(
-            f"{where} holds adapters of {parts[gone[0]]} ({gone[0]}), which is not there any more: bring it back, or "
-            f"say where it is: --base {gone[0]}=PATH (in Python prismatic.load(..., base=...))"
-        )
+        parts, alone = parts | {name: str(Path(place).absolute())}, None
     return parts
 
 

@@ -128,6 +128,11 @@ def test_missing_images_are_told_before_anything_is_built(tmp_path):
     assert len(source) == 2
     with pytest.raises(ValueError, match="1 of 1 images"):
         open_rows(tmp_path, rows[1], on_bad_image="skip")
+    (tmp_path / "folder.png").mkdir(), (tmp_path / "link.png").symlink_to(tmp_path / "nothing")
+    for name in ("folder", "link"):
+        with pytest.raises(ValueError, match=f"1 of 1 images .* {tmp_path}/{name}.png"):
+            open_rows(tmp_path, row(("What?", "red"), [name]))
+    assert len(open_rows(tmp_path, {"image": "./a.png/", "conversations": turns("What?", "red")})) == 1
     with pytest.raises(ValueError, match="refused; expected a path relative to the image root"):
         open_rows(tmp_path, row(("What?", "red"), ["../a"]))
 

@@ -41,6 +41,9 @@ def test_a_base_that_was_moved(tmp_path):
         ):
             prismatic.load(place)
         assert same(model, prismatic.load(place, base=str(moved))[0])
+    inner = run.rename(tmp_path / "inner")
+    assert same(models[second], prismatic.load(second, base=f"init_from={inner},llm={moved}")[0])
+    run = inner.rename(run)
     with pytest.raises(ValueError, match="--base .*/nowhere is not there"):
         prismatic.load(run, base=str(tmp_path / "nowhere"))
 
@@ -59,6 +62,15 @@ def test_several_parts_that_were_moved(tmp_path):
     assert found == {"llm": str(tmp_path / "a"), "vision_backbone": str(tmp_path / "b"), "projector": "linear"}
     with pytest.raises(ValueError, match=r"adapters of /gone/vit \(vision_backbone\)"):
         relocated(parts, str(tmp_path / "a"), "r")
-    with pytest.raises(ValueError, match="--base names 'projector': of r only llm, vision_backbone was moved"):
+    with pytest.raises(ValueError, match="--base projector=.* is not there"):
         relocated(parts, f"projector={tmp_path}", "r")
+    strange = tmp_path / "a,b=c"
+    strange.mkdir()
+    one = {"llm": "/gone/llm"}
+    for base in (
+        str(strange),
+        f"llm={strange}",
+        f"init_from={tmp_path},llm={strange}",
+    ):  # the first may be of a run within
+        assert relocated(one, base, "r") == {"llm": str(strange)}
     assert relocated({"llm": "vicuna-v15-7b"}, None, "r") == {"llm": "vicuna-v15-7b"}

@@ -75,6 +75,14 @@ def test_what_is_given_goes_over_the_stage_and_that_over_the_preset(given, tmp_p
     assert parse_finetune([*arguments, "--stage", "finetune"]).global_batch_size == 128
 
 
+@pytest.mark.parametrize("text", ["data: {}", "data:", "data: null\nlora:"])
+def test_what_is_said_of_nothing_changes_nothing(text, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    given = ["--model", "prism-clip+7b", "--config_path", str(tmp_path / "c.yaml")]
+    one, other = (vars(parse_finetune(arguments)) for arguments in (given, given[:2]))
+    assert one == other
+
+
 ELSEWHERE = {  # runs of the reference that go on from one of its own, or mix pictures, which alignment here does not
     f"align/{name}" for name in ("clip-vit-b-mim", "clip-vit-b-mim-aligned", "clip-vit-b-mim-aligned-mim",
                                  "in1k-vit-b-cutmix", "in1k-vit-b-mixup")
