@@ -65,7 +65,7 @@ def test_sizes_of_llama_by_hand():
     assert done.memory["gathered parameters"] == 2 * (root + 2 * block)
     assert 0 <= done.memory["optimizer states"] - 8 * trained // 8 < 4096  # and a step count of each tensor
     assert 0 <= done.memory["parameters"] - tower - 4 * trained // 8 < 4096  # and buffers
-    assert done.memory["communication"] >= block * (2 + 4)
+    assert done.memory["communication"] >= block * (2 + 2)  # the preset sums gradients in bfloat16, as the reference
     tokens = 300 + 576  # a block is computed in the forward, again, and twice in the backward pass
     linear = 8 * tokens * 32 * block + 6 * 300 * 32_064 * 4096
     assert done.flops / 128 == pytest.approx(linear, rel=0.1)
