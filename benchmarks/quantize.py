@@ -23,10 +23,11 @@ SMALL = (
 
 def run(root: str, kind: str) -> dict:
     """The summary of a run."""
-    place = ["--run_root", root, "--run_id", kind, "--quantize", kind, "--data.annotations", str(ROWS)]
+    name = f"bits-{kind}"
+    place = ["--run_root", root, "--run_id", name, "--quantize", kind, "--data.annotations", str(ROWS)]
     environment = os.environ | {"PYTHONPATH": f"{ROOT / '.venv' / 'quantize'}:{os.environ.get('PYTHONPATH', '')}"}
     subprocess.run([sys.executable, "recipes/finetune.py", *SMALL, *place], cwd=ROOT, env=environment, check=True)
-    return json.loads((Path(root) / kind / "summary.json").read_text())
+    return json.loads((Path(root) / name / "summary.json").read_text())
 
 
 def main() -> None:
