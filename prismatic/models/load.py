@@ -14,6 +14,7 @@ from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.image_processing import PrismaticImageProcessor
 from prismatic.models.llm import VOCAB_MULTIPLE, get_llm_spec, llm_config, load_llm, load_tokenizer
 from prismatic.models.lora import PARTS_FILE, add_lora, relocated, with_adapters
+from prismatic.models.lora import save_parts as save_parts  # where scripts look for it
 from prismatic.models.modeling import PrismaticForConditionalGeneration
 from prismatic.models.no_code import check_parts_named, read_object, refuse_code
 from prismatic.models.placeholders import placeholder_llm
