@@ -117,8 +117,8 @@ def _frames_of(roles, template: str, special_tokens: tuple, control: tuple[str, 
             if not found:
                 raise ValueError("the chat template does not write the content of an answer")
             lead = before[len(prompt) :] if before.startswith(prompt) else ""
-            if lead.strip():
-                prompt, lead = prompt + lead, ""
+            if (words := lead.rstrip(" ")).strip():  # spaces after them are the answer's: tokens join both
+                prompt, lead = prompt + words, lead[len(words) :]
             after(prompt, number)  # else a question would be lost; system messages some styles of the reference drop
             frames.append((after(prompt, number - 1)[len(ends) :] if frames else prompt, 0))
             continue

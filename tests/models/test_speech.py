@@ -94,3 +94,13 @@ def test_a_model_that_goes_on_can_be_spoken_to_otherwise(tmp_path):
     processor.save_pretrained(tmp_path / "saved")
     assert "<start>" in (tmp_path / "saved" / "chat_template.jinja").read_text()
     assert json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())["eos_token"] == "</s>"
+
+
+def test_a_space_between_a_role_and_an_answer_is_the_answers():
+    """Else the prompt would end in a token that training joins with the answer, and no option could be scored."""
+    processor = prismatic.build("miniature", "miniature", "linear")[1]
+    processor.tokenizer.chat_template = "{% for m in messages %}{{ 'QQQ ' ~ m['content'] ~ ' ZZZ' }}{% endfor %}"
+    row, _ = tokenize_conversation(ASKED, processor.tokenizer, 100)
+    prompt = encode_prompt(ASKED[0]["value"], processor.tokenizer)
+    assert row[: len(prompt)] == prompt
+    assert all(option_token_ids(processor.tokenizer, ["True", "False"]))
