@@ -57,7 +57,7 @@ test-slow: setup .venv/tokenizers .venv/templates .venv/quantize
 
 # What --quantize computes with. Beside site-packages, for peft imports it wherever it is, which takes seconds.
 .venv/quantize: .venv/installed
-	-$(BIN)/python -m pip install --quiet --no-deps --target .venv/quantize bitsandbytes
+	-$(BIN)/python -m pip install --quiet --no-deps --target .venv/quantize bitsandbytes torchao
 	mkdir -p $@ && touch $@
 
 ## Plant 200 small faults, one at a time, and see which of them no test notices; half an hour. Not part of CI.

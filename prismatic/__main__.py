@@ -58,7 +58,8 @@ def main() -> None:
 
 def _import(checkpoint: Path, out: Path, model: str | None, **parts: str | None) -> str:
     from prismatic.models.reference import import_reference
-    from recipes.parsing import read_presets, unknown
+    from recipes.parsing import unknown
+    from recipes.presets import read_presets
 
     models = read_presets("models.yaml")
     if model is not None and model not in models:

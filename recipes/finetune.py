@@ -81,11 +81,8 @@ def main(config: FinetuneConfig) -> dict:
         model.activation_checkpointing_enable()
     place(model, accelerator.device)
     if data.packing:
-        try:
-            with accelerator.autocast():  # rows are tried, as they are computed
-                model.set_attn_implementation({"text_config": SEGMENTED})
-        except ValueError as error:
-            raise ValueError(f"--quantize {config.quantize}: {error}" if config.quantize else str(error)) from None
+        with accelerator.autocast():  # rows are tried, as they are computed
+            model.set_attn_implementation({"text_config": SEGMENTED})
     title = f"{config.vision_backbone} -> {config.projector} -> {config.llm}, stage {config.stage}"
     report.print_parts(accelerator, title, optim.trained_and_frozen(model))
     images = int(source.image_counts.max()) * processor.num_image_tokens

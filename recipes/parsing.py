@@ -5,7 +5,6 @@ Lives here and not in `prismatic`, whose import brings torch and transformers: `
 
 import dataclasses
 import difflib
-import functools
 import math
 import operator
 import sys
@@ -17,9 +16,9 @@ from typing import Any
 import draccus
 import yaml
 
+from recipes.presets import CONFIGS, in_stage, merged_settings, read_presets
+
 MOST_VALUES = 10_000  # of a settings file
-STAGES = ("align",)  # those for which presets hold settings of their own
-CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 def unknown(kind: str, name: str, known) -> ValueError:
@@ -75,27 +74,6 @@ def check_choices(config, choices: dict[str, tuple[str, ...]], positive: tuple[s
         raise ValueError(f"--max_steps is {config.max_steps}: expected at least 1, or null for all steps of the epochs")
 
 
-@functools.cache
-def read_presets(file: str) -> dict[str, dict[str, Any]]:
-    """Presets by name, from a YAML file in `recipes/configs`; what begins with a dot is a part of others."""
-    presets = yaml.safe_load((CONFIGS / file).read_text())
-    return {name: preset for name, preset in presets.items() if not name.startswith(".")}
-
-
-def _preset(presets: dict[str, Any], name: str, stage: str | None) -> dict[str, Any]:
-    """Settings of a preset in a stage, by default the preset's own."""
-    preset = presets[name]
-    stages = {key: value for key, value in preset.items() if key in STAGES}
-    own = {key: value for key, value in preset.items() if key not in STAGES}
-    return _merged(own, stages.get(stage, {}))
-
-
-def _merged(settings: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    nested = {key for key in settings.keys() & over.keys() if isinstance(settings[key], dict)}
-    nested = {key for key in nested if isinstance(over[key], dict | None)}
-    return settings | over | {key: _merged(settings[key], over[key] or {}) for key in nested}
-
-
 def _parse(config_class, argv: list[str], default: str, named: str | None):
     """Named preset < YAML file < command line."""
     given, rest = _split(argv)
@@ -117,7 +95,8 @@ def _parse(config_class, argv: list[str], default: str, named: str | None):
         models = read_presets(named) if named else {name: {}}
         if name not in models:
             raise unknown("model", name, models)
-        settings = _merged(_preset(models, name, _stage(rest) or settings.get("stage")), settings) | {"model": name}
+        preset = in_stage(models[name], given.get("stage", settings.get("stage")))
+        settings = merged_settings(preset, settings) | {"model": name}
     nested = {flag.partition(".")[0] for flag in fields if "." in flag}
     settings = {key: value for key, value in settings.items() if not (value is None and key in nested)}
     rest = _listed(config_class, rest)
@@ -163,24 +142,19 @@ def _default(config_class, name: str):
     return operator.attrgetter(name)(config_class())
 
 
-def _stage(argv: list[str]) -> str | None:
-    parts = [part for a in argv for part in (a.split("=", 1) if a.startswith("--stage=") else [a])]
-    given = [value for flag, value in zip(parts, parts[1:], strict=False) if flag == "--stage"]
-    return given[-1] if given else None
-
-
 def _split(argv: list[str]) -> tuple[dict[str, str], list[str]]:
-    """`--config_path` and `--model` apart from the other arguments."""
+    """`--config_path` and `--model` apart from the other arguments, and `--stage` besides: presets ask for it."""
     given, rest, i = {}, [], 0
     while i < len(argv):
         flag, equals, value = argv[i].partition("=")
-        if flag in ("--config_path", "--model"):
+        if flag in ("--config_path", "--model", "--stage"):
             if not equals:
                 i += 1
                 if i == len(argv):
                     raise ValueError(f"{flag} needs a value")
                 value = argv[i]
             given[flag[2:]] = value
+            rest += ["--stage", value] if flag == "--stage" else []
         else:
             rest.append(argv[i])
         i += 1

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from recipes.parsing import check_choices, parse, read_presets
+from recipes.parsing import check_choices, parse
+from recipes.presets import read_presets
 
 CHOICES = {
     "stage": ("align", "finetune", "full-finetune", "lora"),

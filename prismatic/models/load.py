@@ -1,10 +1,8 @@
 """Making new VLMs from parts, and loading trained ones."""
 
 import difflib
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +17,7 @@ from prismatic.models.modeling import PrismaticForConditionalGeneration
 from prismatic.models.no_code import check_parts_named, read_object, refuse_code
 from prismatic.models.placeholders import placeholder_llm
 from prismatic.models.processing import PrismaticProcessor
-from prismatic.models.projectors import TAIL_BLOCKS, check_projector, decoder_options
+from prismatic.models.projectors import TAIL_BLOCKS, check_projector, decoder_config, decoder_file
 from prismatic.models.prompts import IMAGE_TOKEN
 from prismatic.models.self_check import check_causal
 from prismatic.models.speech import speak, stop_where_answers_end, template_of
@@ -29,7 +27,7 @@ from prismatic.training.optim import set_trainable
 from prismatic.training.state import STATE_JSON, load_tensors, problem_with, read_state, trained_parameters
 from vision_backbones import BackboneSpec, check_spec, create_backbone, get_spec
 from vision_backbones.transforms import image_transform
-from vision_backbones.weights import check_numbers, decoder_path, find_weights, read_header
+from vision_backbones.weights import check_numbers, find_weights
 
 EMBEDDED = {"miniature": Path(__file__).parent.parent / "miniature" / "assets" / "vlm"}  # models shipped with this
 
@@ -60,35 +58,6 @@ def check_parts(
     if pretrained and projector == "pretrained-decoder":
         decoder_config(decoder_file(spec))
     return spec
-
-
-def decoder_file(spec: BackboneSpec) -> Path:
-    """The MaskEmbed decoder of an aligned backbone: `NAME.decoder.safetensors` beside its weights `NAME.safetensors`.
-
-    Raises:
-        ValueError: it is not there.
-    """
-    weights = find_weights(spec)
-    file = decoder_path(weights) if weights else None
-    if file is None or not file.is_file():
-        raise ValueError(
-            f"projector 'pretrained-decoder' needs the decoder that backbone '{spec.id}' was aligned with: no file "
-            f"{file or 'for weights of timm'}; put it there, or choose 'transformer' for the same layers from scratch"
-        )
-    return file
-
-
-def decoder_config(file: Path) -> dict[str, Any]:
-    """The `projector_config` of a `pretrained-decoder` with the weights in `file`, of which only the header is read.
-
-    Raises:
-        ValueError: the file is not a MaskEmbed decoder.
-    """
-    shapes, metadata = read_header(file)
-    try:
-        return decoder_options(shapes) | json.loads(metadata.get("decoder", "{}"))
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
 
 
 def build(

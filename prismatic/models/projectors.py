@@ -6,6 +6,8 @@ called projector, would find two).
 
 import difflib
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from timm.layers import Mlp, get_act_layer
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from vision_backbones.weights import check_numbers
+from vision_backbones import BackboneSpec
+from vision_backbones.weights import check_numbers, decoder_path, find_weights, read_header
 
 PROJECTORS = ("linear", "gelu-mlp", "fused-gelu-mlp", "transformer", "pretrained-decoder", "truncated")
 TAIL_BLOCKS = 2  # ViT blocks that the `truncated` projector takes over from its backbone
@@ -170,3 +173,32 @@ def build_projector(
         blocks, norm = tail
         return nn.Sequential(*blocks, norm, zero_linear(vision_dim, llm_dim))
     raise ValueError(f"unknown projector {name!r}, expected one of {', '.join(PROJECTORS)}")
+
+
+def decoder_file(spec: BackboneSpec) -> Path:
+    """The MaskEmbed decoder of an aligned backbone: `NAME.decoder.safetensors` beside its weights `NAME.safetensors`.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    weights = find_weights(spec)
+    file = decoder_path(weights) if weights else None
+    if file is None or not file.is_file():
+        raise ValueError(
+            f"projector 'pretrained-decoder' needs the decoder that backbone '{spec.id}' was aligned with: no file "
+            f"{file or 'for weights of timm'}; put it there, or choose 'transformer' for the same layers from scratch"
+        )
+    return file
+
+
+def decoder_config(file: Path) -> dict[str, Any]:
+    """The `projector_config` of a `pretrained-decoder` with the weights in `file`, of which only the header is read.
+
+    Raises:
+        ValueError: the file is not a MaskEmbed decoder.
+    """
+    shapes, metadata = read_header(file)
+    try:
+        return decoder_options(shapes) | json.loads(metadata.get("decoder", "{}"))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error

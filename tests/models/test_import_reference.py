@@ -237,7 +237,7 @@ def test_what_is_not_said_is_asked_for(miniature, tmp_path, monkeypatch):
 def test_a_named_model_stands_in_for_the_configuration(miniature, tmp_path, monkeypatch):
     run = write_run(tmp_path / "run", miniature[2])
     preset = MINIATURE | {"image_resize_strategy": "letterbox", "epochs": 1}
-    monkeypatch.setattr("recipes.parsing.read_presets", lambda file: {"named": preset})
+    monkeypatch.setattr("recipes.presets.read_presets", lambda file: {"named": preset})
     out = tmp_path / "out"
     monkeypatch.setattr(sys, "argv", ["prismatic", "import-reference", str(run), str(out), "--model", "named"])
     main()

@@ -10,8 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 import prismatic
-from prismatic.models.load import decoder_config
-from prismatic.models.projectors import build_projector, check_projector
+from prismatic.models.projectors import build_projector, check_projector, decoder_config
 from vision_backbones import BackboneSpec, create_backbone, get_spec, list_backbones
 from vision_backbones.vit import build_vit
 from vision_backbones.weights import save_backbone

@@ -1,7 +1,9 @@
 """Frozen LLMs in 4 and 8 bits: what is trained on them, what is saved, and what they cost."""
 
+import os
 from importlib.util import find_spec
 
+import forked
 import pytest
 import torch
 from accelerate import Accelerator
@@ -135,8 +137,19 @@ def test_libraries_are_tried_and_not_trusted(monkeypatch):
         monkeypatch.setattr(quantizing, "_torchao", half_of)
         assert quantizing._working("8bit", device, torch.float32)[0] == "torchao"
     monkeypatch.setattr(quantizing, "_torchao", fails)
-    with pytest.raises(ValueError, match="bitsandbytes gives an output that is .*% off; torchao fails .*no kernel for"):
+    with pytest.raises(
+        ValueError, match="bitsandbytes computes something else .output .*% off.; torchao fails .*no kernel for"
+    ):
         quantizing._working("8bit", device, torch.float32)
+
+
+@pytest.mark.skipif(not (LIBRARIES / "torchao").is_dir(), reason="torchao is not installed")
+def test_torchao_computes_8_bits():
+    """In a process of its own: peft would look for it from now on."""
+    code = "import torch; from prismatic.models import quantize as q; "
+    code += "print(q._problem(q._torchao, '8bit', torch.device('cpu'), torch.float32))"
+    done = forked.run(["-c", code], env=os.environ | {"PYTHONPATH": f"{LIBRARIES}"})
+    assert done.stdout.splitlines()[-1] == "None", done.stderr[-2000:]
 
 
 def test_features_are_never_integers():

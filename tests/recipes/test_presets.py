@@ -7,8 +7,8 @@ from catalogue import MODELS
 from golden_cases import golden_dir
 
 from recipes.image_settings import parse_align
-from recipes.parsing import read_presets
 from recipes.plan_settings import parse_plan
+from recipes.presets import read_presets
 from recipes.settings import parse_finetune
 from vision_backbones import get_spec
 

@@ -7,7 +7,7 @@ import pytest
 
 from recipes.eval_settings import parse_evaluate
 from recipes.image_settings import parse_align, parse_classify, parse_mim
-from recipes.parsing import CONFIGS, read_presets
+from recipes.presets import CONFIGS, read_presets
 from recipes.probe_settings import parse_probe
 from recipes.reproduce_settings import parse_reproduce
 from recipes.settings import named_models, parse_finetune
