@@ -99,7 +99,7 @@ def _parse(config_class, argv: list[str], default: str, named: str | None):
         settings = merged_settings(preset, settings) | {"model": name}
     nested = {flag.partition(".")[0] for flag in fields if "." in flag}
     settings = {key: value for key, value in settings.items() if not (value is None and key in nested)}
-    rest = _listed(config_class, rest)
+    rest = ["--help"] if {"-h", "--help"} & set(rest) else _listed(config_class, rest)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as merged:
         yaml.safe_dump(settings, merged)
         merged.flush()

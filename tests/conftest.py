@@ -20,14 +20,19 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 FIRST = (  # files that take longest, so that no worker is left alone with one at the end
-    "test_docs", "test_align", "test_plan", "test_failures", "test_sharding", "test_processes", "test_finetune",
+    "test_docs", "test_align", "test_plan", "test_failures", "test_sharding", "test_finetune",
     "test_started_again", "test_probe", "test_families", "test_runner", "test_export", "test_resume", "test_study",
 )  # fmt: skip
 
 
 def pytest_configure(config):
     if getattr(config.option, "numprocesses", None) and not worker and not config.option.collectonly:
-        forked.start()  # one for all workers, while they collect
+        forked.start()  # one for all workers
+
+
+def pytest_xdist_setupnodes(config, specs):
+    for spec in specs:
+        spec.python = f"{sys.executable} {forked.__file__}"
 
 
 def pytest_collection_modifyitems(items):

@@ -2,7 +2,8 @@
 
 `run(["recipes/finetune.py", ...])` is `python recipes/finetune.py ...`: the same arguments (`-m`, `-c` or a script),
 environment, working directory and streams, and an interpreter that ends as any other. With `processes=2` it is what
-torchrun starts. What launchers and imports do is tested by real commands elsewhere.
+torchrun starts. What launchers and imports do is tested by real commands elsewhere. Workers of pytest-xdist are forked
+as well.
 """
 
 import atexit
@@ -23,7 +24,7 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ADDRESS = "FORKED_FROM"
+ADDRESS, WORKER = "FORKED_FROM", "FORKED_WORKER"
 PRELOADED = (
     "torch._dynamo", "torch.distributed.run", "torch.distributed.checkpoint.hf_storage", "torch.utils.flop_counter",
     "timm", "peft", "sklearn.metrics", "matplotlib.figure", "transformers.models.llama.modeling_llama",
@@ -36,18 +37,19 @@ _server = None
 class Process:
     """A command that runs; like `subprocess.Popen`. Of several processes, `pids` are in the order of their ranks."""
 
-    def __init__(self, argv, processes=1, cwd=ROOT, env=None, stdout=None, stderr=None):
+    def __init__(self, argv, processes=1, cwd=ROOT, env=None, stdin=subprocess.DEVNULL, stdout=None, stderr=None):
         self.args, self.returncode = argv, None
-        self._out, self._err = stdout or tempfile.TemporaryFile(), tempfile.TemporaryFile()
-        if stderr is subprocess.STDOUT:
-            self._err = self._out
+        self._out = stdout or tempfile.TemporaryFile()
+        self._err = self._out if stderr is subprocess.STDOUT else stderr or tempfile.TemporaryFile()
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._connection.connect(_address())
         about = {"argv": list(map(str, argv)), "processes": processes, "cwd": str(cwd)}
         about["env"] = dict(os.environ if env is None else env)
         if processes == 1 and hasattr(os, "sched_getaffinity"):  # several may take the cores of other workers, too
             about["cores"] = sorted(os.sched_getaffinity(0))
-        socket.send_fds(self._connection, [b"\n"], [self._out.fileno(), self._err.fileno()])
+        with open(os.devnull) as nothing:
+            given = nothing if stdin == subprocess.DEVNULL else stdin
+            socket.send_fds(self._connection, [b"\n"], [file.fileno() for file in (given, self._out, self._err)])
         self._connection.sendall(line(about))
         self._reader = self._connection.makefile("rb")
         self.pids = json.loads(self._reader.readline())
@@ -101,6 +103,13 @@ def run(argv, timeout=300, **options) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
+def be_worker(argv: list[str]) -> None:
+    """Ends as the worker of pytest-xdist that is forked in its place, with its streams."""
+    environment = os.environ | {WORKER: "1", "OMP_NUM_THREADS": "1"}
+    worker = Process(argv, env=environment, stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr)
+    os._exit(worker.wait())
+
+
 def line(message) -> bytes:
     """A message of the protocol between commands and their server."""
     return json.dumps(message).encode() + b"\n"
@@ -142,11 +151,7 @@ def serve(address: str) -> None:
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     get_checkpoint_conversion_mapping("llama")  # compiles a thousand expressions, once a process
-    from prismatic.training import loop
-
     os.fsync = lambda descriptor: None
-    # Commands measure neither the machine nor their operations: a third of a second each.
-    loop.matmul_peak, loop.count_flops = lambda accelerator: 1e12, lambda *args: 1e9
     gc.collect(), gc.freeze(), gc.enable()  # children would copy every page that their collector writes to
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(f"{address}.new")
@@ -169,7 +174,7 @@ def serve(address: str) -> None:
         if listening not in ready:
             continue
         connection = listening.accept()[0]
-        streams = socket.recv_fds(connection, 1, 2)[1]
+        streams = socket.recv_fds(connection, 1, 3)[1]
         with connection.makefile("rb") as reader:
             about = json.loads(reader.readline())
         with socket.socket() as free:
@@ -182,7 +187,7 @@ def serve(address: str) -> None:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have their background jobs ignore it
-                for number, stream in enumerate((os.open(os.devnull, os.O_RDONLY), *streams)):
+                for number, stream in enumerate(streams):
                     os.dup2(stream, number)
                 for open_ in (listening, connection, *(c for c, *_ in running)):
                     open_.close()
@@ -221,6 +226,9 @@ def _become(about: dict, rank: int, port: int) -> list[str]:
         os.sched_setaffinity(0, about["cores"])
     os.environ.clear()
     os.environ.update(about["env"] | {ADDRESS: sys.argv[1]})
+    if not os.environ.pop(WORKER, None):  # commands measure neither the machine nor their operations
+        loop = sys.modules["prismatic.training.loop"]
+        loop.matmul_peak, loop.count_flops = lambda accelerator: 1e12, lambda *args: 1e9
     threads = os.environ.get("OMP_NUM_THREADS") or len(about.get("cores", [0]))
     sys.modules["torch"].set_num_threads(int(threads))  # as in who asks: sums are then rounded alike
     if (world := about["processes"]) > 1:
@@ -270,5 +278,7 @@ def end(command) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "-u":  # what execnet gives Python
+        be_worker(sys.argv[2:])
     arguments = serve(sys.argv[1])
     end(lambda: execute(arguments))

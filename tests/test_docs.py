@@ -56,7 +56,8 @@ def started(of):
 
 
 def marked(page, command):
-    marks = []
+    """The test of a command. That of several processes is forked, and launched in a slow test."""
+    marks, name = [], f"{page.name}:{command[:60]}"
     # The study is run in small, its stages forked, by tests/miniature/test_study.py, and a 7B is planned by test_plan.
     if command.startswith("make ") or "smollm2" in command or re.search("reproduce.py --quick|plan --model", command):
         marks.append(pytest.mark.slow)
@@ -66,10 +67,11 @@ def marked(page, command):
         marks.append(pytest.mark.gpu)
     if "$LLAVA" in command:
         marks.append(requires_samples)
-    real = not marks and command == started(kind(command))
-    if command.startswith("accelerate"):  # of which the one is started that makes two processes a group
-        real = not marks and "/cpu-2.yaml" in command
-    return pytest.param(command, real, marks=marks, id=f"{page.name}:{command[:60]}")
+    real = not marks and kind(command) != "accelerate" and command == started(kind(command))
+    tests = [pytest.param(command, real, marks=marks, id=name)]
+    if "/cpu-2.yaml" in command:
+        tests.append(pytest.param(command, True, marks=[*marks, pytest.mark.slow], id=f"{name} launched"))
+    return tests
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +133,9 @@ def as_forked(command):
     return None
 
 
-@pytest.mark.parametrize(("command", "real"), [marked(page, c) for page in PAGES for c in commands(page)])
+@pytest.mark.parametrize(
+    ("command", "real"), [test for page in PAGES for c in commands(page) for test in marked(page, c)]
+)
 def test_command(command, real, checkout):
     """One command of each kind is started as a user starts it, the others are forked."""
     environment = os.environ | {

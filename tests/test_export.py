@@ -15,7 +15,7 @@ from prismatic.__main__ import main
 from prismatic.export_command import export
 
 ARGUMENTS = (
-    "--data.annotations miniature:48 --data.workers 0 --data.held_out_limit 1 --global_batch_size 16 --eval_tasks [] "
+    "--data.annotations miniature:48 --data.workers 0 --data.held_out_limit 1 --global_batch_size 8 --eval_tasks [] "
     "--per_device_batch_size 4 --max_steps 2 --save_every_steps 2 --lora.rank 4 --lora.targets [q_proj,down_proj]"
 ).split()
 STEP, EPOCH = Path("checkpoints/step-00000002"), Path("checkpoints/epoch-01")  # of the same moment

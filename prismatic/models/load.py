@@ -1,7 +1,9 @@
 """Making new VLMs from parts, and loading trained ones."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -30,6 +32,7 @@ from vision_backbones.transforms import image_transform
 from vision_backbones.weights import check_numbers, find_weights
 
 EMBEDDED = {"miniature": Path(__file__).parent.parent / "miniature" / "assets" / "vlm"}  # models shipped with this
+_loading: ContextVar[tuple[Path, ...]] = ContextVar("folders whose parts are being loaded", default=())
 
 
 def check_parts(
@@ -229,10 +232,8 @@ def _load_adapters(path: Path, dtype: torch.dtype, merge: bool, base: str | None
     parts = path / PARTS_FILE
     if not parts.is_file() or not (path / SAFETENSORS_WEIGHTS_NAME).is_file():
         raise ValueError(f"{path} holds no {PARTS_FILE}, which says what its adapters adapt, or no safetensors of them")
-    try:
+    with _not_within_itself(path):
         model, _ = start(**relocated(check_parts_named(read_object(parts), parts), base, path), base=base)
-    except RecursionError:
-        raise ValueError(f"{parts} is refused: init_from leads back to the same adapters") from None
     model = with_adapters(model, path)
     processor = PrismaticProcessor.from_pretrained(path, trust_remote_code=False)
     return (model.merge_and_unload() if merge else model).to(dtype).eval(), processor
@@ -244,11 +245,24 @@ def _load_step(path: Path, dtype: torch.dtype, merge: bool, base: str | None):
         raise ValueError(f"{path} is damaged: {problem}; give an older checkpoint")
     about = read_state(path)
     parts = relocated(check_parts_named(about["parts"], path), base, path)
-    model, processor = start_stage(parts, about["stage"], about["lora"], base=base)
+    with _not_within_itself(path):
+        model, processor = start_stage(parts, about["stage"], about["lora"], base=base)
     load_tensors(path, model)
     check_numbers(trained_parameters(model), path)
     model = model.merge_and_unload() if merge and about["stage"] == "lora" else model
     return model.to(dtype).eval(), processor
+
+
+@contextmanager
+def _not_within_itself(path: Path) -> Iterator[None]:
+    """Raises ValueError where the parts of a folder lead back to it."""
+    if (folder := path.resolve()) in _loading.get():
+        raise ValueError(f"{path} is refused: its init_from leads back to the same adapters")
+    token = _loading.set((*_loading.get(), folder))
+    try:
+        yield
+    finally:
+        _loading.reset(token)
 
 
 def start_stage(

@@ -1,3 +1,4 @@
+import functools
 import json
 from collections import Counter
 
@@ -10,18 +11,25 @@ from prismatic.miniature.language import KINDS, LOOKS, answer_priors, cell_conte
 from prismatic.miniature.scenes import CLASSES, COLOURS, IMAGE_SIZE, scene, scenes
 from prismatic.miniature.writers import write_llava
 
-WORLD = list(scenes(5, 0, 400))
-ASKED = [(s, q) for i, s in enumerate(WORLD) for q in questions(s.things, np.random.default_rng(i))]
+
+@functools.cache
+def world():
+    return list(scenes(5, 0, 400))
+
+
+@functools.cache
+def every_question():
+    return [(s, q) for i, s in enumerate(world()) for q in questions(s.things, np.random.default_rng(i))]
 
 
 def test_a_scene_depends_on_seed_and_index_alone():
     again = scene(5, 17)
-    assert again.things == WORLD[17].things and np.array_equal(again.image, WORLD[17].image)
+    assert again.things == world()[17].things and np.array_equal(again.image, world()[17].image)
     assert scene(6, 17).things != again.things or not np.array_equal(scene(6, 17).image, again.image)
 
 
 def test_boxes_are_those_of_the_masks_and_objects_do_not_touch():
-    for s in WORLD[:100]:
+    for s in world()[:100]:
         assert 1 <= len(s.things) <= 4
         owners = s.instance_map()
         for number, thing in enumerate(s.things, start=1):
@@ -35,7 +43,7 @@ def test_boxes_are_those_of_the_masks_and_objects_do_not_touch():
 
 def test_objects_have_the_colour_they_are_called():
     near = []
-    for s in WORLD[:100]:
+    for s in world()[:100]:
         for thing in s.things:
             seen = s.image[thing.mask()].mean(0)
             near.append(
@@ -51,7 +59,7 @@ def centre(mask):
 def test_answers_hold_in_the_pixels():
     """Every answer is checked against masks and names, not against how it was made."""
     checked = Counter()
-    for s, q in ASKED:
+    for s, q in every_question():
         named = {}
         for thing in s.things:
             named.setdefault(thing.name, []).append(thing)
@@ -103,19 +111,19 @@ def test_answers_hold_in_the_pixels():
 
 
 def test_yes_and_no_are_balanced_and_priors_are_low():
-    priors = answer_priors(q for _, q in ASKED)
+    priors = answer_priors(q for _, q in every_question())
     for kind in set(KINDS) - {"box"}:
-        answers = [q.answer for _, q in ASKED if q.kind == kind]
+        answers = [q.answer for _, q in every_question() if q.kind == kind]
         assert answers.count(priors[kind]) / len(answers) < 0.62, kind
 
 
 def test_questions_with_short_answers_and_no_others_ask_for_one():
-    for _, q in ASKED[:200]:
+    for _, q in every_question()[:200]:
         assert ("single word" in prompt(q)) == (q.kind not in ("box", "statement", "tally", "choice"))
 
 
 def test_the_map_holds_what_covers_each_patch():
-    for s in WORLD[:50]:
+    for s in world()[:50]:
         contents = cell_contents(s.things)
         assert contents.shape == (36, 10)
         owners = s.instance_map()

@@ -1,5 +1,6 @@
 """What is said about scenes is read again by a small grammar of its own and checked against the masks."""
 
+import functools
 from collections import Counter
 
 import numpy as np
@@ -8,10 +9,14 @@ import pytest
 from prismatic.miniature.scenes import CLASSES, COLOURS, IMAGE_SIZE, SHAPES, scenes
 from prismatic.miniature.spatial import choice, count, counts, expressions, statement
 
-WORLD = [s.things for s in scenes(5, 0, 400)]
 AXIS = {"left": 1, "right": 1, "top": 0, "bottom": 0, "above": 0, "below": 0}
 NOUNS = (*CLASSES, *SHAPES, *(f"{colour} object" for colour in COLOURS), "object")
 SIGN = {"left": 1, "right": -1, "top": 1, "bottom": -1, "above": 1, "below": -1}
+
+
+@functools.cache
+def world():
+    return [s.things for s in scenes(5, 0, 400)]
 
 
 def centre(thing):
@@ -58,7 +63,7 @@ def meant(text, things):
 
 def test_expressions_mean_one_thing():
     styles = Counter()
-    for things in WORLD:
+    for things in world():
         said = expressions(things)
         assert len({e.text for e in said}) == len(said)
         for e in said:
@@ -75,7 +80,7 @@ def test_expressions_mean_one_thing():
 @pytest.mark.parametrize("either_axis", [True, False])
 def test_statements_hold_or_do_not(holds, either_axis):
     relations, further, gaps = Counter(), 0, []
-    for number, things in enumerate(WORLD):
+    for number, things in enumerate(world()):
         if said := statement(things, np.random.default_rng(number), holds, either_axis):
             subject, place = said.text.removeprefix("The ").removesuffix(".").split(" is ")
             (one,), (two,) = meant(subject, things), meant(said.object, things)
@@ -94,12 +99,12 @@ def test_statements_hold_or_do_not(holds, either_axis):
 
 
 def test_counts_are_right_and_answers_even():
-    for things in WORLD:
+    for things in world():
         for asked in counts(things):
             words = asked.text.removeprefix("How many ").removesuffix("?")
             noun = words.replace(" are there", "").replace(" are ", " ").replace(" half", "")
             assert len(meant(noun, things)) == asked.answer, asked.text
-    drawn = [count(t, np.random.default_rng(i), bool(i % 2)) for i, t in enumerate(WORLD)]
+    drawn = [count(t, np.random.default_rng(i), bool(i % 2)) for i, t in enumerate(world())]
     assert all(c.simple == bool(i % 2) for i, c in enumerate(drawn))
     answers = Counter(c.answer for c in drawn)
     assert set(answers) == {0, 1, 2, 3, 4} and max(answers.values()) < 0.45 * len(drawn)
@@ -107,7 +112,7 @@ def test_counts_are_right_and_answers_even():
 
 def test_one_option_is_right():
     kinds = Counter()
-    for number, things in enumerate(WORLD):
+    for number, things in enumerate(world()):
         asked = choice(things, np.random.default_rng(number), number % 4)
         if asked is None:
             continue

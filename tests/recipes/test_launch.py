@@ -66,6 +66,13 @@ def test_accelerate_takes_every_configuration_without_a_word(config, caplog):
     assert config.read_text().startswith("# ")
 
 
+def test_a_launcher_starts_the_recipe():
+    config = ROOT / "recipes" / "configs" / "accelerate" / "one-process.yaml"
+    run = start([str(BIN / "accelerate"), "launch", "--config_file", str(config), "recipes/finetune.py", "--help"])
+    out = run.communicate(timeout=200)[0]
+    assert run.returncode == 0 and "--vision_backbone" in out and "had defaults used instead" not in out, out[-3000:]
+
+
 def test_an_unknown_key_would_be_noticed(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(CONFIGS[0].read_text() + "num_proceses: 2\n")

@@ -13,7 +13,7 @@ from image_runs import interrupt, run_align
 from image_runs import metrics as metrics_of
 from PIL import Image
 
-from eval.patch_probe import features, metrics, train
+from eval.patch_probe import features, metrics, pictures, train
 from eval.patch_probe.backbone import ProbedBackbone
 from eval.patch_probe.data import PatchExamples, find_root, get_dataset, list_pairs
 from eval.patch_probe.heads import make_head
@@ -43,6 +43,7 @@ def draws(request, monkeypatch):
     if "drawn" not in request.fixturenames:
         monkeypatch.setattr(train, "draw_samples", lambda *args: None)
         monkeypatch.setattr(train, "draw_classes", lambda *args: None)
+        monkeypatch.setattr(pictures, "_write", lambda figure, path: path.write_bytes(b"not drawn"))
 
 
 def probe(root, id, *arguments):

@@ -1,4 +1,4 @@
-"""A process that raises, is killed or hangs ends all of them, with its message; the same command then goes on."""
+"""Two processes are one, also when one raises, is killed or hangs, or both are asked to stop, and then go on."""
 
 import json
 import os
@@ -16,6 +16,7 @@ import torch
 from golden_cases import ROOT
 from safetensors.torch import load_file
 
+import prismatic
 from prismatic.data import batching
 from prismatic.training.tracking import read_metrics
 
@@ -24,14 +25,15 @@ BAD_STEP = 3  # its image of process 1 is damaged
 
 
 class Run:
-    """A run of the real recipe on two processes, under torchrun or forked."""
+    """A run of the real recipe on two processes, under torchrun or forked; or on one."""
 
-    def __init__(self, data: Path, run_dir: Path, launcher: str = "torchrun"):
-        self.data, self.run_dir, self.launcher = data, run_dir, launcher
+    def __init__(self, data: Path, run_dir: Path, launcher: str = "torchrun", processes: int = 2):
+        self.data, self.run_dir, self.launcher, self.processes = data, run_dir, launcher, processes
         settings = {
-            "processes": 2, "data.annotations": data / "train.json", "data.sampler": "shuffle", "data.workers": 1,
-            "eval_tasks": [], "global_batch_size": SIZE, "per_device_batch_size": MICRO, "seed": SEED, "epochs": 2,
-            "max_steps": STEPS, "save_every_steps": 1, "run_root": run_dir.parent, "run_id": run_dir.name,
+            "processes": processes, "data.annotations": data / "train.json", "data.sampler": "shuffle",
+            "data.workers": 1, "data.held_out_limit": 1, "eval_tasks": [], "global_batch_size": SIZE,
+            "per_device_batch_size": MICRO, "seed": SEED, "epochs": 2, "max_steps": STEPS, "save_every_steps": 1,
+            "run_root": run_dir.parent, "run_id": run_dir.name,
         }  # fmt: skip
         flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
         self.recipe = ["recipes/finetune.py", *flags]
@@ -47,7 +49,7 @@ class Run:
 
     def finish(self) -> str:
         """Runs to the end, which takes no torchrun; gives what was printed."""
-        done = forked.run(self.recipe, processes=2)
+        done = forked.run(self.recipe, processes=self.processes)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
@@ -124,6 +126,18 @@ def raises(run: Run) -> str:
     return f"one raises: {seconds:.1f} s"
 
 
+def is_asked_to_stop(run: Run) -> str:
+    """As a scheduler does before it takes the machine."""
+    launcher = run.start()
+    run.wait_for_step(BAD_STEP + 1, launcher)
+    launcher.send_signal(signal.SIGTERM)
+    out = launcher.communicate(timeout=60)[0]
+    step = json.loads((run.run_dir / "resumable.json").read_text())["step"]
+    assert BAD_STEP < step < STEPS and f"stopped after step {step} as asked" in out, out[-3000:]
+    assert prismatic.load(run.run_dir)[0].num_parameters() > 1e6, "an unfinished run can be loaded"
+    return f"asked to stop: after step {step}"
+
+
 def is_killed(run: Run, rank: int, step: int) -> str:
     launcher = run.start()
     run.wait_for_step(step, launcher)
@@ -159,13 +173,23 @@ def goes_on(run: Run, expected: tuple[list[float], dict]) -> None:
     assert all(torch.equal(weights[name], value) for name, value in expected[1].items())
 
 
-@pytest.mark.parametrize(
-    ("launcher", "faults"),
-    [("forked", [raises]), pytest.param("torchrun", [raises, killed_later], marks=pytest.mark.slow)],
-)
-def test_a_run_survives_one_fault_after_another(launcher, faults, data, expected, tmp_path):
-    run = Run(data, tmp_path / "faults", launcher)
-    for fault in faults:
+def test_two_processes_are_one(data, tmp_path):
+    one, two = Run(data, tmp_path / "one", processes=1), Run(data, tmp_path / "two", "forked")
+    one.finish()
+    for fault in (raises, is_asked_to_stop):
+        print(fault(two))
+    assert "continues from" in two.finish() and not (two.run_dir / "resumable.json").exists()
+    (losses, weights), (expected, expected_weights) = two.results(), one.results()
+    assert len(losses) == STEPS and losses == pytest.approx(expected, rel=1e-5)
+    assert weights.keys() == expected_weights.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, expected_weights[name], atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_run_survives_one_fault_after_another(data, expected, tmp_path):
+    run = Run(data, tmp_path / "faults")
+    for fault in (raises, is_asked_to_stop, killed_later):
         print(fault(run))
     goes_on(run, expected)
 
