@@ -1,9 +1,9 @@
-# make finetune | align | probe | evaluate | reproduce | test | test-slow | setup | smollm2 | lint | benchmarks | mutants; everything lands in .venv, nothing else is touched.
+# make finetune | align | probe | evaluate | reproduce | test | test-slow | setup | smollm2 | lint | benchmarks | gpu | wheels | mutants; everything lands in .venv, nothing else is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 ACCELERATE := $(BIN)/accelerate launch --config_file recipes/configs/accelerate/one-process.yaml
 
-.PHONY: finetune align probe evaluate reproduce setup test test-slow lint smollm2 benchmarks mutants
+.PHONY: finetune align probe evaluate reproduce setup test test-slow lint smollm2 benchmarks gpu wheels mutants
 
 ## Finetune, evaluate and sample a vision-language model on the miniature world.
 finetune: setup
@@ -79,3 +79,18 @@ smollm2: .venv/smollm2
 ## Speed and memory as ratios within one run.
 benchmarks: setup
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+# Packages that a bare GPU machine (torch, transformers, accelerate, peft, timm, ... are there) lacks, for another Python.
+WHEELS = draccus mergedeep pyyaml-include toml typing-inspect mypy-extensions jsonlines datasets dill multiprocess xxhash
+WHEELS_PYTHON ?= 3.12
+PLATFORMS := $(foreach libc,2_28 2_27 2_24 2_17 2014 2010 1,--platform manylinux$(if $(filter 2_%,$(libc)),_)$(libc)_x86_64)
+wheels: setup
+	mkdir -p .whl && rm -f .whl/*.whl
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --implementation cp \
+		--python-version $(WHEELS_PYTHON) $(PLATFORMS) --dest .whl $(WHEELS)
+	du -sh .whl
+
+## Is everything right on this machine's GPU, and how fast? Eight minutes, no network, with the Python that is there.
+gpu:
+	test -z "$(wildcard .whl/*.whl)" || $(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target .whl/site .whl/*.whl
+	PYTHONPATH=".whl/site:$$PYTHONPATH" $(PYTHON) benchmarks/gpu.py $(ARGS)

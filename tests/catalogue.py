@@ -1,15 +1,17 @@
 """The named models and their vision backbones on the meta device."""
 
 import functools
+import re
 from contextlib import contextmanager
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from prismatic import PrismaticForConditionalGeneration
 from prismatic.models.load import meta_config
 from recipes.settings import named_models
-from vision_backbones import create_backbone
+from vision_backbones import create_backbone, get_spec, list_backbones
 
 MODELS = named_models()
 PARTS = ("vision_backbone", "llm", "projector", "image_resize_strategy")
@@ -32,6 +34,16 @@ def on_meta(vision_backbone, llm, projector):
 def backbone_on_meta(id):
     with torch.device("meta"):
         return create_backbone(id, pretrained=False)
+
+
+def each_backbone():
+    """Every backbone of the catalog, for tests of each; more than one of a family are slow tests."""
+    families, parameters = set(), []
+    for id in list_backbones():
+        family = re.match("[a-z]+", id)[0], "aligned" in id, get_spec(id).arch.partition("_")[0]
+        parameters.append(pytest.param(id, marks=[pytest.mark.slow] if family in families else []))
+        families.add(family)
+    return parameters
 
 
 @contextmanager

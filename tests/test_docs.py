@@ -22,6 +22,7 @@ from recipes.probe_settings import ProbeConfig
 from recipes.reproduce_settings import ReproduceConfig
 from recipes.settings import FinetuneConfig
 
+TRAINING = ("align", "finetune", "probe", "scale")  # pages whose commands are slow tests: the README trains, too
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -56,10 +57,11 @@ def started(of):
 
 
 def marked(page, command):
-    """The test of a command. That of several processes is forked, and launched in a slow test."""
     marks, name = [], f"{page.name}:{command[:60]}"
     # The study is run in small, its stages forked, by tests/miniature/test_study.py, and a 7B is planned by test_plan.
     if command.startswith("make ") or "smollm2" in command or re.search("reproduce.py --quick|plan --model", command):
+        marks.append(pytest.mark.slow)
+    elif page.stem in TRAINING:
         marks.append(pytest.mark.slow)
     if command.endswith("# network"):
         marks.append(pytest.mark.network)
@@ -68,10 +70,7 @@ def marked(page, command):
     if "$LLAVA" in command:
         marks.append(requires_samples)
     real = not marks and kind(command) != "accelerate" and command == started(kind(command))
-    tests = [pytest.param(command, real, marks=marks, id=name)]
-    if "/cpu-2.yaml" in command:
-        tests.append(pytest.param(command, True, marks=[*marks, pytest.mark.slow], id=f"{name} launched"))
-    return tests
+    return pytest.param(command, real or "/cpu-2.yaml" in command, marks=marks, id=name)
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +132,7 @@ def as_forked(command):
     return None
 
 
-@pytest.mark.parametrize(
-    ("command", "real"), [test for page in PAGES for c in commands(page) for test in marked(page, c)]
-)
+@pytest.mark.parametrize(("command", "real"), [marked(page, c) for page in PAGES for c in commands(page)])
 def test_command(command, real, checkout):
     """One command of each kind is started as a user starts it, the others are forked."""
     environment = os.environ | {

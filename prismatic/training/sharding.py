@@ -67,7 +67,7 @@ def shard(model: nn.Module, mode: str, accelerator, reduce_dtype: torch.dtype = 
         reduce_dtype: in which gradients are summed over processes.
 
     Raises:
-        ValueError: the mode does not fit the processes.
+        ValueError: the mode does not fit the processes, or torch is too old for it.
         RuntimeError: a trained parameter was left out.
     """
     world = accelerator.num_processes
@@ -76,10 +76,20 @@ def shard(model: nn.Module, mode: str, accelerator, reduce_dtype: torch.dtype = 
         return model
     if mode == "none":
         return accelerator.prepare_model(model)
+    return fully_sharded(model, mode, accelerator, reduce_dtype)
+
+
+def fully_sharded(model: nn.Module, mode: str, accelerator, reduce_dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The model sharded in place, in a group of any size; arguments and errors are those of `shard`."""
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise ValueError(
+            f"--sharding {mode} needs torch 2.13 or newer, here is torch {torch.__version__}: set --sharding none, "
+            "or update torch"
+        )
     compute = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce_dtype)
     options = {
-        "mesh": make_mesh(mode, accelerator.device.type, world),
+        "mesh": make_mesh(mode, accelerator.device.type, accelerator.num_processes),
         "mp_policy": policy,
         "reshard_after_forward": mode != "grad-op",
     }

@@ -176,3 +176,19 @@ def test_a_llava_model_answers_through_its_own_processor(tmp_path):
     processor.chat_template = None
     with pytest.raises(ValueError, match="LlavaProcessor has no chat template"):
         PlainEngine(model, processor, 1)
+
+
+@pytest.mark.parametrize("kind", [Generate(6), LETTERS])
+def test_what_just_fits_the_context_is_answered(parts, kind):
+    model, processor, pictures = parts
+    prompt, new = PROMPTS[0], kind.max_new_tokens if isinstance(kind, Generate) else 1
+    longest = processor.ask([prompt], pictures[:1])["input_ids"].shape[1] + new
+    config, before = model.config.text_config, model.config.text_config.max_position_embeddings
+    try:
+        for engine in (SharedPrefixEngine(model, processor, 2), PlainEngine(model, processor, 2)):
+            for limit, fits in ((longest, True), (longest - 1, False)):
+                config.max_position_embeddings = limit
+                (answer,) = ask(engine, pictures[:1], [Question(0, prompt, kind)])
+                assert (answer.error is None) == fits, f"{type(engine).__name__}: {answer.error}"
+    finally:
+        config.max_position_embeddings = before

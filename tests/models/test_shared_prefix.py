@@ -69,6 +69,15 @@ def test_packed_rows_are_rows_by_themselves(asked, lengths):
     torch.testing.assert_close(out, torch.cat(expected, dim=1), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("asked", ["plain", "soft cap"])
+def test_layers_that_say_no_scale_get_that_of_their_width(asked):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 4, 12, 8), torch.randn(1, 4, 12, 8), torch.randn(1, 4, 12, 8)
+    out, _ = segmented_attention(SimpleNamespace(), query, key, value, None, [12], **ASKED[asked])
+    expected = by_hand(query, key, value, torch.ones(12, 12, dtype=torch.bool).tril(), 8**-0.5, **ASKED[asked])
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
+
+
 def test_scores_far_apart_do_not_overflow():
     layers = [(torch.full((1, 1, 2, 4), 100.0), torch.ones(1, 1, 2, 4))]
     query, key, value = torch.full((1, 1, 1, 4), 100.0), torch.full((1, 1, 1, 4), -100.0), torch.zeros(1, 1, 1, 4)

@@ -135,7 +135,7 @@ def uninterrupted(tmp_path_factory):
     ("kind", "died_at", "continued_after", "settings"),
     [
         ("ema", 5, 3, []),
-        ("plain", 6, 4, ["--save_every_steps", "2"]),
+        pytest.param("plain", 6, 4, ["--save_every_steps", "2"], marks=pytest.mark.slow),
     ],
     ids=["after an epoch", "in an epoch"],
 )
@@ -197,6 +197,7 @@ def test_what_may_change_when_a_run_continues(tmp_path, monkeypatch, capsys):
     assert [row["step"] for row in metrics(tmp_path / "run") if "loss" in row] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_are_one_that_accumulates(first, tmp_path):
     """Of 7 validation images, the processes' parts are uneven."""
     place = ["--run_root", tmp_path, "--run_id", "two", "--per_device_batch_size", "2"]
@@ -248,17 +249,17 @@ def test_bf16_computes_nearly_the_same(first, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        "--loss cosine",
-        "--loss l1 --teacher_skip_blocks 0",
-        "--loss masked_mse --as_reference true",
         "--loss unmasked_mse --masks.sampler bernoulli --masks.keep_ratio 0.3",
         "--prefix_only true",
-        "--prefix_only true --as_reference true",
-        "--masks.sampler blockwise --masks.antithetical false",
-        "--masks.null false",
         "--student_head mlp --decoder_width 32 --decoder_heads 2 --soft_cap null",
         "--decoder_blocks 0",
-        "--warmup_epochs 1",
+        pytest.param("--loss cosine", marks=pytest.mark.slow),
+        pytest.param("--loss l1 --teacher_skip_blocks 0", marks=pytest.mark.slow),
+        pytest.param("--loss masked_mse --as_reference true", marks=pytest.mark.slow),
+        pytest.param("--prefix_only true --as_reference true", marks=pytest.mark.slow),
+        pytest.param("--masks.sampler blockwise --masks.antithetical false", marks=pytest.mark.slow),
+        pytest.param("--masks.null false", marks=pytest.mark.slow),
+        pytest.param("--warmup_epochs 1", marks=pytest.mark.slow),
     ],
 )
 def test_settings_train(arguments, tmp_path, students):

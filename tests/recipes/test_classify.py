@@ -18,7 +18,7 @@ def run(folder, *arguments):
     return main(parse_classify([*SMALL, "--run_root", str(folder), "--run_id", "c", *arguments]))
 
 
-@pytest.mark.parametrize("head", ["linear", "transformer", "attention"])
+@pytest.mark.parametrize("head", ["linear", pytest.param("transformer", marks=pytest.mark.slow), "attention"])
 def test_a_run_and_what_it_leaves(tmp_path, head):
     summary = run(tmp_path, "--head", head, "--mixup", "0.8", "--cutmix", "1.0")
     assert summary["steps"] == 4 and 0 <= summary["top1_last"] <= summary["top5_last"] <= 1

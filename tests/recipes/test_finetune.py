@@ -95,7 +95,7 @@ def test_a_run_that_was_killed_after_its_last_step_is_finished(tmp_path):
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
-@pytest.mark.parametrize("stage", ["align", "full-finetune", "lora"])
+@pytest.mark.parametrize("stage", [pytest.param("align", marks=pytest.mark.slow), "full-finetune", "lora"])
 def test_stages_train_what_they_say(stage, tmp_path):
     arguments = ["--stage", stage, "--run_id", stage, "--max_steps", "2", "--data.sampler", "split-modality"]
     arguments += "--eval_tasks [] --data.held_out_limit 1 --global_batch_size 4 --per_device_batch_size 4".split()

@@ -66,6 +66,7 @@ def test_accelerate_takes_every_configuration_without_a_word(config, caplog):
     assert config.read_text().startswith("# ")
 
 
+@pytest.mark.slow
 def test_a_launcher_starts_the_recipe():
     config = ROOT / "recipes" / "configs" / "accelerate" / "one-process.yaml"
     run = start([str(BIN / "accelerate"), "launch", "--config_file", str(config), "recipes/finetune.py", "--help"])

@@ -166,7 +166,9 @@ def test_the_recipe_is_what_it_says(tmp_path, head):
     assert [e["macro_recall"] for e in row["epochs"]] == pytest.approx(by_hand(head, "union"), abs=1e-6)
 
 
-@pytest.mark.parametrize(("precision", "head"), [("fp32", "transformer"), ("bf16", "linear")])
+@pytest.mark.parametrize(
+    ("precision", "head"), [("fp32", "transformer"), pytest.param("bf16", "linear", marks=pytest.mark.slow)]
+)
 def test_the_cache_changes_nothing(tmp_path, precision, head):
     results = {}
     for cache in ("off", "memory", "disk"):

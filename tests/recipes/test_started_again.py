@@ -101,6 +101,7 @@ def test_other_texts_or_another_template_are_other_data(tmp_path, monkeypatch):
         run(tmp_path, "r", *data, "--data.held_out", "null", "--epochs", "2", "--max_steps", "1")
 
 
+@pytest.mark.slow
 def test_rows_without_images_train_a_projector_alone(tmp_path):
     """With a step of text-only rows, in which nothing can be learned and nothing breaks."""
     arguments = ["--stage", "align", "--data.sampler", "split-modality", "--eval_tasks", "[]"]
@@ -132,7 +133,9 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_advice_can_be_followe
     assert all(torch.isfinite(value).all() for value in weights.values())
 
 
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 2), (signal.SIGINT, 3)])
+@pytest.mark.parametrize(
+    ("number", "step"), [(signal.SIGTERM, 2), pytest.param(signal.SIGINT, 3, marks=pytest.mark.slow)]
+)
 def test_an_alignment_stops_as_asked_and_goes_on_bit_for_bit(tmp_path, monkeypatch, number, step):
     """In the middle of an epoch, and at the end of one, which is validated before."""
     whole, before = run_align(tmp_path, "whole"), signal.getsignal(number)

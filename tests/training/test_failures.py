@@ -173,6 +173,7 @@ def goes_on(run: Run, expected: tuple[list[float], dict]) -> None:
     assert all(torch.equal(weights[name], value) for name, value in expected[1].items())
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(data, tmp_path):
     one, two = Run(data, tmp_path / "one", processes=1), Run(data, tmp_path / "two", "forked")
     one.finish()

@@ -72,6 +72,7 @@ def test_sizes_of_llama_by_hand():
     assert done.hours * 3600 == pytest.approx(done.steps * done.flops / 8 / (0.4 * 312e12))
 
 
+@pytest.mark.slow
 def test_sharding_divides():
     case = CASES["bf16"]
     runs = {

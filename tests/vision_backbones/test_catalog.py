@@ -3,7 +3,7 @@ import json
 import pytest
 import timm
 import torch
-from catalogue import backbone_on_meta, shallow
+from catalogue import backbone_on_meta, each_backbone, shallow
 from golden_cases import case_names, golden_dir, load_json, requires_golden
 
 from vision_backbones import BackboneSpec, get_spec, list_backbones
@@ -13,7 +13,7 @@ TABLE = "B_prismatic/B6_transforms/full_size_transform_table.json"
 FACTS = golden_dir().parent / "facts" / "backbones.json"
 
 
-@pytest.mark.parametrize("id", list_backbones())
+@pytest.mark.parametrize("id", each_backbone())
 def test_every_backbone_builds_on_meta_and_announces_its_output(id):
     backbone = backbone_on_meta(id)
     with torch.device("meta"), shallow([part.vit for part in getattr(backbone, "parts", [backbone])]):

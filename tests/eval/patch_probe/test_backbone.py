@@ -1,18 +1,15 @@
 """Every backbone of the catalog under every head, on the meta device; BEiT, EVA02 and aligned ones with numbers."""
 
-import re
-
 import pytest
 import timm
 import torch
-from catalogue import shallow
+from catalogue import each_backbone, shallow
 
 from eval.patch_probe.backbone import KEEP, ProbedBackbone
 from eval.patch_probe.data import COCO_STUFF
 from eval.patch_probe.heads import HEADS, check_head, make_head, tokens_for
 from eval.patch_probe.labels import LABELS
-from vision_backbones import BackboneSpec, check_spec, list_backbones
-from vision_backbones.registry import resolve_spec
+from vision_backbones import BackboneSpec, check_spec
 from vision_backbones.soft_cap import SoftCapAttention
 
 CLASSES = len(COCO_STUFF)
@@ -29,16 +26,7 @@ ODD = {
 }
 
 
-def each_backbone():
-    """Every backbone of the catalog; more than one of a family are slow tests."""
-    families = set()
-    for id in list_backbones():
-        family = re.match("[a-z]+", id)[0], "aligned" in id, resolve_spec(id).arch.partition("_")[0]
-        yield pytest.param(id, marks=[pytest.mark.slow] if family in families else [])
-        families.add(family)
-
-
-@pytest.mark.parametrize("id", list(each_backbone()))
+@pytest.mark.parametrize("id", each_backbone())
 def test_every_backbone_of_the_catalog(id):
     spec = check_spec(id)
     with torch.device("meta"):

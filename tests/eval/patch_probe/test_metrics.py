@@ -152,3 +152,10 @@ def test_loss_against_its_formula(case):
         p, y = logits.double().sigmoid(), labels.double()
         expected = -(y * p.log() + (1 - y) * (1 - p).log()).mean().float()
     torch.testing.assert_close(metrics.probe_loss(logits, labels, kind), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("places", [1019, 1020, 1021, 1300, 2601])
+def test_every_place_is_counted_however_many_are_marked(places):
+    logits = torch.ones(2, places, CLASSES)
+    labels = torch.ones(2, places, CLASSES, dtype=torch.uint8)
+    assert torch.equal(metrics.count_hits(logits, labels, "union"), torch.full((2, 3, CLASSES), places))

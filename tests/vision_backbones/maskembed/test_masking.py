@@ -153,7 +153,7 @@ def test_what_does_not_fit():
         check_pair("clip-vit-bb", None, 30.0)
     teacher, student = check_pair("clip-vit-b", None, 30.0)
     assert (teacher.soft_cap, student.soft_cap, student.aligned, student.id) == (None, 30.0, True, "clip-vit-b-aligned")
-    with pytest.raises(ValueError, match="0 to 1"):
+    with pytest.raises(ValueError, match="is 2: expected 0 to 1$"):
         Teacher(vit(patch_size=8), skip_blocks=2)
     with pytest.raises(ValueError, match="prefix tokens"):
         Teacher(vit("vit_base_patch16_siglip_224", patch_size=8), prefix_only=True)
