@@ -89,11 +89,15 @@ def test_every_example_is_answered_once_and_in_order(world, whole):
     assert (whole / "report.html").is_file()
 
 
-def test_batches_strict_and_processes_give_the_same_answers(world, whole, tmp_path):
+def test_batches_and_strict_give_the_same_answers(world, whole, tmp_path):
     evaluate(world, tmp_path / "small", "--batch_size", "5")
     evaluate(world, tmp_path / "strict", "--strict", "true")
     same_answers(whole, tmp_path / "small")
     same_answers(whole, tmp_path / "strict")
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_answers(world, whole, tmp_path):
     done = forked.run(["recipes/evaluate.py", *arguments(world, tmp_path / "two")], processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     same_answers(whole, tmp_path / "two")

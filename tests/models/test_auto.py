@@ -29,13 +29,8 @@ assert IMAGE_PROCESSOR_MAPPING[key]["pil"] is prismatic.PrismaticImageProcessor
 """
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        pytest.param(LATER + LOOKED_UP, id="ours first"),
-        pytest.param(LOOKED_UP, id="theirs first", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [LATER + LOOKED_UP, LOOKED_UP], ids=["ours first", "theirs first"])
 def test_auto_classes_know_the_models_whoever_is_imported_first(code):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

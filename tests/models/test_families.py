@@ -91,7 +91,11 @@ QUESTIONS = [
 
 
 @pytest.mark.parametrize(
-    "family", ["gemma2", "gemma3_text", "gpt_oss", "mistral", "smollm3", "mamba", "bloom", "falcon"]
+    "family",
+    [
+        *("gemma3_text", "gpt_oss", "mamba", "bloom"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "mistral", "smollm3", "falcon")),
+    ],
 )
 def test_evaluations_answer_as_one_by_one(family, tmp_path):
     """Through the engine that a user gets, which is told where it is not the usual one."""

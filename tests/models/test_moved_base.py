@@ -29,6 +29,7 @@ def same(one, two):
     return all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_base_that_was_moved(tmp_path):
     llm = shutil.copytree(get_llm_spec("miniature").hub, tmp_path / "llm")
     run = finetune(tmp_path, "r", "--llm", str(llm))

@@ -71,7 +71,7 @@ def test_the_blocks_are_quantised_and_nothing_else_is(kind, most):
 
 
 @needs_bitsandbytes
-@pytest.mark.parametrize("stage", ["lora", "align"])
+@pytest.mark.parametrize("stage", ["lora", pytest.param("align", marks=pytest.mark.slow)])
 def test_a_run_on_a_quantised_llm_leaves_a_whole_model(stage, tmp_path, capsys):
     """It is the one that was trained, but for the LLM, which is as it was; the step checkpoint is it, too."""
     arguments = ["--run_root", str(tmp_path), "--stage", stage, "--quantize", "4bit", "--max_steps", "3"]
