@@ -78,10 +78,11 @@ def run(variant: str, precision: str, micro_batch: int) -> dict:
     import numpy as np
     import torch
 
-    from prismatic.training import images, loop, optim  # noqa: F401  images: what a recipe imports
+    from prismatic.training import loop, optim
+    from prismatic.training import vision as images  # noqa: F401  images: what a recipe imports
     from vision_backbones.maskembed.loss import reconstruction_loss
-    from vision_backbones.maskembed.masking import mask_pixels
-    from vision_backbones.maskembed.masks import sample_masks
+    from vision_backbones.maskembed.mask_samplers import sample_masks
+    from vision_backbones.maskembed.masked_forward import mask_pixels
 
     def resident():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -178,7 +179,7 @@ def flops() -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     from vision_backbones.maskembed.loss import reconstruction_loss
-    from vision_backbones.maskembed.masks import sample_masks
+    from vision_backbones.maskembed.mask_samplers import sample_masks
 
     teacher, student = make("direct")  # written out, so that every product is seen
     pixels, masks = torch.randn(1, 3, 224, 224), sample_masks(np.random.default_rng(0), 1, 196)
@@ -196,7 +197,7 @@ def in_own_process(*arguments) -> dict:
 
 def main() -> None:
     """Prints the comparison and what the loader delivers."""
-    from prismatic.training.report import table
+    from prismatic.training.console import table
 
     work = flops()
     print(f"ViT-S/16, {IMAGES} images x {MASKS} masks, {work / 1e9:.0f} GFLOP a step")

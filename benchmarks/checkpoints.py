@@ -48,8 +48,10 @@ def save(folder: Path) -> dict:
     """Trains while checkpoints are written."""
     from finetune_step import make_examples
 
+    from prismatic.checkpoints import writer as saving
     from prismatic.data.batching import collate_padded
-    from prismatic.training import loop, objective, saving
+    from prismatic.training import loop
+    from prismatic.training import losses as objective
 
     accelerator = loop.launch("fp32", [], str(folder))
     model, optimizer = prepare(accelerator)
@@ -85,7 +87,9 @@ def save(folder: Path) -> dict:
 
 def resume(folder: Path) -> dict:
     """Continues from what `save` left, in a process that has only built the model."""
-    from prismatic.training import loop, saving, state
+    from prismatic.checkpoints import step as state
+    from prismatic.checkpoints import writer as saving
+    from prismatic.training import loop
 
     accelerator = loop.launch("fp32", [], str(folder))
     model, optimizer = prepare(accelerator)
@@ -132,7 +136,7 @@ def launch(processes: int, *arguments: str, cores: int | None = None) -> str:
 
 def print_saves() -> None:
     """Prints what saves and resuming cost."""
-    from prismatic.training.report import table
+    from prismatic.training.console import table
 
     rows, shares, resumed = [], [], []
     for processes in (1, 2):
@@ -172,7 +176,7 @@ def print_saves() -> None:
 
 def print_scaling(rounds: int = 2) -> None:
     """Prints tokens a second of the miniature finetune; the best of some rounds, in turn."""
-    from prismatic.training.report import table
+    from prismatic.training.console import table
     from prismatic.training.tracking import read_metrics
 
     settings = [(1, 2, "none"), (1, 1, "none"), (2, 2, "none"), (2, 2, "grad-op"), (2, 2, "full")]
@@ -200,7 +204,7 @@ def print_memory() -> None:
     from plan_cases import CASES
     from test_plan import measured, planned
 
-    from prismatic.training.report import table
+    from prismatic.training.console import table
 
     rows = []
     for name in ("full", "full-checkpointing", "grad-op", "ddp"):

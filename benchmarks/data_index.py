@@ -53,7 +53,7 @@ def measure(annotations: Path, root: Path) -> dict[str, float]:
     import psutil
 
     from prismatic.data.batching import micro_batches, split_modality_indices
-    from prismatic.data.sources import ConversationDataset
+    from prismatic.data.conversation_dataset import ConversationDataset
 
     def unique() -> float:
         return psutil.Process().memory_full_info().uss / MEGABYTE

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from eval.adapters import PlainEngine
 from eval.engine import Question, SharedPrefixEngine
+from eval.generate_engine import PlainEngine
 from eval.task import Choose, Generate
 from prismatic.training import loop
-from prismatic.training.report import table
+from prismatic.training.console import table
 
 BATCH = 136
 CASES = {  # questions an image, answer, target
@@ -36,7 +36,7 @@ def make():
     from prismatic import PrismaticConfig, PrismaticForConditionalGeneration
     from prismatic.models.llm import load_tokenizer
     from prismatic.models.load import build_processor
-    from prismatic.models.prompts import IMAGE_TOKEN
+    from prismatic.text.prompts import IMAGE_TOKEN
     from vision_backbones import get_spec
 
     torch.manual_seed(0)

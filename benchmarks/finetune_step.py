@@ -1,7 +1,7 @@
 """Measures one finetune step against the plain formulation: `python benchmarks/finetune_step.py`.
 
 Plain is what a Hugging Face user writes: rows padded on the right, logits at every position, the model's own loss.
-Ours runs `prismatic.training.objective.supervised_loss` on the same rows, packed: logits at supervised positions only,
+Ours runs `prismatic.training.losses.supervised_loss` on the same rows, packed: logits at supervised positions only,
 no padding. Model: frozen ViT-tiny 224/16 (196 patches), gelu-mlp, Llama 256 wide x 4 layers with 32,064 words, float32.
 Every variant runs in a process of its own, so that its peak memory is its own; time is the best of some steps.
 """
@@ -73,7 +73,8 @@ def run(variant: str, lengths: list[int], share: float, repeats: int) -> dict:
 
     from prismatic.data.batching import collate_packed, collate_padded
     from prismatic.models.attention import SEGMENTED
-    from prismatic.training import loop, objective
+    from prismatic.training import loop
+    from prismatic.training import losses as objective
 
     accelerator = loop.launch("fp32", [], ".")
     model = make_model()
@@ -127,7 +128,7 @@ def in_own_process(variant: str, work: str) -> dict:
 
 def main() -> None:
     """Prints both comparisons."""
-    from prismatic.training.report import table
+    from prismatic.training.console import table
 
     plain, ours = in_own_process("plain", "step"), in_own_process("ours", "step")
     rows = [

@@ -4,9 +4,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from prismatic.miniature.llava_writer import HELD_OUT_SCENES, write_llava
 from prismatic.miniature.scenes import scenes
-from prismatic.miniature.writers import HELD_OUT_SCENES, write_llava
-from prismatic.training.report import table
+from prismatic.training.console import table
 
 COUNT = 1500
 

@@ -2,8 +2,8 @@
 
 import time
 
-from eval import parsing
-from prismatic.training.report import table
+from eval.scoring import parsing
+from prismatic.training.console import table
 
 UNITS = ["[", "(", "-", "1", "1,", "[1, 2, ", "'", "x1:", "\\", "1e", "{1:", "not "]
 LENGTHS = (2_500, 5_000, 10_000, 1_000_000)

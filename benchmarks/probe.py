@@ -77,9 +77,9 @@ def direct(root: Path, spec) -> list[dict[str, float]]:
     from accelerate.utils import set_seed
     from torchvision import transforms as T
 
-    from eval.patch_probe.backbone import ProbedBackbone
-    from eval.patch_probe.data import get_dataset, list_pairs, read_pair
-    from eval.patch_probe.heads import make_head
+    from eval.probing.backbone import ProbedBackbone
+    from eval.probing.data import get_dataset, list_pairs, read_pair
+    from eval.probing.heads import make_head
     from prismatic.data.batching import shuffle_indices
     from prismatic.training.optim import cosine_rate
 
@@ -135,8 +135,8 @@ def direct(root: Path, spec) -> list[dict[str, float]]:
 
 def ours(root: Path, folder: Path) -> list[dict[str, float]]:
     """The recipe."""
+    from recipes.config.probe import ProbeConfig
     from recipes.probe import main as probe
-    from recipes.probe_settings import ProbeConfig
 
     config = ProbeConfig(
         backbone=["benchmark-vit-s"], data_root=str(root), partial=True, epochs=EPOCHS, batch_size=BATCH,
@@ -164,8 +164,8 @@ def flops(spec) -> tuple[float, float, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from eval.patch_probe.backbone import ProbedBackbone
-    from eval.patch_probe.heads import make_head
+    from eval.probing.backbone import ProbedBackbone
+    from eval.probing.heads import make_head
 
     backbone = ProbedBackbone(spec, "all").requires_grad_(False)
     head = make_head("transformer", "union", backbone, CLASSES)
@@ -187,7 +187,7 @@ def whole_run() -> None:
     from safetensors.torch import save_file
 
     from prismatic.training import loop
-    from prismatic.training.report import table
+    from prismatic.training.console import table
     from vision_backbones import BackboneSpec, register
     from vision_backbones.registry import resolve_spec
     from vision_backbones.vit import load_vit
@@ -227,10 +227,10 @@ def alone() -> None:
     """Prints label reduction and metric update by themselves, on one thread."""
     import torch
 
-    from eval.patch_probe.labels import reduce_labels
-    from eval.patch_probe.metrics import count_hits
+    from eval.probing.labels import reduce_labels
+    from eval.probing.metrics import count_hits
+    from prismatic.training.console import table
     from prismatic.training.loop import keep_freed_memory
-    from prismatic.training.report import table
 
     torch.set_num_threads(1)
     keep_freed_memory()  # as every recipe does

@@ -4,8 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from eval.tables import table
-from eval.task import Task, list_tasks
+from eval.report.tables import table
+from eval.task import Task
+from eval.tasks import list_tasks
 from vision_backbones.registry import import_plugins
 
 
@@ -39,16 +40,16 @@ def main() -> None:
 
 def on_disk(arguments: argparse.Namespace) -> int:
     """Runs prepare or verify; gives the exit status."""
-    from eval import downloads
+    from eval import prepare as downloads
 
     return getattr(downloads, arguments.command)(arguments.task, arguments.data_root)
 
 
 def compared(arguments: argparse.Namespace) -> None:
     """Writes compare.json and report.html, and prints the table."""
-    from eval.compare import compare, comparison_table, default_folder
-    from eval.report import write_page
-    from eval.runs import read_runs
+    from eval.report.compare import compare, comparison_table, default_folder
+    from eval.report.html_report import write_page
+    from eval.report.runs import read_runs
     from vision_backbones.files import write_json
 
     runs = read_runs(arguments.runs)

@@ -16,9 +16,9 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from eval.task import Choose, Generate
-from prismatic.data.conversations import encode_prompt, option_token_ids
 from prismatic.models.attention import SHARED_PREFIX, SharedPrefix
 from prismatic.models.self_check import attention, context_of
+from prismatic.text.conversations import bos_of, encode_prompt, option_token_ids
 
 READ_AT_ONCE = 32  # texts, sorted by length, that are padded to a common one
 COMPACT_AT = 0.75  # finished rows are dropped once no more than this share of a batch is still being written
@@ -206,12 +206,6 @@ class SharedPrefixEngine:
                 option = torch.tensor(options[place], device=self.device)
                 scores[row, place] = said[-len(option) :].gather(1, option[:, None]).sum()
         return scores
-
-
-def bos_of(tokenizer) -> list[int]:
-    """What stands before an image, as in training: BOS if prompts begin with it."""
-    first = encode_prompt("x", tokenizer)[:1]
-    return first if first == [tokenizer.bos_token_id] else []
 
 
 def too_long(model, processor, text: int, new: int) -> str | None:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from eval.bootstrap import intervals
-from eval.data import SEED, load_examples, majority_share, without_area
+from eval.data.selection import SEED, load_examples, majority_share, without_area
 from eval.engine import Answer, Question
 from eval.records import SAMPLES, appending, check_unchanged, read_results, stored, write_samples
+from eval.scoring.bootstrap import intervals
 from eval.task import Choose, Example, Record, Task
 from vision_backbones.files import describe
-from vision_backbones.image_files import open_image, to_rgb
+from vision_backbones.safe_images import open_image, to_rgb
 
 ENOUGH = 8  # failed questions with which an evaluation that has answered none gives up
 LOADERS = 4  # threads that decode the next batch's pictures while this one is computed
@@ -48,7 +48,7 @@ def read_jobs(
     Raises:
         ValueError: A task is unknown or named twice, or data is missing or incomplete.
     """
-    from eval.task import get_task
+    from eval.tasks import get_task
 
     if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
         raise ValueError(f"tasks named more than once: {', '.join(twice)}")

@@ -1,12 +1,11 @@
-"""Whether an LLM answers with a shared prefix, or in a padded batch, as it does alone: tried, not taken from flags."""
+"""Whether an LLM answers with a shared prefix as it does alone: tried, not taken from flags."""
 
-import numpy as np
 import torch
-from PIL import Image
 
-from eval.engine import SharedPrefixEngine, bos_of
+from eval.engine import SharedPrefixEngine
 from prismatic.models.attention import SHARED_PREFIX, SharedPrefix
-from prismatic.models.self_check import LONGEST, attention, context_of, differ, draw, still, window_of
+from prismatic.models.padding import alone_after, rows_after_an_image
+from prismatic.models.self_check import attention, differ, still
 
 
 def sharing_problem(model, processor) -> str | None:
@@ -17,8 +16,8 @@ def sharing_problem(model, processor) -> str | None:
     engine = SharedPrefixEngine(model, processor, 2)
     bos = engine.bos
     with still(model):
-        before, suffixes, picture = _rows(model, processor, bos)
-        alone = [_alone(model, before, ids, picture) for ids in suffixes]
+        before, suffixes, picture = rows_after_an_image(model, processor, bos)
+        alone = [alone_after(model, before, ids, picture) for ids in suffixes]
         try:
             with attention(model, SHARED_PREFIX):
                 prefix, texts = engine.prefix([picture]), [ids[0, :-1].tolist() for ids in suffixes]
@@ -30,44 +29,3 @@ def sharing_problem(model, processor) -> str | None:
             return f"its cache is of another kind ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
     problems = (differ(row[None], expected) for row, expected in zip(shared, alone, strict=True))
     return next(filter(None, problems), None)
-
-
-def padding_problem(model, processor) -> str | None:
-    """Why questions cannot be padded to a common length; None if they can."""
-    bos = bos_of(processor.tokenizer)
-    with still(model):
-        before, suffixes, picture = _rows(model, processor, bos)
-        alone = [_alone(model, before, ids, picture) for ids in suffixes]
-        rows = [torch.cat([before, ids], dim=1)[0] for ids in suffixes]
-        longest, pad = max(map(len, rows)), processor.tokenizer.pad_token_id
-        ids = torch.stack([torch.nn.functional.pad(row, (longest - len(row), 0), value=pad) for row in rows])
-        mask = torch.stack([torch.arange(longest) >= longest - len(row) for row in rows]).long().to(ids.device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        inputs = {"attention_mask": mask, "position_ids": positions, "pixel_values": torch.stack([picture] * len(rows))}
-        logits = model(input_ids=ids, **inputs).logits[:, -2:]
-    problems = (differ(row[None], expected) for row, expected in zip(logits, alone, strict=True))
-    return next(filter(None, problems), None)
-
-
-def _rows(model, processor, bos: list[int]) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-    """What stands before a text `[1, P]`, two texts `[1, T]`, and a picture's pixels."""
-    device = next(model.parameters()).device
-    before = bos + [processor.image_token_id] * processor.num_image_tokens
-    window = window_of(model.config.text_config) or 0
-    beyond = window + 5 - len(before) if window + 5 <= LONGEST else 0
-    context = context_of(model.config.text_config) or 2 * LONGEST
-    room = context - len(before) - 1
-    if room < 2:
-        raise ValueError(
-            f"the LLM's context has {context} tokens, of which an image takes {len(before)}: choose another"
-        )
-    suffixes = [draw(model, min(length, room), seed) for seed, length in enumerate((max(13, beyond), 6))]
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    picture = processor.image_processor.transform(Image.fromarray(noise)).to(device)
-    return torch.tensor([before], device=device), suffixes, picture
-
-
-def _alone(model, before: torch.Tensor, ids: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
-    """Logits `[1, 2, vocabulary]` after the last two tokens of a row by itself."""
-    row = torch.cat([before, ids], dim=1)
-    return model(input_ids=row, attention_mask=torch.ones_like(row), pixel_values=picture[None]).logits[:, -2:]

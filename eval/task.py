@@ -1,13 +1,11 @@
 """What a benchmark is: a declaration that the engine, the scorers and the report work from."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from vision_backbones.image_files import leads_out
+from vision_backbones.safe_images import leads_out
 
 Record = dict[str, Any]
 
@@ -118,7 +116,7 @@ class Task:
     image_of: Callable | None = None
 
 
-_TASKS: dict[str, Task] = {}
+TASKS: dict[str, Task] = {}  # by name; `eval.tasks` finds those that are shipped
 
 
 def register(task: Task) -> Task:
@@ -127,37 +125,9 @@ def register(task: Task) -> Task:
     Raises:
         ValueError: The name is taken, or has a colon, which stands before a split.
     """
-    if task.name in _TASKS:
+    if task.name in TASKS:
         raise ValueError(f"task '{task.name}' is registered already: choose another name")
     if ":" in task.name or not task.num_examples:
         raise ValueError(f"task '{task.name}': expected a name without colon and at least one split in num_examples")
-    _TASKS[task.name] = replace(task, split=task.split or next(iter(task.num_examples)))
-    return _TASKS[task.name]
-
-
-def list_tasks() -> list[Task]:
-    """All tasks, in order of registration."""
-    _load_shipped()
-    return list(_TASKS.values())
-
-
-def get_task(name: str) -> Task:
-    """The task called `name`, or `name:split` for another split than its default.
-
-    Raises:
-        ValueError: There is no such task or split; near names are listed.
-    """
-    _load_shipped()
-    name, _, split = name.partition(":")
-    if name not in _TASKS:
-        near = get_close_matches(name, _TASKS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose of {', '.join(_TASKS)}"
-        raise ValueError(f"unknown task '{name}': {hint}")
-    task = _TASKS[name]
-    if split and split not in task.num_examples:
-        raise ValueError(f"task '{name}' has no split '{split}': choose of {', '.join(task.num_examples)}")
-    return replace(task, split=split or task.split)
-
-
-def _load_shipped() -> None:
-    importlib.import_module("eval.tasks")
+    TASKS[task.name] = replace(task, split=task.split or next(iter(task.num_examples)))
+    return TASKS[task.name]

@@ -4,9 +4,9 @@
 folder is a backbone: `--vision_backbone runs/NAME`.
 """
 
-from prismatic.training.lock import releases
+from prismatic.checkpoints.lock import releases
 from recipes import command
-from recipes.image_settings import AlignConfig, parse_align
+from recipes.config.images import AlignConfig, parse_align
 
 
 @releases
@@ -17,12 +17,14 @@ def main(config: AlignConfig) -> dict:
     import torch
     from accelerate.utils import set_seed
 
-    from prismatic.training import images, loop, optim, report
-    from prismatic.training.pictures import draw_patches
-    from prismatic.training.run import finished_run, open_run
+    from prismatic.checkpoints.run_folder import finished_run, open_run
+    from prismatic.training import console as report
+    from prismatic.training import loop, optim
+    from prismatic.training import vision as images
+    from prismatic.training.plots import draw_patches
     from vision_backbones import create_backbone, import_plugins
-    from vision_backbones.maskembed.build import check_pair, mask_sampler
     from vision_backbones.maskembed.loss import check_loss, reconstruction_loss
+    from vision_backbones.maskembed.pairing import check_pair, mask_sampler
     from vision_backbones.maskembed.student import MaskEmbedStudent
     from vision_backbones.maskembed.teacher import Teacher, unit_scale
     from vision_backbones.vit import load_vit

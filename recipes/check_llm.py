@@ -24,8 +24,9 @@ def check(llm: str, prompt_style: str = "auto") -> dict[str, str]:
     Raises:
         ValueError: It cannot be read, or sees later tokens.
     """
-    from eval.sharing import padding_problem, sharing_problem
+    from eval.sharing import sharing_problem
     from prismatic.models.load import build
+    from prismatic.models.padding import padding_problem
     from prismatic.models.self_check import packing_problem
 
     model, processor = build("miniature-aligned", llm, "linear", prompt_style=prompt_style)
@@ -45,7 +46,7 @@ def check(llm: str, prompt_style: str = "auto") -> dict[str, str]:
 
 def _trains(tokenizer, conversation: list[dict]) -> str:
     """Whether every answer is what is supervised, after the very tokens that an evaluation asks it with."""
-    from prismatic.data.conversations import tokenize_conversation
+    from prismatic.text.conversations import tokenize_conversation
 
     try:
         ids = tokenize_conversation(conversation, tokenizer, LONG)[0]
@@ -64,7 +65,7 @@ def _trains(tokenizer, conversation: list[dict]) -> str:
 
 def _stops(model, tokenizer) -> str:
     """At which tokens generation ends, if what ends a trained answer is among them."""
-    from prismatic.data.conversations import tokenize_conversation
+    from prismatic.text.conversations import tokenize_conversation
 
     stops = model.generation_config.eos_token_id
     stops = stops if isinstance(stops, list) else [stops]
@@ -93,7 +94,7 @@ def main(config: argparse.Namespace) -> None:
     """Prints the table; ends with exit status 1 where an LLM cannot be used at all."""
     from transformers.utils import logging
 
-    from prismatic.training.report import table
+    from prismatic.training.console import table
 
     warnings.simplefilter("ignore", FutureWarning)
     logging.disable_progress_bar()

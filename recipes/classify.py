@@ -3,9 +3,9 @@
 `accelerate launch recipes/classify.py` alone runs the miniature world on a laptop; `--help` lists every setting.
 """
 
-from prismatic.training.lock import releases
+from prismatic.checkpoints.lock import releases
 from recipes import command
-from recipes.image_settings import ClassifyConfig, parse_classify
+from recipes.config.images import ClassifyConfig, parse_classify
 
 
 @releases
@@ -16,8 +16,10 @@ def main(config: ClassifyConfig) -> dict:
     from accelerate.utils import set_seed
     from timm.data import Mixup
 
-    from prismatic.training import images, loop, optim, report
-    from prismatic.training.run import finished_run, open_run
+    from prismatic.checkpoints.run_folder import finished_run, open_run
+    from prismatic.training import console as report
+    from prismatic.training import loop, optim
+    from prismatic.training import vision as images
     from vision_backbones import check_spec, import_plugins
     from vision_backbones.classifier import build_classifier, layer_decay_groups, mix, save_classifier
 

@@ -4,9 +4,9 @@
 setting, `python -m eval list` every benchmark. A run that was interrupted continues when it is started again.
 """
 
-from prismatic.training.lock import releases
+from prismatic.checkpoints.lock import releases
 from recipes import command
-from recipes.eval_settings import EvaluateConfig, parse_evaluate
+from recipes.config.evaluate import EvaluateConfig, parse_evaluate
 
 
 @releases
@@ -20,13 +20,15 @@ def main(config: EvaluateConfig, accelerator=None) -> dict:
 
     import torch
 
-    from eval import provenance, records, report, runner
-    from eval.adapters import load_engine
-    from eval.data import without_area
-    from eval.runs import read_runs
+    from eval import fingerprints as provenance
+    from eval import records, runner
+    from eval.data.selection import without_area
+    from eval.generate_engine import load_engine
+    from eval.report import html_report as report
+    from eval.report.runs import read_runs
+    from prismatic.checkpoints.run_folder import one_writer
     from prismatic.training import loop
     from prismatic.training.processes import on_main
-    from prismatic.training.run import one_writer
     from vision_backbones import import_plugins
 
     alone = accelerator is None

@@ -5,10 +5,10 @@
 
 import time
 
-from prismatic.training.lock import releases
+from prismatic.checkpoints.lock import releases
 from recipes import command, evaluate
-from recipes.eval_settings import EvaluateConfig, after_finetune
-from recipes.settings import MAY_CHANGE, PARTS, FinetuneConfig, parse_finetune
+from recipes.config.evaluate import EvaluateConfig, after_finetune
+from recipes.config.finetune import MAY_CHANGE, PARTS, FinetuneConfig, parse_finetune
 
 
 @releases
@@ -22,23 +22,25 @@ def main(config: FinetuneConfig) -> dict:
     from tqdm import tqdm
 
     from eval import records, runner
-    from eval.held_out import generate_answers, read_items, scores, write_samples
+    from prismatic.checkpoints.epoch import TRAINED, epoch_folder, has_epoch, save_model
+    from prismatic.checkpoints.run_folder import finished_run, open_run, slower
+    from prismatic.checkpoints.writer import Checkpoints, resume
     from prismatic.data.batching import accumulation_steps
-    from prismatic.data.fingerprint import of_conversations
+    from prismatic.data.conversation_dataset import open_data
+    from prismatic.data.fingerprints import of_conversations
     from prismatic.data.rows import RowBatches
-    from prismatic.data.sources import open_data
     from prismatic.models.attention import SEGMENTED
+    from prismatic.models.deferred_weights import fill, place, weight_files
     from prismatic.models.load import check_parts, load, start, start_stage
     from prismatic.models.lora import PARTS_FILE, lasting
-    from prismatic.models.placeholders import fill, place, weight_files
     from prismatic.models.quantize import quantize
     from prismatic.models.self_check import check_context, check_packing
-    from prismatic.models.speech import style_of
-    from prismatic.training import loop, objective, optim, report, sharding
-    from prismatic.training.checkpoint import TRAINED, epoch_folder, has_epoch, save_model
+    from prismatic.text.speech import style_of
+    from prismatic.training import console as report
+    from prismatic.training import loop, optim, sharding
+    from prismatic.training import losses as objective
+    from prismatic.training.held_out import generate_answers, read_items, scores, write_samples
     from prismatic.training.processes import on_main
-    from prismatic.training.run import finished_run, open_run, slower
-    from prismatic.training.saving import Checkpoints, resume
     from prismatic.training.tracking import metrics_log
     from vision_backbones import import_plugins
     from vision_backbones.files import write_json

@@ -4,9 +4,9 @@
 folder is a backbone, for instance to align: `recipes/align.py --student runs/NAME`.
 """
 
-from prismatic.training.lock import releases
+from prismatic.checkpoints.lock import releases
 from recipes import command
-from recipes.image_settings import MimConfig, parse_mim
+from recipes.config.images import MimConfig, parse_mim
 
 
 @releases
@@ -17,11 +17,13 @@ def main(config: MimConfig) -> dict:
     import torch
     from accelerate.utils import set_seed
 
-    from prismatic.training import images, loop, optim, report
-    from prismatic.training.run import finished_run, open_run
+    from prismatic.checkpoints.run_folder import finished_run, open_run
+    from prismatic.training import console as report
+    from prismatic.training import loop, optim
+    from prismatic.training import vision as images
     from vision_backbones import import_plugins
-    from vision_backbones.maskembed.build import check_pair, mask_sampler
     from vision_backbones.maskembed.loss import check_loss, reconstruction_loss
+    from vision_backbones.maskembed.pairing import check_pair, mask_sampler
     from vision_backbones.maskembed.student import MaskedImageStudent
     from vision_backbones.maskembed.teacher import Teacher, unit_scale
     from vision_backbones.vit import load_vit

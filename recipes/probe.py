@@ -6,9 +6,9 @@ setting.
 
 import shutil
 
-from prismatic.training.lock import releases
+from prismatic.checkpoints.lock import releases
 from recipes import command
-from recipes.probe_settings import ProbeConfig, parse_probe
+from recipes.config.probe import ProbeConfig, parse_probe
 
 RESULTS, OUTCOME = "results.json", "outcome.json"  # of all probes, of one
 DATA = "data.json"  # fingerprint of what is probed on
@@ -21,18 +21,19 @@ def main(config: ProbeConfig) -> dict:
     import torch
     from accelerate.utils import set_seed
 
-    from eval.patch_probe import data
-    from eval.patch_probe.backbone import ProbedBackbone
-    from eval.patch_probe.evaluate import results_table
-    from eval.patch_probe.features import Probe, Split, check_room, features_size
-    from eval.patch_probe.heads import check_head, make_head, tokens_for
-    from eval.patch_probe.labels import check_labels
-    from eval.patch_probe.pictures import draw_comparison
-    from eval.patch_probe.train import train
+    from eval.probing import data
+    from eval.probing.backbone import ProbedBackbone
+    from eval.probing.evaluate import results_table
+    from eval.probing.features import Probe, Split, check_room, features_size
+    from eval.probing.heads import check_head, make_head, tokens_for
+    from eval.probing.labels import check_labels
+    from eval.probing.plots import draw_comparison
+    from eval.probing.train import train
+    from prismatic.checkpoints.run_folder import finished_run, open_run
     from prismatic.data.batching import fill_batches
-    from prismatic.data.fingerprint import check_same, of_pairs
-    from prismatic.training import loop, report
-    from prismatic.training.run import finished_run, open_run
+    from prismatic.data.fingerprints import check_same, of_pairs
+    from prismatic.training import console as report
+    from prismatic.training import loop
     from vision_backbones import check_spec, import_plugins
     from vision_backbones.files import read_json, write_json
     from vision_backbones.weights import find_weights

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from prismatic import PrismaticForConditionalGeneration
 from prismatic.models.load import meta_config
-from recipes.settings import named_models
+from recipes.config.finetune import named_models
 from vision_backbones import create_backbone, get_spec, list_backbones
 
 MODELS = named_models()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import jsonlines
 
-from eval.task import Choose, Example, Record, Task, get_task
+from eval.task import Choose, Example, Record, Task
+from eval.tasks import get_task
 
 Answers = Callable[[Task, Example], Record]  # gives output and, of a choice, probabilities
 

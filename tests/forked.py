@@ -28,8 +28,9 @@ ADDRESS, WORKER = "FORKED_FROM", "FORKED_WORKER"
 PRELOADED = (
     "torch._dynamo", "torch.distributed.run", "torch.distributed.checkpoint.hf_storage", "torch.utils.flop_counter",
     "timm", "peft", "sklearn.metrics", "matplotlib.figure", "transformers.models.llama.modeling_llama",
-    "prismatic.models.load", "prismatic.data.rows", "prismatic.training.images", "prismatic.training.saving",
-    "prismatic.training.trace", "prismatic.miniature.study", "eval.engine", "eval.report", "recipes.image_settings",
+    "prismatic.models.load", "prismatic.data.rows", "prismatic.training.vision", "prismatic.checkpoints.writer",
+    "prismatic.planning.fake_step", "recipes.reproduce.plan", "eval.engine", "eval.report.html_report",
+    "recipes.config.images",
 )  # fmt: skip
 _server = None
 

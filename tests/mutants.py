@@ -2,7 +2,7 @@
 
 Faults are cosmic-ray's, drawn evenly over the places where it can plant one. Every fault gets a process of its own,
 forked from one that has the libraries imported, in a copy of the checkout. What is printed is what no test noticed:
-look whether it is equivalent, else write the test. `--count 20 --only eval/parsing.py` tries fewer, of one file.
+look whether it is equivalent, else write the test. `--count 20 --only eval/scoring/parsing.py` tries fewer, of a file.
 """
 
 import argparse
@@ -21,36 +21,36 @@ from pathlib import Path
 
 from forked import PRELOADED, ROOT
 
-PROBE = "eval/patch_probe"
+PROBE = "eval/probing"
 NEAREST = {
-    "eval/scorers.py": "tests/eval/test_scorers.py tests/eval/test_tasks.py",
-    "eval/parsing.py": "tests/eval/test_parsing.py tests/eval/test_scorers.py tests/eval/test_tasks.py",
+    "eval/scoring/scorers.py": "tests/eval/test_scorers.py tests/eval/test_tasks.py",
+    "eval/scoring/parsing.py": "tests/eval/test_parsing.py tests/eval/test_scorers.py tests/eval/test_tasks.py",
     "eval/engine.py": "tests/eval/test_engine.py tests/eval/test_runner.py",
-    "eval/patch_probe/labels.py": f"tests/{PROBE}/test_metrics.py tests/{PROBE}/test_probe_golden.py tests/{PROBE}",
-    "eval/patch_probe/metrics.py": f"tests/{PROBE}/test_metrics.py tests/{PROBE}/test_probe_golden.py",
-    "vision_backbones/maskembed/masks.py": "tests/vision_backbones/maskembed",
-    "vision_backbones/maskembed/masking.py": "tests/vision_backbones/maskembed",
+    "eval/probing/labels.py": f"tests/{PROBE}/test_metrics.py tests/{PROBE}/test_probe_golden.py tests/{PROBE}",
+    "eval/probing/metrics.py": f"tests/{PROBE}/test_metrics.py tests/{PROBE}/test_probe_golden.py",
+    "vision_backbones/maskembed/mask_samplers.py": "tests/vision_backbones/maskembed",
+    "vision_backbones/maskembed/masked_forward.py": "tests/vision_backbones/maskembed",
     "vision_backbones/maskembed/loss.py": "tests/vision_backbones/maskembed tests/recipes/test_align_data.py",
     "vision_backbones/maskembed/student.py": "tests/vision_backbones/maskembed tests/recipes/test_align.py",
     "vision_backbones/maskembed/teacher.py": "tests/vision_backbones/maskembed tests/recipes/test_align.py",
     "prismatic/data/batching.py": "tests/data/test_batching.py tests/recipes/test_finetune.py",
-    "prismatic/data/conversations.py": "tests/data/test_conversations.py tests/models/test_prompts.py",
-    "prismatic/models/rendering.py": "tests/models/test_templates.py tests/models/test_prompts.py",
-    "prismatic/models/speech.py": "tests/models/test_speech.py",
+    "prismatic/text/conversations.py": "tests/data/test_conversations.py tests/models/test_prompts.py",
+    "prismatic/text/rendering.py": "tests/models/test_templates.py tests/models/test_prompts.py",
+    "prismatic/text/speech.py": "tests/models/test_speech.py",
     "prismatic/models/self_check.py": "tests/models/test_families.py",
     "eval/sharing.py": "tests/models/test_families.py",
-    "prismatic/data/words.py": "tests/data/test_conversations.py",
+    "prismatic/text/words.py": "tests/data/test_conversations.py",
     "prismatic/training/optim.py": "tests/training/test_optim.py tests/training/test_loop.py",
     "prismatic/models/projectors.py": "tests/models/test_projectors.py tests/models/test_model.py",
     "prismatic/models/attention.py": (
         "tests/models/test_shared_prefix.py tests/training/test_loop.py tests/eval/test_engine.py"
     ),
-    "prismatic/training/checkpoint.py": "tests/training/test_checkpoint.py tests/recipes/test_finetune.py",
-    "prismatic/training/run.py": "tests/training/test_checkpoint.py tests/recipes/test_started_again.py",
-    "prismatic/training/lock.py": "tests/training/test_checkpoint.py",
+    "prismatic/checkpoints/epoch.py": "tests/training/test_checkpoint.py tests/recipes/test_finetune.py",
+    "prismatic/checkpoints/run_folder.py": "tests/training/test_checkpoint.py tests/recipes/test_started_again.py",
+    "prismatic/checkpoints/lock.py": "tests/training/test_checkpoint.py",
     "vision_backbones/files.py": "tests/training/test_checkpoint.py",
-    "prismatic/training/state.py": "tests/training/test_resume.py",
-    "prismatic/training/saving.py": "tests/training/test_resume.py",
+    "prismatic/checkpoints/step.py": "tests/training/test_resume.py",
+    "prismatic/checkpoints/writer.py": "tests/training/test_resume.py",
 }
 COPIED = ("prismatic", "vision_backbones", "eval", "recipes", "tests", "docs")
 LIBRARIES = [name for name in PRELOADED if not name.startswith(("prismatic", "eval", "recipes"))]
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="faults to plant (200)")
     parser.add_argument("--seed", type=int, default=0, help="which of them (0)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at a time (one a core)")
-    parser.add_argument("--only", help="plant them in this file alone, e.g. eval/parsing.py")
+    parser.add_argument("--only", help="plant them in this file alone, e.g. eval/scoring/parsing.py")
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONDONTWRITEBYTECODE": "1"}
     os.environ.setdefault("GOLDEN_DIR", str(ROOT.parent / "shared" / "golden"))

@@ -14,13 +14,13 @@ import pytest
 from golden_cases import ROOT, requires_samples, samples_dir
 
 from prismatic.miniature import make_llm, make_vit
-from recipes.eval_settings import EvaluateConfig
-from recipes.image_settings import AlignConfig, ClassifyConfig, MimConfig
-from recipes.parsing import _flags
-from recipes.plan_settings import PlanConfig
-from recipes.probe_settings import ProbeConfig
-from recipes.reproduce_settings import ReproduceConfig
-from recipes.settings import FinetuneConfig
+from recipes.config.evaluate import EvaluateConfig
+from recipes.config.finetune import FinetuneConfig
+from recipes.config.images import AlignConfig, ClassifyConfig, MimConfig
+from recipes.config.parsing import _flags
+from recipes.config.plan import PlanConfig
+from recipes.config.probe import ProbeConfig
+from recipes.config.reproduce import ReproduceConfig
 
 TRAINING = ("align", "finetune", "probe", "scale")  # pages whose commands are slow tests: the README trains, too
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,7 +59,7 @@ def started(of):
 def marked(page, command):
     marks, name = [], f"{page.name}:{command[:60]}"
     # The study is run in small, its stages forked, by tests/miniature/test_study.py, and a 7B is planned by test_plan.
-    if command.startswith("make ") or "smollm2" in command or re.search("reproduce.py --quick|plan --model", command):
+    if command.startswith("make ") or "smollm2" in command or re.search("reproduce --quick|plan --model", command):
         marks.append(pytest.mark.slow)
     elif page.stem in TRAINING:
         marks.append(pytest.mark.slow)

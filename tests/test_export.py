@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 
 import prismatic
-from prismatic.__main__ import main
-from prismatic.export_command import export
+from recipes.cli import main
+from recipes.export import export
 
 ARGUMENTS = (
     "--data.annotations miniature:48 --data.workers 0 --data.held_out_limit 1 --global_batch_size 8 --eval_tasks [] "

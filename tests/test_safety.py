@@ -11,16 +11,20 @@ SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*
 
 # What is refused at these places is allowed: file and call, with the reason.
 REVIEWED = {
-    ("eval/restricted_pickle.py", "pickle._Unpickler"): "refuses every global",
+    ("eval/data/restricted_pickle.py", "pickle._Unpickler"): "refuses every global",
     ("prismatic/miniature/benchmarks.py", "pickle.dumps"): "writes RefCOCO's format",
     ("vision_backbones/registry.py", "importlib.import_module"): "--plugins, named by the user on the command line",
     ("vision_backbones/registry.py", "point.load"): "entry points of packages that the user installed",
-    ("vision_backbones/image_files.py", "Image.open"): "the one place that opens images, within bounds",
+    ("vision_backbones/safe_images.py", "Image.open"): "the one place that opens images, within bounds",
     ("prismatic/__init__.py", "importlib.import_module"): "our own modules, by a table in the file",
     ("prismatic/auto.py", "importlib.import_module"): "the same",
-    ("eval/task.py", "importlib.import_module"): "this package's own tasks",
-    ("prismatic/miniature/study/stage.py", "import runpy"): "runs the recipes that plan.py names",
-    ("prismatic/miniature/study/stage.py", "runpy.run_module"): "the same",
+    ("eval/tasks/__init__.py", "importlib.import_module"): "this package's own tasks",
+    ("recipes/cli.py", "import runpy"): "runs the modules of the jobs in a table in the file",
+    ("recipes/cli.py", "runpy.run_module"): "the same",
+    ("prismatic/__main__.py", "import runpy"): "runs the recipes' command",
+    ("prismatic/__main__.py", "runpy.run_module"): "the same",
+    ("recipes/reproduce/job.py", "import runpy"): "runs the recipes that plan.py names",
+    ("recipes/reproduce/job.py", "runpy.run_module"): "the same",
 }
 MODULES = {"joblib", "dill", "cloudpickle", "marshal", "shelve", "jsonpickle", "imp", "runpy", "code"}
 NAMES = {"eval", "exec", "compile", "__import__", "execfile"}

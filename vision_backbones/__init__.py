@@ -1,15 +1,8 @@
 """A registry of vision backbones that give patch features; usable alone."""
 
 from vision_backbones import catalog as catalog
-from vision_backbones.registry import (
-    check_spec,
-    create_backbone,
-    get_spec,
-    import_plugins,
-    list_backbones,
-    register,
-    resolve_spec,
-)
+from vision_backbones.factory import check_spec, create_backbone
+from vision_backbones.registry import get_spec, import_plugins, list_backbones, register, resolve_spec
 from vision_backbones.spec import BackboneSpec
 
 __all__ = [

@@ -48,7 +48,7 @@ def main() -> None:
         elif args.command == "describe":
             describe(args.id)
         else:
-            from vision_backbones.checkpoints import convert
+            from vision_backbones.convert import convert
 
             print(convert(args.checkpoint, args.out, args.backbone))
     except (ValueError, OSError) as error:

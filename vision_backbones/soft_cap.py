@@ -41,8 +41,8 @@ class SoftCapAttention(Attention):
         else:
             mixed = soft_capped_attention(qkv, self.cap, self.scale, dropout)
         mixed = self.norm(mixed.flatten(2))
-        if self.gate is not None:
-            mixed = mixed * self.gate(x).sigmoid()
+        if (gate := getattr(self, "gate", None)) is not None:  # timm has it since 1.0.25
+            mixed = mixed * gate(x).sigmoid()
         return self.proj_drop(self.proj(mixed))
 
 

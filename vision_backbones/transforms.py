@@ -7,8 +7,8 @@ import torch
 from PIL import Image, ImageOps
 from torchvision import transforms as T
 
-from vision_backbones.image_files import to_rgb
 from vision_backbones.registry import resolve_spec
+from vision_backbones.safe_images import to_rgb
 from vision_backbones.spec import BackboneSpec, closest
 
 MOST_PIXELS = 2**25  # of an image on the way to the square; more only where the image itself is as large

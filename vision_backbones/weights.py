@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "assets"
 MOST_HEADER = 100_000_000  # bytes, as the safetensors library has it
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar")
 HEAD = ("head.", "fc_norm.", "attn_pool.")
 LAYER_SCALE = re.compile(r"(blocks\.\d+\.)ls([12])\.gamma")
 
@@ -41,6 +40,8 @@ def find_weights(spec: BackboneSpec) -> Path | None:
     """
     if spec.weights is None:
         return None
+    from vision_backbones.checkpoints import SUFFIXES  # imports torch
+
     if "/" in spec.weights or spec.weights.endswith(SUFFIXES):
         candidates = [Path(spec.weights).expanduser()]
     else:

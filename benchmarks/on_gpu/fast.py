@@ -15,23 +15,24 @@ from on_gpu.right import accelerator_of
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from eval.adapters import PlainEngine
 from eval.engine import Question, SharedPrefixEngine
+from eval.generate_engine import PlainEngine
 from eval.task import Choose, Generate
 from prismatic.data.batching import collate_packed
 from prismatic.models.attention import SEGMENTED
 from prismatic.models.llm import load_tokenizer
 from prismatic.models.load import build_processor
-from prismatic.models.speech import stop_where_answers_end
 from prismatic.models.vocabulary import grow_vocabulary
-from prismatic.training import loop, objective, optim
-from prismatic.training.plan import plan_finetune
+from prismatic.planning.memory import plan_finetune
+from prismatic.text.speech import stop_where_answers_end
+from prismatic.training import loop, optim
+from prismatic.training import losses as objective
 from vision_backbones import get_spec
-from vision_backbones.image_files import open_image, to_rgb
 from vision_backbones.maskembed.loss import reconstruction_loss
-from vision_backbones.maskembed.masks import sample_masks
+from vision_backbones.maskembed.mask_samplers import sample_masks
 from vision_backbones.maskembed.student import MaskEmbedStudent
 from vision_backbones.maskembed.teacher import Teacher
+from vision_backbones.safe_images import open_image, to_rgb
 from vision_backbones.transforms import image_transform
 from vision_backbones.vit import build_vit
 

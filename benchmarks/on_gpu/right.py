@@ -20,19 +20,21 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import prismatic
-from eval.adapters import PlainEngine
 from eval.engine import Question, SharedPrefixEngine
+from eval.generate_engine import PlainEngine
 from eval.task import Choose, Generate
+from prismatic.checkpoints import writer as saving
 from prismatic.data.batching import collate_packed, collate_padded
 from prismatic.miniature.scenes import scene
 from prismatic.models.attention import SEGMENTED
 from prismatic.models.load import as_stage
-from prismatic.training import loop, objective, optim, saving, sharding
+from prismatic.training import loop, optim, sharding
+from prismatic.training import losses as objective
 from prismatic.training.tracking import read_metrics
-from recipes.settings import parse_finetune
+from recipes.config.finetune import parse_finetune
 from vision_backbones import create_backbone
 from vision_backbones.maskembed.loss import reconstruction_loss
-from vision_backbones.maskembed.masks import sample_masks
+from vision_backbones.maskembed.mask_samplers import sample_masks
 from vision_backbones.maskembed.student import MaskEmbedStudent
 from vision_backbones.maskembed.teacher import Teacher
 from vision_backbones.soft_cap import flex_soft_capped_attention, soft_capped_attention
@@ -357,7 +359,8 @@ def out_of_memory(machine: Machine) -> str:
     if not machine.is_cuda:
         raise Skipped("needs a GPU, whose memory can be limited")
     from eval.runner import answer_within_memory
-    from eval.task import Example, get_task
+    from eval.task import Example
+    from eval.tasks import get_task
 
     (model, processor), task = prismatic.load("miniature"), get_task("refcoco")
     engine = SharedPrefixEngine(model.to(machine.device), processor, 512)

@@ -5,9 +5,17 @@ All are asked of the plain pictures, as the reference does; questions about lett
 
 from pathlib import Path
 
-from eval.files import find, flag, image_folder, read_json, reading, texts, whole
-from eval.prepared import or_prepared
-from eval.scorers import choice
+from eval.data.readers import (
+    find,
+    flag,
+    image_folder,
+    read_json,
+    reading,
+    texts,
+    whole,
+)
+from eval.data.reference_metadata import or_prepared
+from eval.scoring.scorers import choice
 from eval.task import Choose, Example, Task, register
 from eval.tasks import prompts
 

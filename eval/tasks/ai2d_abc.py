@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from eval.files import find, read_json, reading
-from eval.scorers import choice
+from eval.data.readers import find, read_json, reading
+from eval.scoring.scorers import choice
 from eval.task import Choose, Example, Task, register
 from eval.tasks import ai2d, prompts
 

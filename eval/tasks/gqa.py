@@ -2,10 +2,17 @@
 
 from pathlib import Path
 
-from eval.files import find, image_folder, name_of, read_json, reading, text
-from eval.normalise import gqa_prediction
-from eval.prepared import or_prepared
-from eval.scorers import exact_match
+from eval.data.readers import (
+    find,
+    image_folder,
+    name_of,
+    read_json,
+    reading,
+    text,
+)
+from eval.data.reference_metadata import or_prepared
+from eval.scoring.normalise import gqa_prediction
+from eval.scoring.scorers import exact_match
 from eval.task import Example, Generate, Task, register
 from eval.tasks import prompts
 

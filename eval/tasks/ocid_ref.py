@@ -3,10 +3,17 @@
 import json
 from pathlib import Path
 
-from eval.files import find, image_folder, read_json, reading, text, whole
-from eval.parsing import true_box
-from eval.prepared import or_prepared
-from eval.scorers import iou_at
+from eval.data.readers import (
+    find,
+    image_folder,
+    read_json,
+    reading,
+    text,
+    whole,
+)
+from eval.data.reference_metadata import or_prepared
+from eval.scoring.parsing import true_box
+from eval.scoring.scorers import iou_at
 from eval.task import Example, Generate, Task, register
 from eval.tasks import prompts
 

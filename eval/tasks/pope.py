@@ -2,9 +2,16 @@
 
 from pathlib import Path
 
-from eval.files import find, image_folder, name_of, read_rows, reading, text
-from eval.prepared import or_prepared
-from eval.scorers import yes_no
+from eval.data.readers import (
+    find,
+    image_folder,
+    name_of,
+    read_rows,
+    reading,
+    text,
+)
+from eval.data.reference_metadata import or_prepared
+from eval.scoring.scorers import yes_no
 from eval.task import Choose, Example, Task, register
 from eval.tasks import prompts
 

@@ -2,11 +2,18 @@
 
 from pathlib import Path
 
-from eval.files import find, image_folder, name_of, read_json, reading, whole
-from eval.parsing import true_box
-from eval.prepared import or_prepared
-from eval.restricted_pickle import load_plain
-from eval.scorers import iou_at
+from eval.data.readers import (
+    find,
+    image_folder,
+    name_of,
+    read_json,
+    reading,
+    whole,
+)
+from eval.data.reference_metadata import or_prepared
+from eval.data.restricted_pickle import load_plain
+from eval.scoring.parsing import true_box
+from eval.scoring.scorers import iou_at
 from eval.task import Example, Generate, Task, register
 from eval.tasks import prompts
 

@@ -2,9 +2,18 @@
 
 from pathlib import Path
 
-from eval.files import find, flag, image_folder, name_of, read_rows, reading, text, whole
-from eval.prepared import or_prepared
-from eval.scorers import choice
+from eval.data.readers import (
+    find,
+    flag,
+    image_folder,
+    name_of,
+    read_rows,
+    reading,
+    text,
+    whole,
+)
+from eval.data.reference_metadata import or_prepared
+from eval.scoring.scorers import choice
 from eval.task import Choose, Example, Task, register
 from eval.tasks import prompts
 

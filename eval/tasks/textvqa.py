@@ -3,10 +3,19 @@
 from dataclasses import replace
 from pathlib import Path
 
-from eval.files import find, image_folder, name_of, read_json, read_rows, reading, text, texts
-from eval.normalise import textvqa_answer
-from eval.prepared import or_prepared
-from eval.scorers import vqa_accuracy
+from eval.data.readers import (
+    find,
+    image_folder,
+    name_of,
+    read_json,
+    read_rows,
+    reading,
+    text,
+    texts,
+)
+from eval.data.reference_metadata import or_prepared
+from eval.scoring.normalise import textvqa_answer
+from eval.scoring.scorers import vqa_accuracy
 from eval.task import Example, Generate, Task, register
 from eval.tasks import prompts
 

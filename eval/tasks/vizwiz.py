@@ -2,10 +2,18 @@
 
 from pathlib import Path
 
-from eval.files import find, flag, image_folder, read_rows, reading, text, texts
-from eval.normalise import vizwiz_prediction
-from eval.prepared import or_prepared
-from eval.scorers import vqa_accuracy
+from eval.data.readers import (
+    find,
+    flag,
+    image_folder,
+    read_rows,
+    reading,
+    text,
+    texts,
+)
+from eval.data.reference_metadata import or_prepared
+from eval.scoring.normalise import vizwiz_prediction
+from eval.scoring.scorers import vqa_accuracy
 from eval.task import Example, Generate, Task, register
 from eval.tasks import prompts
 

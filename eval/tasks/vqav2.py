@@ -2,10 +2,19 @@
 
 from pathlib import Path
 
-from eval.files import find, image_folder, name_of, read_json, reading, text, texts, whole
-from eval.normalise import strip_punctuation, vqav2_prediction
-from eval.prepared import or_prepared
-from eval.scorers import vqa_accuracy
+from eval.data.readers import (
+    find,
+    image_folder,
+    name_of,
+    read_json,
+    reading,
+    text,
+    texts,
+    whole,
+)
+from eval.data.reference_metadata import or_prepared
+from eval.scoring.normalise import strip_punctuation, vqav2_prediction
+from eval.scoring.scorers import vqa_accuracy
 from eval.task import Example, Generate, Task, register
 from eval.tasks import prompts
 

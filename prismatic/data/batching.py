@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from prismatic.data.conversations import IGNORE_INDEX
-from prismatic.data.sources import BadImageError, ConversationDataset
+from prismatic.data.conversation_dataset import BadImageError, ConversationDataset
+from prismatic.text.conversations import IGNORE_INDEX
 
 REFERENCE_PATCHES = 576  # the reference adds as many to a multimodal length when it looks for the longest batch
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from prismatic.data.image_sources import ImageSource, open_images
-from prismatic.data.sources import BadImageError
+from prismatic.data.conversation_dataset import BadImageError
+from prismatic.data.image_datasets import ImageSource, open_images
 from vision_backbones.registry import resolve_spec
 from vision_backbones.spec import BackboneSpec, closest
 from vision_backbones.transforms import image_transform

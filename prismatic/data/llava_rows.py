@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from prismatic.models.prompts import IMAGE_TOKEN, ROLES, to_messages
-from prismatic.models.rendering import MOST_TURNS
+from prismatic.text.prompts import IMAGE_TOKEN, ROLES, to_messages
+from prismatic.text.rendering import MOST_TURNS
 
 TURNS, MARKS = "role-order problems", "<image> without image"  # kinds of problems, as verify counts them
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from prismatic.data import batching
-from prismatic.data.sources import ConversationDataset
+from prismatic.data.conversation_dataset import ConversationDataset
 from prismatic.models.processing import encode_counting
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from prismatic.data.image_sources import ImageSource, open_images
+from prismatic.data.conversation_dataset import BadImageError, ConversationDataset, MissingImageError, RefusedPathError
+from prismatic.data.image_datasets import ImageSource, open_images
 from prismatic.data.llava_rows import MARKS, TURNS, images_of, row_problems, stray_marks
-from prismatic.data.sources import BadImageError, ConversationDataset, MissingImageError, RefusedPathError
-from prismatic.models.prompts import IMAGE_TOKEN, ROLES
+from prismatic.text.prompts import IMAGE_TOKEN, ROLES
 
 ROWS_PER_TASK = 64
 EXAMPLES_SHOWN = 10

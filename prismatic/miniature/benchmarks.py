@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from prismatic.miniature.llava_writer import WORLD_VERSION, all_or_nothing, cached
 from prismatic.miniature.scenes import CLASSES, IMAGE_SIZE, Scene, scene
 from prismatic.miniature.spatial import Choice, choice, count, expressions, statement
-from prismatic.miniature.writers import WORLD_VERSION, all_or_nothing, cached
 
 BENCHMARKS_VERSION = 2  # goes up when the same world is asked other things
 BENCHMARK_SEED = 400_000  # and the four after it; no training set draws these worlds

@@ -39,7 +39,7 @@ from prismatic.miniature.language import (
     with_options,
 )
 from prismatic.miniature.scenes import MAX_OBJECTS, sample_layout
-from prismatic.models.tokenizers import from_tokenizer_json
+from prismatic.text.tokenizers import from_tokenizer_json
 
 # Words of the real benchmarks that miniature questions lack.
 WORDS = """Please provide a short description for this region: Yes No unanswerable inside near touching one two three

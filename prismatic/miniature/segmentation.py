@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from prismatic.miniature.llava_writer import WORLD_VERSION, all_or_nothing, cached
 from prismatic.miniature.scenes import CLASSES, scene
-from prismatic.miniature.writers import WORLD_VERSION, all_or_nothing, cached
 
 SEEDS = {"training": 5, "validation": 6}  # worlds that no backbone was trained on
 

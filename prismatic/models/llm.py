@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prismatic.models.no_code import refuse_code
-from prismatic.models.prompts import IMAGE_TOKEN, chat_template
-from prismatic.models.rendering import render_prompt
+from prismatic.models.reject_remote_code import refuse_code
 from prismatic.models.smollm2 import smollm2_folder
-from prismatic.models.tokenizers import from_sentencepiece, from_tokenizer_json
+from prismatic.text.prompts import IMAGE_TOKEN, chat_template
+from prismatic.text.rendering import render_prompt
+from prismatic.text.tokenizers import from_sentencepiece, from_tokenizer_json
 from vision_backbones.weights import check_numbers
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class LLMSpec:
     Attributes:
         id: the name it is asked for by.
         hub: Hugging Face id or local folder.
-        prompt_style: name for `prismatic.models.prompts.chat_template`; None keeps the template its tokenizer brings.
+        prompt_style: name for `prismatic.text.prompts.chat_template`; None keeps the template its tokenizer brings.
         architecture: `model_type` and the numbers that differ from that type's defaults; None means read `config.json`.
     """
 
@@ -141,7 +141,7 @@ def load_tokenizer(id_or_path: str, prompt_style: str = "auto") -> "PreTrainedTo
     Raises:
         ValueError: if the id or style is unknown, or no tokenizer can be read there.
     """
-    from prismatic.models.speech import template_of
+    from prismatic.text.speech import template_of
 
     asked = template_of(prompt_style)
     spec = get_llm_spec(id_or_path)

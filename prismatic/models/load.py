@@ -10,23 +10,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from prismatic.checkpoints.epoch import latest_checkpoint
+from prismatic.checkpoints.step import STATE_JSON, load_tensors, problem_with, read_state, trained_parameters
 from prismatic.models.configuration import PrismaticConfig
+from prismatic.models.deferred_weights import placeholder_llm
 from prismatic.models.image_processing import PrismaticImageProcessor
 from prismatic.models.llm import VOCAB_MULTIPLE, get_llm_spec, llm_config, load_llm, load_tokenizer
 from prismatic.models.lora import PARTS_FILE, add_lora, relocated, with_adapters
 from prismatic.models.lora import save_parts as save_parts  # where scripts look for it
 from prismatic.models.modeling import PrismaticForConditionalGeneration
-from prismatic.models.no_code import check_parts_named, read_object, refuse_code
-from prismatic.models.placeholders import placeholder_llm
 from prismatic.models.processing import PrismaticProcessor
 from prismatic.models.projectors import TAIL_BLOCKS, check_projector, decoder_config, decoder_file
-from prismatic.models.prompts import IMAGE_TOKEN
+from prismatic.models.reject_remote_code import check_parts_named, read_object, refuse_code
 from prismatic.models.self_check import check_causal
-from prismatic.models.speech import speak, stop_where_answers_end, template_of
 from prismatic.models.vocabulary import grow_vocabulary
-from prismatic.training.checkpoint import latest_checkpoint
+from prismatic.text.prompts import IMAGE_TOKEN
+from prismatic.text.speech import speak, stop_where_answers_end, template_of
 from prismatic.training.optim import set_trainable
-from prismatic.training.state import STATE_JSON, load_tensors, problem_with, read_state, trained_parameters
 from vision_backbones import BackboneSpec, check_spec, create_backbone, get_spec
 from vision_backbones.transforms import image_transform
 from vision_backbones.weights import check_numbers, find_weights
@@ -88,7 +88,7 @@ def build(
         pretrained: False gives new weights everywhere.
         dtype: of all weights.
         llm_dtype: of the LLM's, if it is another.
-        llm_later: give the LLM placeholders for weights, to shard it first (see `prismatic.models.placeholders`).
+        llm_later: give the LLM placeholders for weights, to shard it first (see `prismatic.models.deferred_weights`).
 
     Raises:
         ValueError: the parts do not fit, or weights cannot be found.

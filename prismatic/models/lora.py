@@ -72,7 +72,7 @@ def linear_layers(llm: "PreTrainedModel") -> tuple[list[str], list[str]]:
 def lasting(parts: dict) -> dict:
     """The arguments of `start` as they hold in any working directory: absolute paths, the text of a chat template."""
     from prismatic.models.llm import list_llms
-    from prismatic.models.speech import template_of
+    from prismatic.text.speech import template_of
     from vision_backbones import list_backbones
 
     known = {*list_llms(), *list_backbones(), "miniature"}

@@ -7,7 +7,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from prismatic.models import self_check
 from prismatic.models.attention import SEGMENTED
 from prismatic.models.configuration import PrismaticConfig
-from prismatic.models.placeholders import is_placeholder
+from prismatic.models.deferred_weights import is_placeholder
 from prismatic.models.projectors import TAIL_BLOCKS, build_projector, check_projector
 from vision_backbones import BackboneSpec, create_backbone
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
-from prismatic.data.conversations import encode_prompt, insert_image_tokens, tokenize_conversation
 from prismatic.data.llava_rows import images_of
-from prismatic.data.words import encode_text
 from prismatic.models.configuration import PrismaticConfig
-from prismatic.models.prompts import IMAGE_TOKEN
+from prismatic.text.conversations import encode_prompt, insert_image_tokens, tokenize_conversation
+from prismatic.text.prompts import IMAGE_TOKEN
+from prismatic.text.words import encode_text
 
 
 class PrismaticProcessor(ProcessorMixin):

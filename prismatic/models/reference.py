@@ -16,14 +16,14 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from prismatic.checkpoints.epoch import save_model
 from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.llm import get_llm_spec, list_llms, llm_config, load_llm, load_tokenizer
 from prismatic.models.load import build_processor, check_parts
 from prismatic.models.modeling import PrismaticForConditionalGeneration
 from prismatic.models.projectors import TAIL_BLOCKS
-from prismatic.models.prompts import IMAGE_TOKEN, chat_template
 from prismatic.models.vocabulary import grow_vocabulary
-from prismatic.training.checkpoint import save_model
+from prismatic.text.prompts import IMAGE_TOKEN, chat_template
 from vision_backbones import BackboneSpec, create_backbone
 from vision_backbones.checkpoints import unpickle
 from vision_backbones.vit import build_vit

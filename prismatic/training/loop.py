@@ -16,7 +16,7 @@ from accelerate.tracking import get_available_trackers
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from prismatic.training.objective import Batch, Objective
+from prismatic.training.losses import Batch, Objective
 from prismatic.training.sharding import (
     check_processes,
     clip_gradients,

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from prismatic.models.placeholders import is_placeholder, placeholder
+from prismatic.models.deferred_weights import is_placeholder, placeholder
 from prismatic.models.quantize import parameter_count
 
 STAGES = ("align", "finetune", "full-finetune", "lora")

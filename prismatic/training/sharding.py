@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from prismatic.models.placeholders import to_meta
+from prismatic.models.deferred_weights import to_meta
 
 MODES = ("none", "full", "grad-op", "hybrid")
 

@@ -22,7 +22,7 @@ from prismatic.data.batching import (
     shuffle_indices,
     split_modality_indices,
 )
-from prismatic.data.sources import BadImageError, ConversationDataset, RefusedPathError
+from prismatic.data.conversation_dataset import BadImageError, ConversationDataset, RefusedPathError
 
 
 def flat(batches):

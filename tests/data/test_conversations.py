@@ -2,17 +2,17 @@ import pytest
 from golden_cases import golden_dir, load_json, requires_golden
 from small_tokenizers import CHATML, byte_level, mistral_model_file, requires_mistral, train_sentencepiece
 
-from prismatic.data.conversations import (
+from prismatic.text.conversations import (
     encode_prompt,
     insert_image_tokens,
     option_token_ids,
     tokenize_conversation,
     word_count,
 )
-from prismatic.data.words import encode_text
-from prismatic.models.prompts import chat_template, prompt_styles, to_messages
-from prismatic.models.rendering import render_prompt, render_turns
-from prismatic.models.tokenizers import from_sentencepiece
+from prismatic.text.prompts import chat_template, prompt_styles, to_messages
+from prismatic.text.rendering import render_prompt, render_turns
+from prismatic.text.tokenizers import from_sentencepiece
+from prismatic.text.words import encode_text
 
 FOLDER = "B_prismatic/B3_tokenisation"
 CONVERSATION = [

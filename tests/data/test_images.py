@@ -9,10 +9,11 @@ from picture_files import grey, picture, write, write_tar
 from PIL import Image
 
 from prismatic.data import tar_index
-from prismatic.data.image_sources import SHARDS_AT_ONCE
+from prismatic.data.conversation_dataset import BadImageError
+from prismatic.data.image_datasets import SHARDS_AT_ONCE
 from prismatic.data.images import open_images
-from prismatic.data.sources import BadImageError
-from prismatic.miniature import scenes, writers
+from prismatic.miniature import llava_writer as writers
+from prismatic.miniature import scenes
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +131,7 @@ def test_a_changed_shard_is_indexed_alone(tmp_path, monkeypatch):
 
 
 def test_more_shards_than_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("prismatic.data.image_sources.OPEN_SHARDS", 2)
+    monkeypatch.setattr("prismatic.data.image_datasets.OPEN_SHARDS", 2)
     source = open_images(str(shards_of(tmp_path / "shards", [2] * 5)))
     before = len(os.listdir("/proc/self/fd"))
     assert [grey(source[row][0]) for row in (9, 0, 5, 3, 8, 1)] == [9, 0, 5, 3, 8, 1]

@@ -9,14 +9,14 @@ from datasets import config as datasets_config
 from PIL import Image
 
 import prismatic
-from eval.held_out import generate_answers, read_items
 from prismatic.data import batching
-from prismatic.data.conversations import tokenize_conversation
+from prismatic.data.conversation_dataset import ConversationDataset, open_data
 from prismatic.data.llava_rows import row_problems, stray_marks
-from prismatic.data.sources import ConversationDataset, open_data
 from prismatic.data.verify import verify
 from prismatic.models.processing import encode_counting, encode_row
-from recipes.settings import DataConfig
+from prismatic.text.conversations import tokenize_conversation
+from prismatic.training.held_out import generate_answers, read_items
+from recipes.config.finetune import DataConfig
 
 
 @pytest.fixture(autouse=True)

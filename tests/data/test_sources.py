@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from prismatic.data import arrow_index
-from prismatic.data.sources import BadImageError, ConversationDataset, MissingImageError, RefusedPathError
+from prismatic.data import llava_index as arrow_index
+from prismatic.data.conversation_dataset import BadImageError, ConversationDataset, MissingImageError, RefusedPathError
 from prismatic.data.verify import check_rows
-from prismatic.models.prompts import to_messages
+from prismatic.text.prompts import to_messages
 
 TURNS = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
 

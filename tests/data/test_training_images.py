@@ -10,6 +10,7 @@ from picture_files import grey, picture, write, write_tar
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from prismatic.data.conversation_dataset import BadImageError
 from prismatic.data.images import (
     CROP_MODES,
     TrainingImages,
@@ -18,7 +19,6 @@ from prismatic.data.images import (
     open_images,
     training_transform,
 )
-from prismatic.data.sources import BadImageError
 from vision_backbones import BackboneSpec
 
 SPEC = BackboneSpec(

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from small_tokenizers import byte_level
 
-from eval.adapters import load_engine
 from eval.engine import Question
+from eval.generate_engine import load_engine
 from eval.task import Choose, Generate
 from prismatic.miniature.scenes import scene
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from eval.data import load_examples
-from eval.task import get_task
+from eval.data.selection import load_examples
+from eval.tasks import get_task
 
 
 def letter_questions(root: Path) -> Path:

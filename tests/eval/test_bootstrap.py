@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.bootstrap import RESAMPLES, bootstrap_interval, interval, intervals, p_value, resample
+from eval.scoring.bootstrap import (
+    RESAMPLES,
+    bootstrap_interval,
+    interval,
+    intervals,
+    p_value,
+    resample,
+)
 
 
 def clustered(images: int, questions: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

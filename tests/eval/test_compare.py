@@ -10,8 +10,8 @@ import pytest
 from evaluation_folders import guesses, write_evaluation
 from scipy import stats
 
-from eval.compare import common_records, compare, comparison_table
-from eval.runs import read_runs
+from eval.report.compare import common_records, compare, comparison_table
+from eval.report.runs import read_runs
 from prismatic.miniature.benchmarks import write_benchmarks
 
 TASKS = ("refcoco", "tallyqa", "vsr")

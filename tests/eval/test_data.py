@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.data import load_examples, majority_share, seeded_order
-from eval.task import get_task, list_tasks
+from eval.data.selection import load_examples, majority_share, seeded_order
+from eval.tasks import get_task, list_tasks
 
 
 def tally(root: Path, content) -> Path:

@@ -10,9 +10,9 @@ import threading
 import pytest
 from evaluation_folders import zipped
 
-from eval import downloads
-from eval.downloads import ARCHIVES, needs, prepare, verify
-from eval.task import list_tasks
+from eval import prepare as downloads
+from eval.prepare import ARCHIVES, needs, prepare, verify
+from eval.tasks import list_tasks
 from prismatic.miniature.benchmarks import write_benchmarks
 from vision_backbones.files import describe
 

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 import prismatic
-from eval.adapters import PlainEngine
 from eval.engine import Question, SharedPrefixEngine
+from eval.generate_engine import PlainEngine
 from eval.task import Choose, Generate
 from prismatic.miniature.scenes import scene
 
@@ -138,7 +138,7 @@ def test_a_llava_model_answers_through_its_own_processor(tmp_path):
         LlavaProcessor,
     )  # fmt: skip
 
-    from eval.adapters import load_engine
+    from eval.generate_engine import load_engine
     from prismatic.models.llm import load_tokenizer
 
     tokenizer = load_tokenizer("miniature")

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 from golden_cases import requires_samples, samples_dir
 
-from eval.task import get_task
+from eval.tasks import get_task
 
 
 def said(path: str) -> list[str]:

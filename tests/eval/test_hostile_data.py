@@ -11,12 +11,21 @@ import pytest
 from golden_cases import requires_samples, samples_dir
 from image_bombs import bomb
 
-from eval.data import check_images, without_area
-from eval.files import flag, name_of, read_rows, shown, text, texts, whole
-from eval.parsing import box_fractions, true_box
-from eval.prepared import read_prepared
+from eval.data.readers import (
+    flag,
+    name_of,
+    read_rows,
+    shown,
+    text,
+    texts,
+    whole,
+)
+from eval.data.reference_metadata import read_prepared
+from eval.data.selection import check_images, without_area
 from eval.runner import Job, run_job
-from eval.task import Choose, Example, get_task
+from eval.scoring.parsing import box_fractions, true_box
+from eval.task import Choose, Example
+from eval.tasks import get_task
 from prismatic.miniature.benchmarks import write_benchmarks
 
 MUTATIONS = 120  # of each file

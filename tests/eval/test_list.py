@@ -6,10 +6,10 @@ import sys
 import pytest
 from golden_cases import ROOT
 
-from eval.task import get_task, list_tasks
+from eval.tasks import get_task, list_tasks
 
 PLUGIN = """
-from eval.scorers import exact_match
+from eval.scoring.scorers import exact_match
 from eval.task import Example, Generate, Task, register
 
 def read(root, split):
@@ -33,8 +33,8 @@ def test_a_task_of_ones_own(tmp_path):
     script = """
 from pathlib import Path
 import my_tasks
-from eval.data import load_examples
-from eval.task import get_task
+from eval.data.selection import load_examples
+from eval.tasks import get_task
 task = get_task("colours")
 records = [vars(e) | {"output": "red"} for e in load_examples(task, Path("."))]
 print(task.scorer.summarise([r | task.scorer.judge(r) for r in records]))

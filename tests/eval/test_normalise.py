@@ -7,7 +7,7 @@ from golden_cases import load_json, requires_golden, requires_samples, samples_d
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval import normalise
+from eval.scoring import normalise
 
 NORMALISERS = {
     "vqav2_process_punctuation": normalise.strip_punctuation,

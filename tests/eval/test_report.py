@@ -14,10 +14,11 @@ from evaluation_folders import guesses, write_evaluation
 from golden_cases import requires_samples, samples_dir
 from PIL import Image
 
-from eval import bootstrap, charts, gallery
-from eval.report import scores_table, write_report
-from eval.runs import read_runs
-from eval.task import get_task
+from eval.report import charts, gallery
+from eval.report.html_report import scores_table, write_report
+from eval.report.runs import read_runs
+from eval.scoring import bootstrap
+from eval.tasks import get_task
 from prismatic.miniature.benchmarks import write_benchmarks
 
 TASKS = ("refcoco", "tallyqa", "vsr")

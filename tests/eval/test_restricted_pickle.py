@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.restricted_pickle import load_plain
+from eval.data.restricted_pickle import load_plain
 
 
 class Malicious:

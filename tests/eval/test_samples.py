@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from golden_cases import requires_samples, samples_dir
 
-from eval.data import check_counts, check_images
-from eval.task import get_task
+from eval.data.selection import check_counts, check_images
+from eval.tasks import get_task
 
 
 def lines(path: str) -> int:

@@ -7,8 +7,8 @@ from dataclasses import asdict
 import pytest
 from golden_cases import golden_dir, load_json, requires_golden
 
-from eval.prepared import read_prepared
-from eval.task import get_task
+from eval.data.reference_metadata import read_prepared
+from eval.tasks import get_task
 
 TASKS = {
     "refcoco": "refcoco",

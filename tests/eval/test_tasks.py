@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from golden_cases import ROOT, golden_dir, load_json, requires_golden
 
-from eval.data import seeded_order, slim_subset
-from eval.prepared import read_prepared
-from eval.task import Example, get_task
-from prismatic.models.prompts import chat_template
-from prismatic.models.rendering import render_prompt
+from eval.data.reference_metadata import read_prepared
+from eval.data.selection import seeded_order, slim_subset
+from eval.task import Example
+from eval.tasks import get_task
+from prismatic.text.prompts import chat_template
+from prismatic.text.rendering import render_prompt
 
 FAMILIES = {
     "refcoco": "refcoco",
@@ -143,7 +144,7 @@ def test_no_task_depends_on_the_process(tmp_path):
         pytest.skip("no golden set")
     script = f"""
 from pathlib import Path
-from eval.task import get_task
+from eval.tasks import get_task
 for family, name in {FAMILIES!r}.items():
     task = get_task(name)
     print([example.id for example in task.read(Path({str(INDEX)!r}) / family / "raw", task.split)])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from evaluation_folders import zipped
 
-from eval.unpack import unpack
+from eval.archives import unpack
 
 
 def hostile(kind: str, path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_zip_that_lies_about_its_size(tmp_path):
 
 
 def test_archives_that_the_disk_has_no_room_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("eval.unpack.shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(10, 0, 10))
+    monkeypatch.setattr("eval.archives.shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(10, 0, 10))
     (tmp_path / "archive").write_bytes(zipped({"a/b": bytes(1000)}))
     with pytest.raises(ValueError, match="unpacks to 1,000 bytes, .* has room for 10"):
         unpack(tmp_path / "archive", tmp_path / "to")
@@ -178,7 +178,7 @@ def test_headers_of_tar_files_are_short(tmp_path, kind, packs):
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_a_great_many_empty_files_are_refused(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr("eval.unpack.MANY", 1000)
+    monkeypatch.setattr("eval.archives.MANY", 1000)
     for count in (500, 3000):
         if kind == "zip":
             with zipfile.ZipFile(tmp_path / "a", "w") as file:

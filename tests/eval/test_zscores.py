@@ -4,7 +4,7 @@ import pytest
 from golden_cases import golden_dir, load_json, requires_golden
 from scipy import stats
 
-from eval.zscores import REFERENCE, aggregated, z_scores
+from eval.scoring.zscores import REFERENCE, aggregated, z_scores
 
 PATH = "C_vlmeval/z_scores.json"
 OURS = {

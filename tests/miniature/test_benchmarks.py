@@ -12,13 +12,14 @@ import pytest
 from PIL import Image
 from test_spatial import centre, meant
 
-from eval.data import check_counts, check_images
-from eval.task import Choose, Example, Generate, get_task
-from prismatic.data.image_sources import MINIATURE_SEED
+from eval.data.selection import check_counts, check_images
+from eval.task import Choose, Example, Generate
+from eval.tasks import get_task
+from prismatic.data.image_datasets import MINIATURE_SEED
 from prismatic.miniature.benchmarks import BENCHMARK_SEED, WRITERS, miniature_benchmarks, write_benchmarks
 from prismatic.miniature.language import box_text, questions
+from prismatic.miniature.llava_writer import HELD_OUT_SEED, TRAIN_SEED
 from prismatic.miniature.scenes import CLASSES, IMAGE_SIZE, scene
-from prismatic.miniature.writers import HELD_OUT_SEED, TRAIN_SEED
 
 COUNT = 48
 

@@ -8,8 +8,8 @@ from PIL import Image
 from test_spatial import meant
 
 from prismatic.miniature.language import KINDS, LOOKS, answer_priors, cell_contents, prompt, questions
+from prismatic.miniature.llava_writer import write_llava
 from prismatic.miniature.scenes import CLASSES, COLOURS, IMAGE_SIZE, scene, scenes
-from prismatic.miniature.writers import write_llava
 
 
 @functools.cache

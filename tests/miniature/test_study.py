@@ -18,13 +18,22 @@ from golden_cases import ROOT
 
 import prismatic
 from eval.runner import data_root, read_jobs
-from prismatic.miniature.study import plan, run, stage
-from prismatic.miniature.study.costs import evaluation_flops
-from prismatic.miniature.study.findings import against_controls, constant_score, paired, spread
-from prismatic.miniature.study.plan import ABLATIONS, BASE, CELLS, CONTROLS, TASKS, Stage, Study
-from prismatic.training.lock import LOCK
-from recipes.reproduce import main
-from recipes.reproduce_settings import ReproduceConfig, parse_reproduce
+from prismatic.checkpoints.lock import LOCK
+from recipes.config.reproduce import ReproduceConfig, parse_reproduce
+from recipes.reproduce import job as stage
+from recipes.reproduce import plan, run
+from recipes.reproduce.__main__ import main
+from recipes.reproduce.costs import evaluation_flops
+from recipes.reproduce.findings import against_controls, constant_score, paired, spread
+from recipes.reproduce.plan import (
+    ABLATIONS,
+    BASE,
+    CELLS,
+    CONTROLS,
+    TASKS,
+    Stage,
+    Study,
+)
 
 TINY = {
     "seeds": 1, "ablation_seeds": 0, "projectors": "gelu-mlp", "align_scenes": 64,
@@ -158,26 +167,27 @@ def test_quick_is_a_preset_that_settings_change():
 FORKED_STAGES = f"""
 import runpy, subprocess, sys
 import forked
-from prismatic.miniature.study import run, stage
-from prismatic.miniature.study.plan import Stage
+from recipes.reproduce import job as stage
+from recipes.reproduce import run
+from recipes.reproduce.plan import Stage
 
 {inspect.getsource(forked_stage)}
 run.start = forked_stage
-runpy.run_path("recipes/reproduce.py", run_name="__main__")
+runpy.run_module("recipes.reproduce", run_name="__main__", alter_sys=True)
 """
 
 
 class Running:
-    """A study at a tiny size, its stages forked or started as they are for users."""
+    """A study at a tiny size, its stages forked; test_docs.py starts them as they are for users."""
 
-    def __init__(self, folder, forked_stages):
+    def __init__(self, folder):
         self.folder = folder
         self.environment = os.environ | {
             "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT / "tests"),
         }  # fmt: skip
         settings = TINY | {"run_root": folder / "stages", "out": folder / "out"}
         flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-        self.command = [*(["-c", FORKED_STAGES] if forked_stages else ["recipes/reproduce.py"]), *flags]
+        self.command = ["-c", FORKED_STAGES, *flags]
 
     def ended(self):
         """Files of the stages that have ended, and when each was written."""
@@ -196,7 +206,7 @@ class Running:
 
 @pytest.mark.slow
 def test_a_killed_study_goes_on(tmp_path):
-    study = Running(tmp_path, forked_stages=True)
+    study = Running(tmp_path)
     early = study.kill_after(1)
     later = study.kill_after(len(early) + 1, signal.SIGINT)  # which stops the stages at work, too
     assert early and early.items() < later.items() and not (tmp_path / "out").exists()
@@ -206,7 +216,9 @@ def test_a_killed_study_goes_on(tmp_path):
 
 
 def test_a_study_at_work_is_left_alone(tmp_path):
-    code = f"import pathlib, time; from prismatic.training.lock import hold; hold(pathlib.Path({str(tmp_path)!r}), '')"
+    code = (
+        f"import pathlib, time; from prismatic.checkpoints.lock import hold; hold(pathlib.Path({str(tmp_path)!r}), '')"
+    )
     first, lock = forked.Process(["-c", f"{code}; time.sleep(60)"]), tmp_path / LOCK
     while not (lock.exists() and lock.read_text()):
         time.sleep(0.02)
@@ -217,9 +229,8 @@ def test_a_study_at_work_is_left_alone(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stages", ["forked", "started"])
-def test_a_killed_study_goes_on_and_reports(stages, tmp_path):
-    study = Running(tmp_path, stages == "forked")
+def test_a_killed_study_goes_on_and_reports(tmp_path):
+    study = Running(tmp_path)
     early = study.kill_after(1)
     assert early and len(early) < 7 and not (tmp_path / "out").exists()
 

@@ -9,17 +9,17 @@ from PIL import Image
 from small_tokenizers import byte_level
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from eval.adapters import PlainEngine, load_engine
 from eval.engine import Question, SharedPrefixEngine
-from eval.held_out import generate_answers, read_items
+from eval.generate_engine import PlainEngine, load_engine
 from eval.task import Choose, Generate
-from prismatic.data.sources import open_data
+from prismatic.data.conversation_dataset import open_data
 from prismatic.models.llm import llm_config
 from prismatic.models.load import build
 from prismatic.models.self_check import check_causal
+from prismatic.training.held_out import generate_answers, read_items
 from recipes.check_llm import COLUMNS, check
+from recipes.config.finetune import DataConfig, parse_finetune
 from recipes.finetune import main
-from recipes.settings import DataConfig, parse_finetune
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip

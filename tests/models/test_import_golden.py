@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import prismatic
 from prismatic.models.reference import import_reference
-from prismatic.models.tokenizers import from_tokenizer_json
+from prismatic.text.tokenizers import from_tokenizer_json
 from vision_backbones.vit import build_vit
 from vision_backbones.weights import save_backbone
 

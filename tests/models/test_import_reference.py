@@ -12,11 +12,11 @@ from PIL import Image
 from reference import within, write_run
 
 import prismatic
-from prismatic.__main__ import main
 from prismatic.miniature.scenes import scene
 from prismatic.models.llm import get_llm_spec
-from prismatic.models.prompts import chat_template
 from prismatic.models.reference import import_reference
+from prismatic.text.prompts import chat_template
+from recipes.cli import main
 from vision_backbones import BackboneSpec, registry
 from vision_backbones.vit import build_vit
 
@@ -237,7 +237,7 @@ def test_what_is_not_said_is_asked_for(miniature, tmp_path, monkeypatch):
 def test_a_named_model_stands_in_for_the_configuration(miniature, tmp_path, monkeypatch):
     run = write_run(tmp_path / "run", miniature[2])
     preset = MINIATURE | {"image_resize_strategy": "letterbox", "epochs": 1}
-    monkeypatch.setattr("recipes.presets.read_presets", lambda file: {"named": preset})
+    monkeypatch.setattr("recipes.config.presets.read_presets", lambda file: {"named": preset})
     out = tmp_path / "out"
     monkeypatch.setattr(sys, "argv", ["prismatic", "import-reference", str(run), str(out), "--model", "named"])
     main()

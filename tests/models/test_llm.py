@@ -9,9 +9,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from prismatic.models import llm
 from prismatic.models.llm import get_llm_spec, list_llms, llm_config, load_llm, load_tokenizer
-from prismatic.models.prompts import chat_template
-from prismatic.models.rendering import render_prompt
 from prismatic.models.smollm2 import package_folder
+from prismatic.text.prompts import chat_template
+from prismatic.text.rendering import render_prompt
 
 # As the models' own pages and papers count them.
 PARAMETERS = {

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import prismatic
 from prismatic.miniature.scenes import scene
 from prismatic.models.load import build_processor
-from prismatic.models.rendering import render_prompt
+from prismatic.text.rendering import render_prompt
 from vision_backbones import BackboneSpec, get_spec, register
 
 PROMPTS = ("What color is the cross?", "How many objects are there?", "Is there a red circle?\nAnswer shortly.", "Hi")
@@ -215,8 +215,8 @@ def test_lora_adapters_reload_and_merge(tmp_path):
 
 def test_adapters_and_models_that_were_changed_are_refused(tmp_path):
     """Missing, renamed and added adapters; weights that are not numbers, in adapters and whole models."""
+    from prismatic.checkpoints.epoch import save_model
     from prismatic.models.lora import PARTS_FILE, add_lora
-    from prismatic.training.checkpoint import save_model
 
     parts = {"vision_backbone": "miniature", "llm": "miniature", "projector": "gelu-mlp"}
     model, processor = prismatic.build(**parts)

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import prismatic
-from prismatic.export_command import export
 from prismatic.models.llm import get_llm_spec
 from prismatic.models.lora import relocated
-from recipes.eval_settings import parse_evaluate
+from recipes.config.evaluate import parse_evaluate
+from recipes.config.finetune import parse_finetune
 from recipes.evaluate import main as evaluate
+from recipes.export import export
 from recipes.finetune import main
-from recipes.settings import parse_finetune
 
 SMALL = (
     "--vision_backbone miniature-aligned --data.annotations miniature:16 --data.workers 0 --data.held_out_limit 1 "

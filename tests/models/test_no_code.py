@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import prismatic
-from eval.adapters import load_engine
+from eval.generate_engine import load_engine
 from prismatic.models.llm import llm_config, load_llm, load_tokenizer
 from prismatic.models.load import EMBEDDED, build
 from prismatic.models.lora import PARTS_FILE, add_lora
-from prismatic.models.no_code import FILES, check_parts_named, refuse_code
-from recipes.settings import parse_finetune
+from prismatic.models.reject_remote_code import FILES, check_parts_named, refuse_code
+from recipes.config.finetune import parse_finetune
 
 LLM = Path(prismatic.__file__).parent / "miniature" / "assets" / "llm"
 PLANTED = """

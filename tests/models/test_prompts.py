@@ -5,9 +5,9 @@ from golden_cases import load_json, requires_golden
 from small_tokenizers import CHATML, byte_level
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from prismatic.models import trial
-from prismatic.models.prompts import chat_template, prompt_styles, to_messages
-from prismatic.models.rendering import render_prompt, render_turns
+from prismatic.text import trial
+from prismatic.text.prompts import chat_template, prompt_styles, to_messages
+from prismatic.text.rendering import render_prompt, render_turns
 
 QUESTION = {"from": "human", "value": "<image>\nWhat?"}
 ANSWER = {"from": "gpt", "value": "A cat."}

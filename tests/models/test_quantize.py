@@ -15,13 +15,14 @@ from prismatic.models import quantize as quantizing
 from prismatic.models.load import build, meta_config, start_stage
 from prismatic.models.lora import linear_layers
 from prismatic.models.quantize import parameter_count, quantize, quantized_bytes
-from prismatic.plan_command import make_plan
-from prismatic.training import loop, plan
+from prismatic.planning import memory as plan
+from prismatic.planning.fake_step import meta_model
+from prismatic.training import loop
 from prismatic.training.optim import trained_and_frozen
-from prismatic.training.trace import meta_model
+from recipes.config.finetune import parse_finetune
+from recipes.config.plan import parse_plan
 from recipes.finetune import main
-from recipes.plan_settings import parse_plan
-from recipes.settings import parse_finetune
+from recipes.plan import make_plan
 
 PARTS = {"vision_backbone": "miniature-aligned", "llm": "miniature", "projector": "linear"}
 SMALL = (

@@ -9,11 +9,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import prismatic
-from prismatic.data.conversations import encode_prompt, option_token_ids, tokenize_conversation
-from prismatic.models import prompts
 from prismatic.models.llm import load_tokenizer
 from prismatic.models.load import build, start
-from prismatic.models.speech import style_of, template_of
+from prismatic.text import prompts
+from prismatic.text.conversations import encode_prompt, option_token_ids, tokenize_conversation
+from prismatic.text.speech import style_of, template_of
 
 ASKED = [{"from": "human", "value": "Is it?"}, {"from": "gpt", "value": "Yes"}]
 GEMMA = (

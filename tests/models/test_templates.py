@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from small_tokenizers import byte_level_with
 
-from prismatic.data.conversations import encode_prompt, tokenize_conversation
-from prismatic.models.rendering import render_prompt, write_turns
+from prismatic.text.conversations import encode_prompt, tokenize_conversation
+from prismatic.text.rendering import render_prompt, write_turns
 
 FILES = sorted((Path(sys.prefix) / "templates" / "trl" / "chat_templates").glob("*.jinja"))
 FILES = [file for file in FILES if not file.stem.endswith("_training")]

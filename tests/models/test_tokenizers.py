@@ -6,7 +6,7 @@ from golden_cases import golden_dir, requires_golden
 from small_tokenizers import CORPUS, mistral_model_file, requires_mistral, train_sentencepiece
 from transformers import AutoTokenizer, LlamaConfig, MistralConfig, PreTrainedTokenizerFast
 
-from prismatic.models.tokenizers import from_sentencepiece, from_tokenizer_json
+from prismatic.text.tokenizers import from_sentencepiece, from_tokenizer_json
 
 TEXTS = [*CORPUS[:5], "", " ", "  two  spaces \n\n", "naïve café 你好 😀", "x=12345;\ty!=0.5", "▁ literal ▁▁"]
 

@@ -3,7 +3,7 @@ import torch
 from golden_cases import case_names, requires_golden
 from reference import IMAGE_TOKEN_ID, ours, placeholders, vlm_case
 
-from prismatic.training.objective import supervised_loss, supervised_tokens
+from prismatic.training.losses import supervised_loss, supervised_tokens
 
 CASES = case_names("B_prismatic/B5_vlm/cases.json")
 

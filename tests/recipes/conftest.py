@@ -4,7 +4,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from image_runs import measure_nothing
 
-from prismatic.training import images
+from prismatic.training import vision as images
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import jsonlines
 import torch
 from safetensors.torch import load_file
 
+from prismatic.checkpoints.epoch import STATE_FILE, newest_state
 from prismatic.training import loop
-from prismatic.training.checkpoint import STATE_FILE, newest_state
 from recipes import align
-from recipes.image_settings import parse_align
+from recipes.config.images import parse_align
 
 SMALL = ["--data.train", "miniature:12", "--data.validation", "miniature:7:4", "--data.workers", "0",
          "--global_batch_size", "4", "--per_device_batch_size", "4", "--epochs", "2"]  # fmt: skip

@@ -21,14 +21,14 @@ from image_runs import (
 )
 from safetensors.torch import load_file
 
-from prismatic.data.image_sources import open_images
+from prismatic.data.image_datasets import open_images
 from prismatic.data.images import evaluation_transform
-from prismatic.training import images
+from prismatic.training import vision as images
+from recipes.config.finetune import parse_finetune
 from recipes.finetune import main as finetune
-from recipes.settings import parse_finetune
 from vision_backbones import create_backbone, get_spec
 from vision_backbones.maskembed import loss as losses
-from vision_backbones.maskembed.masks import sample_masks
+from vision_backbones.maskembed.mask_samplers import sample_masks
 from vision_backbones.maskembed.student import MaskEmbedStudent
 from vision_backbones.maskembed.teacher import Teacher
 from vision_backbones.vit import load_vit

@@ -4,7 +4,7 @@ import torch
 from timm.data import Mixup
 
 from recipes.classify import main
-from recipes.image_settings import parse_classify
+from recipes.config.images import parse_classify
 from vision_backbones.classifier import load_classifier, mix
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -13,9 +13,9 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import prismatic
-from prismatic.training.checkpoint import latest_checkpoint
+from prismatic.checkpoints.epoch import latest_checkpoint
+from recipes.config.finetune import parse_finetune
 from recipes.finetune import main
-from recipes.settings import parse_finetune
 
 SMALL = ["--data.annotations", "miniature:48", "--data.workers", "0", "--global_batch_size", "16",
          "--per_device_batch_size", "8", "--data.held_out_limit", "8",

@@ -5,7 +5,8 @@ from catalogue import BUILDS, MODELS, PARTS, on_meta
 from golden_cases import load_json, requires_golden
 
 from prismatic.models.load import as_stage
-from prismatic.training import optim, plan
+from prismatic.planning import memory as plan
+from prismatic.training import optim
 
 
 def size(module):

@@ -18,8 +18,8 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from golden_cases import ROOT
 
 from prismatic.training.tracking import read_metrics
-from recipes.parsing import _flags
-from recipes.settings import FinetuneConfig
+from recipes.config.finetune import FinetuneConfig
+from recipes.config.parsing import _flags
 
 CONFIGS = sorted((ROOT / "recipes" / "configs" / "accelerate").glob("*.yaml"))
 SBATCH = ROOT / "recipes" / "slurm" / "finetune.sbatch"

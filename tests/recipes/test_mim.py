@@ -5,9 +5,9 @@ import torch
 from image_runs import SMALL, copied, metrics, read_summary, run_align, same, state, validation
 from safetensors.torch import load_file
 
-from prismatic.training import images
+from prismatic.training import vision as images
 from recipes import mim
-from recipes.image_settings import parse_mim
+from recipes.config.images import parse_mim
 from vision_backbones import create_backbone, get_spec
 from vision_backbones.vit import load_vit
 

@@ -6,10 +6,10 @@ import pytest
 from catalogue import MODELS
 from golden_cases import golden_dir
 
-from recipes.image_settings import parse_align
-from recipes.plan_settings import parse_plan
-from recipes.presets import read_presets
-from recipes.settings import parse_finetune
+from recipes.config.finetune import parse_finetune
+from recipes.config.images import parse_align
+from recipes.config.plan import parse_plan
+from recipes.config.presets import read_presets
 from vision_backbones import get_spec
 
 FACTS = golden_dir().parent / "facts"

@@ -13,16 +13,17 @@ from image_runs import interrupt, run_align
 from image_runs import metrics as metrics_of
 from PIL import Image
 
-from eval.patch_probe import features, metrics, pictures, train
-from eval.patch_probe.backbone import ProbedBackbone
-from eval.patch_probe.data import PatchExamples, find_root, get_dataset, list_pairs
-from eval.patch_probe.heads import make_head
-from eval.patch_probe.labels import unpack
-from eval.patch_probe.pictures import colour, paint
+from eval.probing import features, metrics, train
+from eval.probing import plots as pictures
+from eval.probing.backbone import ProbedBackbone
+from eval.probing.data import PatchExamples, find_root, get_dataset, list_pairs
+from eval.probing.heads import make_head
+from eval.probing.labels import unpack
+from eval.probing.plots import colour, paint
 from prismatic.data.batching import shuffle_indices
 from prismatic.training.optim import cosine_rate
+from recipes.config.probe import ProbeConfig, parse_probe
 from recipes.probe import main
-from recipes.probe_settings import ProbeConfig, parse_probe
 from vision_backbones import BackboneSpec, register
 from vision_backbones.registry import resolve_spec
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import forked
 import pytest
 
-from recipes.eval_settings import parse_evaluate
-from recipes.image_settings import parse_align, parse_classify, parse_mim
-from recipes.presets import CONFIGS, read_presets
-from recipes.probe_settings import parse_probe
-from recipes.reproduce_settings import parse_reproduce
-from recipes.settings import named_models, parse_finetune
+from recipes.config.evaluate import parse_evaluate
+from recipes.config.finetune import named_models, parse_finetune
+from recipes.config.images import parse_align, parse_classify, parse_mim
+from recipes.config.presets import CONFIGS, read_presets
+from recipes.config.probe import parse_probe
+from recipes.config.reproduce import parse_reproduce
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ["--data.annotations", "rows.json"]

@@ -14,12 +14,14 @@ from image_runs import run_align, same, state
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from eval import report, runner
-from prismatic.training import checkpoint, loop
+from eval import runner
+from eval.report import html_report as report
+from prismatic.checkpoints import epoch as checkpoint
+from prismatic.training import loop
 from recipes import evaluate
-from recipes.eval_settings import parse_evaluate
+from recipes.config.evaluate import parse_evaluate
+from recipes.config.finetune import parse_finetune
 from recipes.finetune import main
-from recipes.settings import parse_finetune
 
 SMALL = ["--data.annotations", "miniature:16", "--data.workers", "0", "--global_batch_size", "8",
          "--per_device_batch_size", "4", "--data.held_out_limit", "2", "--epochs", "1",
@@ -81,7 +83,7 @@ def test_a_run_at_work_is_left_alone(tmp_path):
 
 
 def test_other_texts_or_another_template_are_other_data(tmp_path, monkeypatch):
-    from prismatic.data.sources import open_data
+    from prismatic.data.conversation_dataset import open_data
 
     config = parse_finetune([*SMALL])
     source, _ = open_data(config.data)

@@ -6,14 +6,14 @@ import pytest
 from image_runs import metrics, run_align
 from test_probe import probe
 
-from prismatic.data.conversations import tokenize_conversation
-from prismatic.data.sources import ConversationDataset
+from prismatic.data.conversation_dataset import ConversationDataset
 from prismatic.models.llm import load_tokenizer
-from prismatic.plan_command import make_plan
+from prismatic.text.conversations import tokenize_conversation
 from prismatic.training.optim import cosine_rate, schedule
+from recipes.config.finetune import parse_finetune
+from recipes.config.plan import parse_plan
 from recipes.finetune import main
-from recipes.plan_settings import parse_plan
-from recipes.settings import parse_finetune
+from recipes.plan import make_plan
 
 pytestmark = pytest.mark.usefixtures("quick")
 

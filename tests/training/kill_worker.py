@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 from sharded_worker import model_of
 from test_loop import examples
 
+from prismatic.checkpoints.writer import Checkpoints, resume
 from prismatic.data import batching
-from prismatic.training import loop, objective, optim, sharding
-from prismatic.training.saving import Checkpoints, resume
+from prismatic.training import loop, optim, sharding
+from prismatic.training import losses as objective
 
 SIZE, EPOCHS = 8, 6
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from prismatic import PrismaticForConditionalGeneration
 from prismatic.models.load import as_stage
-from prismatic.training import loop, objective, optim, sharding
+from prismatic.training import loop, optim, sharding
+from prismatic.training import losses as objective
 
 
 def build(stage: str, precision: str, checkpointing: bool, layers: int = 6) -> nn.Module:

@@ -14,8 +14,8 @@ import torch
 from accelerate.utils import set_seed
 from torch.distributed.tensor import DTensor
 
+from prismatic.models.deferred_weights import fill, is_placeholder, place
 from prismatic.models.load import start_stage
-from prismatic.models.placeholders import fill, is_placeholder, place
 from prismatic.training import loop, optim, sharding
 
 

@@ -14,10 +14,11 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from test_loop import examples, tiny_model
 
+from prismatic.checkpoints.writer import Checkpoints, resume
 from prismatic.data.batching import collate_padded
 from prismatic.models.load import as_stage
-from prismatic.training import loop, objective, optim, sharding
-from prismatic.training.saving import Checkpoints, resume
+from prismatic.training import loop, optim, sharding
+from prismatic.training import losses as objective
 
 STEPS, SIZE = 4, 16
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "down_proj"]}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from prismatic.training.checkpoint import (
+from prismatic.checkpoints.epoch import (
     STATE_FILE,
     latest_checkpoint,
     load_state,
@@ -17,11 +17,11 @@ from prismatic.training.checkpoint import (
     save_state,
     trained_steps,
 )
-from prismatic.training.lock import hold, releases
-from prismatic.training.run import finished_run, open_run
+from prismatic.checkpoints.lock import hold, releases
+from prismatic.checkpoints.run_folder import finished_run, open_run
 from prismatic.training.tracking import metrics_log, read_metrics
-from recipes.image_settings import parse_align
-from recipes.settings import parse_finetune
+from recipes.config.finetune import parse_finetune
+from recipes.config.images import parse_align
 from vision_backbones.files import clean_up, put_folder, read_json, write_json
 
 
@@ -116,7 +116,9 @@ def test_a_run_stays_in_its_root(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-HOLD = "import sys; from prismatic.training.lock import hold; from pathlib import Path; hold(Path(sys.argv[1]), 'wait')"
+HOLD = (
+    "import sys; from prismatic.checkpoints.lock import hold; from pathlib import Path; hold(Path(sys.argv[1]), 'wait')"
+)
 
 
 def held_by_another(folder):

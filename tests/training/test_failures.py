@@ -86,7 +86,7 @@ def ends(launcher, every: list[psutil.Process], within: float) -> tuple[float, s
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    from prismatic.miniature.writers import write_llava
+    from prismatic.miniature.llava_writer import write_llava
 
     folder = write_llava(tmp_path_factory.mktemp("data") / "scenes", ROWS)
     rows = json.loads((folder / "train.json").read_text())

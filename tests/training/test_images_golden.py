@@ -8,9 +8,9 @@ from golden_cases import case_names, load_json, load_tensors, requires_golden
 from golden_vits import golden_vit, strip
 
 from prismatic.training import loop, optim
-from prismatic.training.objective import Objective, image_counts
+from prismatic.training.losses import Objective, image_counts
 from vision_backbones.maskembed.loss import reconstruction_loss
-from vision_backbones.maskembed.masks import sample_masks
+from vision_backbones.maskembed.mask_samplers import sample_masks
 from vision_backbones.maskembed.student import MaskEmbedStudent
 from vision_backbones.maskembed.teacher import Teacher
 

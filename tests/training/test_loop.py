@@ -14,10 +14,11 @@ from transformers import LlamaConfig
 
 from prismatic import PrismaticConfig, PrismaticForConditionalGeneration, PrismaticImageProcessor, PrismaticProcessor
 from prismatic.data.batching import TrainingExamples, collate_packed, collate_padded
-from prismatic.data.sources import ConversationDataset
+from prismatic.data.conversation_dataset import ConversationDataset
 from prismatic.models.attention import SEGMENTED, segment_lengths
 from prismatic.models.processing import encode_row
-from prismatic.training import loop, objective, optim
+from prismatic.training import loop, optim
+from prismatic.training import losses as objective
 from vision_backbones import BackboneSpec
 
 B8 = "B_prismatic/B8_training_trajectory"
@@ -228,8 +229,8 @@ def trajectories():
 @requires_golden
 @pytest.mark.parametrize("stage", trajectories())
 def test_the_references_trajectory(stage, accelerator, tmp_path):
-    from prismatic.models.prompts import IMAGE_TOKEN, chat_template
-    from prismatic.models.tokenizers import from_tokenizer_json
+    from prismatic.text.prompts import IMAGE_TOKEN, chat_template
+    from prismatic.text.tokenizers import from_tokenizer_json
 
     case = load_json(f"{B8}/cases.json")[stage]
     model, _ = example_model()

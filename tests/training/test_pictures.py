@@ -2,8 +2,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from prismatic.data.image_sources import open_images
-from prismatic.training.pictures import CELL, GAP, TITLE, draw_patches
+from prismatic.data.image_datasets import open_images
+from prismatic.training.plots import CELL, GAP, TITLE, draw_patches
 
 
 class Halves(torch.nn.Module):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from prismatic.models.deferred_weights import is_placeholder, placeholder, placeholder_llm, weight_files
 from prismatic.models.llm import load_tokenizer
-from prismatic.models.placeholders import is_placeholder, placeholder, placeholder_llm, weight_files
 
 WORKER = Path(__file__).with_name("placeholder_worker.py")
 

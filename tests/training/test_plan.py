@@ -9,10 +9,11 @@ from catalogue import MODELS, PARTS
 from plan_cases import CASES, LORA, SUPERVISED, TEXT, Case, small_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from prismatic.plan_command import make_plan
-from prismatic.training import objective, plan
-from prismatic.training.trace import Step, meta_model
-from recipes.plan_settings import parse_plan
+from prismatic.planning import memory as plan
+from prismatic.planning.fake_step import Step, meta_model
+from prismatic.training import losses as objective
+from recipes.config.plan import parse_plan
+from recipes.plan import make_plan
 
 HERE = Path(__file__).parent
 LLAMA_2_7B, ADDED_ROWS = 6_738_415_616, 2 * 64 * 4096  # <PAD> and <image>, padded to 64 rows, of embedding and head

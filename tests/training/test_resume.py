@@ -15,7 +15,9 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from sharded_worker import model_of, train
 
-from prismatic.training import optim, saving, state
+from prismatic.checkpoints import step as state
+from prismatic.checkpoints import writer as saving
+from prismatic.training import optim
 
 WORKER = Path(__file__).with_name("kill_worker.py")
 

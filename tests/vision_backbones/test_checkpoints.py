@@ -19,7 +19,8 @@ from torch import nn
 
 from vision_backbones import BackboneSpec, create_backbone, get_spec, register, registry
 from vision_backbones.__main__ import main
-from vision_backbones.checkpoints import convert, read_checkpoint
+from vision_backbones.checkpoints import read_checkpoint
+from vision_backbones.convert import convert
 from vision_backbones.soft_cap import SoftCapAttention
 from vision_backbones.vit import build_vit
 from vision_backbones.weights import load_weights

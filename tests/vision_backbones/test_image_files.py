@@ -11,13 +11,13 @@ import pytest
 from image_bombs import SIDE, bomb
 from PIL import Image, ImageFile
 
-from eval.gallery import picture
-from eval.patch_probe.data import DATASETS, read_pair
-from prismatic.data.image_sources import open_images
+from eval.probing.data import DATASETS, read_pair
+from eval.report.gallery import picture
+from prismatic.data.conversation_dataset import BadImageError, ConversationDataset, RefusedPathError
+from prismatic.data.image_datasets import open_images
 from prismatic.data.images import TrainingImages, evaluation_transform
-from prismatic.data.sources import BadImageError, ConversationDataset, RefusedPathError
 from prismatic.data.verify import check_images, check_rows
-from vision_backbones.image_files import leads_out, open_image
+from vision_backbones.safe_images import leads_out, open_image
 
 
 def training_rows(root: Path) -> ConversationDataset:

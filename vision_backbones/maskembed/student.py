@@ -7,7 +7,7 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from vision_backbones.maskembed.masking import masked_features
+from vision_backbones.maskembed.masked_forward import masked_features
 
 HEADS = ("linear", "mlp")
 DECODER_EPS = 1e-5

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from vision_backbones.maskembed.masking import masked_features
+from vision_backbones.maskembed.masked_forward import masked_features
 
 
 class Teacher(nn.Module):

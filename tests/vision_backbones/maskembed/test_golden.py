@@ -7,8 +7,8 @@ from golden_cases import case_names, load_json, load_tensors, requires_golden
 from golden_vits import golden_vit, strip
 
 from vision_backbones.maskembed.loss import LOSSES, reconstruction_loss
-from vision_backbones.maskembed.masking import mask_pixels
-from vision_backbones.maskembed.masks import sample_masks
+from vision_backbones.maskembed.mask_samplers import sample_masks
+from vision_backbones.maskembed.masked_forward import mask_pixels
 from vision_backbones.maskembed.student import MaskedImageStudent, MaskEmbedStudent
 from vision_backbones.maskembed.teacher import Teacher, merge_moments, moments, unit_scale
 

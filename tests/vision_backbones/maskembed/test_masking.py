@@ -4,10 +4,10 @@ import timm
 import torch
 
 from vision_backbones import BackboneSpec
-from vision_backbones.maskembed import masking
-from vision_backbones.maskembed.build import check_pair
+from vision_backbones.maskembed import masked_forward as masking
 from vision_backbones.maskembed.loss import LOSSES, check_loss, reconstruction_loss
-from vision_backbones.maskembed.masks import sample_masks
+from vision_backbones.maskembed.mask_samplers import sample_masks
+from vision_backbones.maskembed.pairing import check_pair
 from vision_backbones.maskembed.student import MaskEmbedStudent, with_head
 from vision_backbones.maskembed.teacher import Teacher, merge_moments, moments, unit_scale
 from vision_backbones.vit import build_vit

@@ -3,7 +3,7 @@ import pytest
 import torch
 from golden_cases import golden_dir, load_json, load_tensors, requires_golden
 
-from vision_backbones.maskembed.masks import sample_masks
+from vision_backbones.maskembed.mask_samplers import sample_masks
 
 A2 = "A_locality_alignment/A2_masks"
 RENAMED = {"antithetical_sampling": "antithetical", "include_null": "null"}

@@ -1,0 +1,1 @@
+"""Reading what benchmarks are distributed as."""

@@ -1,0 +1,1 @@
+"""From what a model says to scores and their intervals."""

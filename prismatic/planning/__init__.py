@@ -1,0 +1,1 @@
+"""What a finetune needs, before it starts."""

@@ -1,0 +1,138 @@
+"""Exact-match accuracy on held-out questions with short answers."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jsonlines
+import torch
+from PIL import Image, ImageDraw, ImageOps
+from tqdm import tqdm
+
+from prismatic.data.conversation_dataset import ConversationDataset
+from prismatic.models.padding import padding_problem
+from prismatic.text.prompts import ROLES
+from prismatic.training.console import short
+from vision_backbones.files import replacing
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question about images (or none) and the expected answer; `row` is its place in the data set.
+
+    `turns` are the row's up to the question: a system message may come before it.
+    """
+
+    row: int
+    id: str
+    turns: tuple[dict, ...]
+    answer: str
+
+    @property
+    def question(self) -> str:
+        """As the row says it."""
+        return self.turns[-1]["value"]
+
+
+def read_items(source: ConversationDataset, limit: int) -> list[Item]:
+    """The first question and answer of the first `limit` rows.
+
+    Raises:
+        ValueError: a row cannot be read, or has no answer.
+    """
+    source.check_rows()
+    items = []
+    for number in range(min(limit, len(source))):
+        row = source[number]
+        turns = row["conversations"]
+        first = 1 + (ROLES[turns[0]["from"]] == "system")
+        items.append(Item(number, row["id"], tuple(turns[:first]), turns[first]["value"]))
+    return items
+
+
+def generate_answers(
+    model,
+    processor,
+    source: ConversationDataset,
+    items: Sequence[Item],
+    *,
+    accelerator,
+    batch_size: int = 50,
+    max_new_tokens: int = 24,
+) -> list[str]:
+    """Greedy answers to the items, in their order, generated on the accelerator's device.
+
+    In left-padded batches, or one by one where the LLM does not stand padding.
+    """
+    if not items:
+        return []
+    training, device = model.training, accelerator.device
+    model.to(device).eval()
+    with accelerator.autocast():
+        batch_size = 1 if padding_problem(model, processor) else batch_size
+    said = []
+    for start in tqdm(range(0, len(items), batch_size), desc="answering", leave=False, delay=5):
+        batch = items[start : start + batch_size]
+        images = [source.load_images(item.row) for item in batch]
+        inputs = processor.ask([list(item.turns) for item in batch], images).to(device)
+        with torch.inference_mode(), accelerator.autocast():
+            tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        said += processor.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    model.train(training)
+    return [text.strip() for text in said]
+
+
+def correct(answer: str, item: Item) -> bool:
+    """Whether the answer is the expected one, but for case, outer blanks and a final period."""
+    given, expected = (text.strip().removesuffix(".").lower() for text in (answer, item.answer))
+    return given == expected
+
+
+def accuracy(answers: Sequence[str], items: Sequence[Item]) -> float:
+    """Share of correct answers."""
+    return sum(map(correct, answers, items)) / len(items)
+
+
+def prior_accuracy(held_out: Path, items: Sequence[Item]) -> float | None:
+    """What answering each kind of question with the training set's most frequent answer scores.
+
+    Reads `priors.json` beside the held-out file (kind to answer; an item's kind ends its id after a dash); None when
+    there is none.
+    """
+    path = Path(held_out).with_name("priors.json")
+    if not path.is_file():
+        return None
+    priors = json.loads(path.read_text())
+    return accuracy([priors[item.id.rsplit("-", 1)[1]] for item in items], items)
+
+
+def scores(held_out: str, items, before: Sequence[str], after: Sequence[str]) -> dict:
+    """Accuracy on the held-out questions before and after, beside the answer-prior baseline."""
+    return {
+        "held_out_accuracy_before": accuracy(before, items),
+        "held_out_accuracy_after": accuracy(after, items),
+        "prior_baseline_accuracy": prior_accuracy(Path(held_out), items),
+        "held_out_questions": len(items),
+    }
+
+
+def write_samples(run_dir: Path, held_out, items, before: Sequence[str], after: Sequence[str]) -> None:
+    """Writes every held-out question with both answers to `held_out.jsonl`, and the first ten as a picture."""
+    samples = list(zip(items, before, after, strict=True))
+    with replacing(run_dir / "held_out.jsonl") as beside, jsonlines.open(beside, "w") as writer:
+        for item, early, late in samples:
+            row = {"id": item.id, "question": item.question, "expected": item.answer, "before": early, "after": late}
+            writer.write(row)
+    pictured = [s for s in samples if held_out.is_multimodal[s[0].row]][:10]
+    if pictured:
+        sheet = Image.new("RGB", (5 * 250, 2 * 330), "white")
+        for place, (item, early, late) in enumerate(pictured):
+            x, y = place % 5 * 250 + 10, place // 5 * 330 + 10
+            picture = ImageOps.contain(held_out.load_image(item.row), (230, 230), Image.Resampling.NEAREST)
+            sheet.paste(picture, (x, y))
+            lines = (short(item.question, 40), f"before: {short(early, 30)}", f"after: {short(late, 30)}")
+            color = "darkgreen" if correct(late, item) else "firebrick"
+            ImageDraw.Draw(sheet).multiline_text((x, y + 238), "\n".join(lines), fill=color, font_size=12)
+        with replacing(run_dir / "samples.png") as beside:
+            sheet.save(beside, "PNG")

@@ -1,0 +1,300 @@
+"""Training a vision model on images: what align, mim and classify share around the one loop."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from prismatic.checkpoints.epoch import load_state, newest_state, save_state
+from prismatic.checkpoints.run_folder import slower
+from prismatic.checkpoints.writer import StopSignals
+from prismatic.data import batching
+from prismatic.data.fingerprints import check_same, of_images
+from prismatic.data.image_datasets import ImageSource, open_images
+from prismatic.data.images import TrainingImages, collate_images, evaluation_transform, training_transform
+from prismatic.training import console as report
+from prismatic.training import loop, optim, sharding
+from prismatic.training.losses import Batch, Objective, image_counts, two_images
+from prismatic.training.processes import on_main
+from prismatic.training.tracking import metrics_log, read_metrics
+from vision_backbones import BackboneSpec
+from vision_backbones.files import write_json
+from vision_backbones.maskembed.teacher import merge_moments, moments
+
+MAY_CHANGE = (  # settings in which a run may differ from the unfinished one that it continues
+    "data.workers", "per_device_batch_size", "save_every_steps", "trackers", "run_root",
+    "learning_rate", "min_learning_rate", "max_grad_norm",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Images:
+    """Training and validation images of a run, and how this process batches them."""
+
+    config: object
+    accelerator: Accelerator
+    train: ImageSource
+    validation: ImageSource
+    spec: BackboneSpec
+    masks: Callable | None
+    per_device: int
+    accumulation: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps; the last global batch is filled up from the epoch's start."""
+        return -(-len(self.train) // self.config.global_batch_size)
+
+    def epochs(self, done_steps: int = 0) -> Iterator[tuple[int, DataLoader]]:
+        """Number of each epoch and its micro-batches, without those of the first `done_steps` optimizer steps."""
+        config, data = self.config, self.config.data
+        transform = training_transform(
+            self.spec, crop_mode=data.crop_mode, hflip=data.horizontal_flip, auto_augment=data.auto_augment
+        )
+
+        def plan(epoch: int) -> list:
+            rows = batching.fill_batches(self.train.order((config.seed, epoch)), config.global_batch_size)
+            world, rank = self.accelerator.num_processes, self.accelerator.process_index
+            return batching.micro_batches(rows, rank, world, config.global_batch_size, self.per_device)
+
+        yield from batching.epoch_loaders(
+            lambda epoch: self._examples(self.train, transform, epoch),
+            collate_images,
+            plan,
+            batching.training_length(config.epochs, config.max_steps, self.steps_per_epoch)[1],
+            data.workers,
+            config.seed,
+            done=done_steps * self.accumulation,
+        )
+
+    def validation_batches(self) -> Iterator[Batch]:
+        """This process's part of the validation images, on its device, with the same masks every time."""
+        mine = range(self.accelerator.process_index, len(self.validation), self.accelerator.num_processes)
+        rows = [mine[i : i + self.per_device] for i in range(0, len(mine), self.per_device)]
+        loader = DataLoader(
+            self._examples(self.validation, evaluation_transform(self.spec), epoch=0),
+            batch_sampler=rows,
+            collate_fn=collate_images,
+            num_workers=self.config.data.workers,
+            generator=torch.Generator(),
+        )
+        bar = tqdm(loader, desc="validation", leave=False, disable=not self.accelerator.is_main_process)
+        for batch in bar:
+            if len(batch["pixel_values"]):
+                yield loop.to_device(batch, self.accelerator.device)
+
+    def stand_in(self) -> Batch:
+        """A batch of one black image for a process that could read none: the others wait for it."""
+        masks = self.masks(np.random.default_rng(0)) if self.masks else torch.zeros(0, 0, dtype=torch.bool)
+        pixels = torch.zeros(1, 3, self.spec.image_size, self.spec.image_size)
+        batch = {"pixel_values": pixels, "labels": torch.zeros(1, dtype=torch.long), "masks": masks}
+        return loop.to_device(batch, self.accelerator.device)
+
+    def _examples(self, source: ImageSource, transform: Callable, epoch: int) -> TrainingImages:
+        config = self.config
+        return TrainingImages(
+            source, transform, seed=config.seed, epoch=epoch, masks=self.masks, on_bad_image=config.data.on_bad_image
+        )
+
+
+def read_images(config, accelerator: Accelerator, spec: BackboneSpec, masks: Callable | None = None) -> Images:
+    """Opens the images of a run; nothing is decoded yet.
+
+    Raises:
+        ValueError: nothing is there, or the processes cannot share the global batch.
+    """
+    world = accelerator.num_processes
+    per_device, accumulation = batching.share_batch(config.global_batch_size, world, config.per_device_batch_size)
+    train, validation = open_images(config.data.train), open_images(config.data.validation)
+    if len(validation) < world:
+        raise ValueError(f"{config.data.validation} holds {len(validation)} images for {world} processes: give more")
+    return Images(config, accelerator, train, validation, spec, masks, per_device, accumulation)
+
+
+@torch.no_grad()
+def validate(images: Images, measure: Callable[[Batch], dict[str, torch.Tensor]]) -> dict[str, float]:
+    """Means over all validation images and processes of what `measure` gives as means over a batch."""
+    sums: dict[str, torch.Tensor] = {}
+    seen = torch.zeros((), device=images.accelerator.device)
+    with images.accelerator.autocast():
+        for batch in images.validation_batches():
+            count = len(batch["pixel_values"])
+            seen += count
+            for name, mean in measure(batch).items():
+                sums[name] = sums.get(name, 0) + mean.float() * count
+    seen = images.accelerator.reduce(seen, "sum").item()
+    return {name: images.accelerator.reduce(value, "sum").item() / seen for name, value in sums.items()}
+
+
+def target_variance(images: Images, targets: Callable[[Batch], torch.Tensor]) -> float:
+    """Population variance of a teacher's targets over all validation images: the loss of predicting their mean.
+
+    Raises:
+        ValueError: a process has no validation image that can be read.
+    """
+    parts = [torch.zeros(3, dtype=torch.float64)]
+    with images.accelerator.autocast():
+        parts += [moments(targets(batch)) for batch in images.validation_batches()]
+    mine = merge_moments(parts)
+    gathered = images.accelerator.gather(mine.float().to(images.accelerator.device)[None])
+    if not gathered[:, 0].all():
+        raise ValueError(
+            f"none of the images of {images.config.data.validation} that a process validates on can be read: "
+            "replace them, or give more"
+        )
+    return merge_moments(gathered.cpu().double())[2].item()
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> list[dict]:
+    """AdamW groups: one in which everything decays (as the paper has it), or vectors and biases spared."""
+    if decay_all:
+        return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": weight_decay}]
+    return optim.parameter_groups(model.named_parameters(), weight_decay)
+
+
+def train(
+    config,
+    run_dir: Path,
+    images: Images,
+    model: nn.Module,
+    groups: list[dict],
+    *,
+    loss: Callable[[nn.Module, Batch], torch.Tensor],
+    measure: Callable[[nn.Module, Batch], dict[str, torch.Tensor]],
+    best: tuple[str, Callable],
+    export: Callable[[nn.Module, Path], None],
+    extra: dict | None = None,
+) -> dict:
+    """Trains, validates every epoch, keeps the best and the last checkpoint, and continues an interrupted run.
+
+    Args:
+        config: an `ImageTrainingConfig`.
+        run_dir: of the run.
+        images: from `read_images`.
+        model: what is trained, on its device.
+        groups: parameter groups of AdamW.
+        loss: mean loss of a model on a batch.
+        measure: means over a validation batch, by name.
+        best: which of those names decides what is best, and `min` or `max`.
+        export: writes a model into a checkpoint folder.
+        extra: more for the summary.
+
+    Returns:
+        The content of `summary.json` on the main process, else an empty dict.
+    """
+    accelerator, started = images.accelerator, time.perf_counter()
+    steps, _ = batching.training_length(config.epochs, config.max_steps, images.steps_per_epoch)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
+    ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay else None
+    parts = {"model": model} | ({"ema": ema.module} if ema else {})
+    done, best_value, name, better = 0, None, *best
+    fingerprint = on_main(accelerator, lambda: of_images(images.train))
+    if state := newest_state(run_dir, accelerator.print):
+        progress = load_state(state, parts, optimizer)
+        check_same(progress["data"], fingerprint, run_dir)
+        done, best_value = progress["steps"], progress["best"]
+        accelerator.print(f"continues from {state}, after step {done} of {steps}\n")
+    result = ema.module if ema else model
+
+    def evaluate() -> dict[str, float]:
+        result.eval()
+        means = validate(images, partial(measure, result))
+        model.train()
+        return means
+
+    log = metrics_log(accelerator, config, run_dir, done)
+    if not done:
+        log({"step": 0, "epoch": 0} | evaluate())
+
+    signals, stopping = StopSignals(run_dir, accelerator), False
+
+    def save(steps_done: int) -> None:
+        sharding.check_finite(model, accelerator, steps_done, slower(run_dir))
+        if accelerator.is_main_process:
+            progress = {"steps": steps_done, "best": best_value, "data": fingerprint}
+            save_state(run_dir, parts, optimizer, progress, partial(export, result))
+        accelerator.wait_for_everyone()
+
+    def after_step(steps_done: int, stop: bool) -> None:
+        if ema:
+            ema.update(model)
+        ends_epoch = steps_done % images.steps_per_epoch == 0 or steps_done == steps  # which saves once it is validated
+        nonlocal stopping
+        stopping = stop
+        if not ends_epoch and (stop or (config.save_every_steps and steps_done % config.save_every_steps == 0)):
+            save(steps_done)
+        if stop and not ends_epoch:
+            signals.stop(steps_done)
+
+    def end_of_epoch(epoch: int, steps_done: int) -> None:
+        nonlocal best_value
+        means = evaluate()
+        if not all(map(math.isfinite, means.values())):
+            raise FloatingPointError(
+                f"validation gives {means} after step {steps_done}: its weights are not saved; {slower(run_dir)}"
+            )
+        log({"step": steps_done, "epoch": epoch} | means)
+        shown = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in means.items())
+        accelerator.print(f"\nepoch {epoch + 1}: {shown}")
+        if best_value is None or better(means[name], best_value) != best_value:
+            best_value = means[name]
+            if accelerator.is_main_process:
+                (run_dir / "checkpoints" / "best").mkdir(exist_ok=True)
+                export(result, run_dir / "checkpoints" / "best")
+        save(steps_done)
+        if stopping and steps_done < steps:
+            signals.stop(steps_done)
+
+    def loss_sum(model: nn.Module, batch: Batch) -> torch.Tensor:
+        count = len(batch["pixel_values"])
+        return loss(model, batch if count else images.stand_in()) * count
+
+    loop.fit(
+        accelerator,
+        accelerator.prepare_model(model) if accelerator.num_processes > 1 else model,
+        optimizer,
+        Objective(loss_sum, lambda batch: len(batch["pixel_values"]), image_counts, "images", sample=two_images),
+        epochs=images.epochs(done),
+        total_steps=steps,
+        accumulation=images.accumulation,
+        rate_at=partial(
+            optim.cosine_rate,
+            peak=config.learning_rate,
+            minimum=config.min_learning_rate,
+            total_steps=steps,
+            warmup_steps=round(config.warmup_epochs * images.steps_per_epoch),
+            warmup_from=config.warmup_learning_rate,
+        ),
+        max_grad_norm=config.max_grad_norm,
+        log=log,
+        end_of_epoch=end_of_epoch,
+        after_step=after_step,
+        should_stop=signals.should_stop,
+        done_steps=done,
+        seed=config.seed,
+        matmul_peak=loop.matmul_peak(accelerator),
+        remedy=slower(run_dir),
+    )
+    signals.close()
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return {}
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    measured = [row for row in rows if name in row]
+    summary = report.summarise(run_dir, time.perf_counter() - started, images.steps_per_epoch)
+    summary |= {f"{key}_before": measured[0][key] for key in measured[0] if key not in ("step", "epoch")}
+    summary |= {f"{key}_last": measured[-1][key] for key in measured[-1] if key not in ("step", "epoch")}
+    summary |= {f"{name}_best": better(row[name] for row in measured[1:])}
+    summary |= extra or {}
+    write_json(run_dir / "summary.json", summary)
+    return summary

@@ -1,0 +1,73 @@
+"""`prismatic JOB ...`: one command over all jobs. `prismatic --help` lists them and imports nothing of theirs."""
+
+import difflib
+import runpy
+import sys
+from typing import NamedTuple
+
+
+class Job(NamedTuple):
+    """Module that does a job, words that stand before the user's own, and what it does in a line."""
+
+    module: str
+    words: tuple[str, ...]
+    does: str
+
+
+GROUPS = {
+    "train": {
+        "finetune": Job("recipes.finetune", (), "train a vision-language model: backbone, projector, LLM"),
+        "align": Job("recipes.align", (), "teach a vision backbone what is where (MaskEmbed)"),
+        "mim": Job("recipes.mim", (), "pretrain a vision backbone by masked image modelling"),
+        "classify": Job("recipes.classify", (), "finetune a vision backbone to classify images"),
+        "plan": Job("recipes.plan", (), "memory, arithmetic and hours of a finetune, before it is started"),
+    },
+    "evaluate": {
+        "evaluate": Job("recipes.evaluate", (), "run a model on benchmarks"),
+        "probe": Job("recipes.probe", (), "ask patch by patch what vision backbones know"),
+        "compare": Job("eval", ("compare",), "compare runs of evaluate, with intervals and paired tests"),
+        "reproduce": Job("recipes.reproduce", (), "the paper in miniature, with controls, seeds and a report"),
+    },
+    "data": {
+        "prepare": Job("eval", ("prepare",), "download what a benchmark needs"),
+        "verify": Job("prismatic.data.verify", (), "check training data before it is trained on"),
+    },
+    "models": {
+        "backbones": Job("vision_backbones", (), "list, describe or convert vision backbones"),
+        "tasks": Job("eval", ("list",), "list benchmarks: examples, metric, chance, files"),
+        "check-llm": Job("recipes.check_llm", (), "try whether an LLM trains and answers as it should"),
+        "export": Job("recipes.export", (), "write a run or a checkpoint as a plain Hugging Face folder"),
+        "import-reference": Job("recipes.import_reference", (), "read a checkpoint of the reference implementation"),
+    },
+}
+JOBS = {name: job for group in GROUPS.values() for name, job in group.items()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs a job as `python -m` of its module does; `--plugins` may stand before its name."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    before = []
+    while argv[:1] == ["--plugins"] and len(argv) > 1:
+        before += argv[:2]
+        argv = argv[2:]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        return
+    name, *rest = argv
+    if name not in JOBS:
+        near = difflib.get_close_matches(name, JOBS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(JOBS)}"
+        print(f"error: unknown job {name!r}: {hint}", file=sys.stderr)
+        raise SystemExit(2)
+    job = JOBS[name]
+    first = rest[:1] if job.module == "vision_backbones" and before else []  # its sub-command takes --plugins before
+    sys.argv = [f"prismatic {name}", *job.words, *(before + rest if first else rest + before)]
+    runpy.run_module(job.module, run_name="__main__", alter_sys=True)
+
+
+def overview() -> str:
+    """All jobs, a line each."""
+    lines = ["usage: prismatic JOB ...", "", "`prismatic JOB --help` explains a job and its settings."]
+    for title, jobs in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:18}{job.does}" for name, job in jobs.items())]
+    return "\n".join(lines)

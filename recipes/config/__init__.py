@@ -1,0 +1,1 @@
+"""Settings of each recipe, and how a command line, a file and presets make them up."""

@@ -1,0 +1,176 @@
+"""How the command line, a YAML file and named presets make up a recipe's settings.
+
+Lives here and not in `prismatic`, whose import brings torch and transformers: `--help` must answer at once.
+"""
+
+import dataclasses
+import difflib
+import math
+import operator
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import draccus
+import yaml
+
+from recipes.config.presets import CONFIGS, in_stage, merged_settings, read_presets
+
+MOST_VALUES = 10_000  # of a settings file
+
+
+def unknown(kind: str, name: str, known) -> ValueError:
+    """A ValueError that names the closest known names."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return ValueError(f"unknown {kind} {name!r}" + (f": did you mean {' or '.join(near)}?" if near else ""))
+
+
+def parse(config_class, argv: list[str], *, default: str, named: str | None = None, check: Callable[[Any], None]):
+    """The configuration of a command line; errors are one line on stderr and exit status 2.
+
+    Args:
+        config_class: dataclass of the settings.
+        argv: the command line.
+        default: YAML file in `recipes/configs` that is read when neither --config_path nor --model is given.
+        named: YAML file in `recipes/configs` of the presets that --model names; without one it is an ordinary setting.
+            What a preset has under the name of a stage holds with that --stage.
+        check: raises ValueError for values that make no sense.
+    """
+    try:
+        config = _parse(config_class, argv, default, named)
+        _check_numbers(config)
+        check(config)
+        return config
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _check_numbers(config, prefix: str = "") -> None:
+    """Raises ValueError for a number that is not finite, and for a seed that numpy does not take."""
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            _check_numbers(value, f"{prefix}{name}.")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"--{prefix}{name} is {number}: expected a finite number")
+        if name == "seed" and not 0 <= value < 2**32:
+            raise ValueError(f"--{prefix}{name} is {value}: expected 0 to {2**32 - 1}")
+
+
+def check_choices(config, choices: dict[str, tuple[str, ...]], positive: tuple[str, ...]) -> None:
+    """Raises ValueError for a setting that is none of its choices, or not positive where it must be."""
+    for name, allowed in choices.items():
+        value = operator.attrgetter(name)(config)
+        if value not in allowed:
+            shown = " or ".join("null" if choice is None else str(choice) for choice in allowed)
+            raise ValueError(f"--{name} is {value!r}: expected {shown}")
+    for name in positive:
+        if operator.attrgetter(name)(config) <= 0:
+            raise ValueError(f"--{name} is {operator.attrgetter(name)(config)}: expected more than 0")
+    if config.max_steps is not None and config.max_steps < 1:
+        raise ValueError(f"--max_steps is {config.max_steps}: expected at least 1, or null for all steps of the epochs")
+
+
+def _parse(config_class, argv: list[str], default: str, named: str | None):
+    """Named preset < YAML file < command line."""
+    given, rest = _split(argv)
+    fields = _flags(config_class)
+    for flag in (a.split("=")[0] for a in rest if a.startswith("--")):
+        if flag[2:] not in {*fields, "help"}:
+            raise unknown("setting", flag, [f"--{f}" for f in fields])
+    path = given.get("config_path")
+    if path is None and "model" not in given:
+        path = CONFIGS / default
+    settings = _read_settings(Path(path)) if path else {}
+    for key in _flatten(settings):
+        if key not in fields:
+            raise unknown(f"setting in {path}", key, fields)
+    name = given.get("model", settings.get("model"))
+    if not isinstance(name, str | None):
+        raise ValueError(f"model is {name!r}: expected a name")
+    if name is not None:
+        models = read_presets(named) if named else {name: {}}
+        if name not in models:
+            raise unknown("model", name, models)
+        preset = in_stage(models[name], given.get("stage", settings.get("stage")))
+        settings = merged_settings(preset, settings) | {"model": name}
+    nested = {flag.partition(".")[0] for flag in fields if "." in flag}
+    settings = {key: value for key, value in settings.items() if not (value is None and key in nested)}
+    rest = ["--help"] if {"-h", "--help"} & set(rest) else _listed(config_class, rest)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as merged:
+        yaml.safe_dump(settings, merged)
+        merged.flush()
+        try:
+            return draccus.parse(config_class, config_path=merged.name, args=rest)
+        except draccus.ParsingError as error:
+            raise ValueError(" ".join(str(error).split())) from None
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Settings in a YAML file: plain values by name. Tags that make Python objects are refused, and run nothing."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is refused: {reason}; expected YAML of plain values, settings by name") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise ValueError(f"{path} holds {ascii(settings)[:80]}; expected settings by name, such as seed: 7")
+    values = [settings]
+    for number, value in enumerate(values):  # which grows; aliases may stand for themselves, or for billions of values
+        values += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if number == MOST_VALUES:
+            raise ValueError(f"{path} is refused: it holds more than {MOST_VALUES:,} values, or refers to itself")
+    return settings
+
+
+def _listed(config_class, argv: list[str]) -> list[str]:
+    """Values of list settings in brackets, so that `--plugins a,b` means `--plugins [a,b]`."""
+    lists = {f"--{name}" for name in _flags(config_class) if isinstance(_default(config_class, name), list)}
+    argv = [part for a in argv for part in (a.split("=", 1) if a.split("=")[0] in lists else [a])]
+    return [
+        f"[{value}]" if flag in lists and not value.startswith("[") else value
+        for flag, value in zip(["", *argv], argv, strict=False)
+    ]
+
+
+def _default(config_class, name: str):
+    return operator.attrgetter(name)(config_class())
+
+
+def _split(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """`--config_path` and `--model` apart from the other arguments, and `--stage` besides: presets ask for it."""
+    given, rest, i = {}, [], 0
+    while i < len(argv):
+        flag, equals, value = argv[i].partition("=")
+        if flag in ("--config_path", "--model", "--stage"):
+            if not equals:
+                i += 1
+                if i == len(argv):
+                    raise ValueError(f"{flag} needs a value")
+                value = argv[i]
+            given[flag[2:]] = value
+            rest += ["--stage", value] if flag == "--stage" else []
+        else:
+            rest.append(argv[i])
+        i += 1
+    return given, rest
+
+
+def _flags(config_class, prefix: str = "") -> list[str]:
+    names = []
+    for f in dataclasses.fields(config_class):
+        nested = dataclasses.is_dataclass(f.type)
+        names += [f"{prefix}{f.name}"] + (_flags(f.type, f"{prefix}{f.name}.") if nested else [])
+    return names
+
+
+def _flatten(settings: dict, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in settings.items():
+        keys += [f"{prefix}{key}"] + (_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [])
+    return keys

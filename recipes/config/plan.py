@@ -1,0 +1,58 @@
+"""The settings of a plan: those of the finetune, and what it is to run on."""
+
+from dataclasses import dataclass
+
+from recipes.config.finetune import CHOICES, FinetuneConfig, check_quantize
+from recipes.config.parsing import check_choices, parse
+
+# Rows, mean text tokens and share of rows without an image of LLaVA-1.5's data: 558k captions for stage align, else the
+# mix of 665k, of which 40,688 rows have no image. The tokens are estimates from the size of the files.
+CAPTIONS = {"examples": 558_128, "text_length": 30, "text_only": 0.0}
+MIX = {"examples": 665_298, "text_length": 300, "text_only": 0.061}
+
+
+@dataclass
+class PlanConfig(FinetuneConfig):
+    """Says what a finetune needs: memory of each GPU by part, arithmetic, hours, the largest batch that fits.
+
+    Give it the settings of the finetune, from --model, --config_path or single flags, and what it is to run on. No GPU,
+    no weights and no network are used: the step runs on tensors without data. Without --config_path and --model it
+    plans recipes/configs/miniature.yaml. Example: python -m prismatic plan --model prism-clip+7b --gpus 8
+    """
+
+    gpus: int = 1  # GPUs, one process each; beyond 8 in nodes of 8
+    gpu_memory: float = 80.0  # GB (1e9 bytes) of each
+    reserve: float = 0.08  # share of it kept for the driver, communication and fragmentation
+    tflops: float = 312.0  # dense peak TFLOP/s of a GPU in the run's precision; bf16: A100 312, H100 989
+    mfu: float = 0.4  # share of that peak that is reached; metrics.jsonl of a run says what yours was
+    supervised: float = 1.0  # share of the longest examples' text that is answers; 1 is the worst case
+    text_length: int | None = None  # mean text tokens of an example; null estimates LLaVA-1.5's at 300, align 30
+    text_only: float | None = None  # share of examples without an image; null is LLaVA-1.5's: 0.061, align 0
+    examples: int | None = None  # examples of the data set; null is LLaVA-1.5's: 665298, align 558128
+    json: str | None = None  # file that the plan is also written to
+
+
+def parse_plan(argv: list[str]) -> PlanConfig:
+    """The configuration of a command line. Errors are one line on stderr and exit status 2."""
+    return parse(PlanConfig, argv, default="miniature.yaml", named="models.yaml", check=_check)
+
+
+def data_of(config: PlanConfig) -> dict[str, int | float]:
+    """What is known of the data, `examples`, `text_length` and `text_only`: as given, else LLaVA-1.5's."""
+    known = CAPTIONS if config.stage == "align" else MIX
+    given = {name: getattr(config, name) for name in known}
+    return {name: known[name] if value is None else value for name, value in given.items()}
+
+
+def _check(config: PlanConfig) -> None:
+    positive = ["epochs", "gpus", "gpu_memory", "tflops", "global_batch_size", "per_device_batch_size"]
+    positive += [name for name in ("text_length", "examples") if getattr(config, name) is not None]
+    check_choices(config, CHOICES, tuple(positive))
+    check_quantize(config)
+    if config.max_length < 2:
+        raise ValueError(f"--max_length is {config.max_length}: expected at least 2 text tokens")
+    for name, low, high in (("mfu", 0, 1), ("supervised", 0, 1), ("reserve", -1, 0.99), ("text_only", -1, 1)):
+        value = getattr(config, name)
+        if value is not None and not low < value <= high or name in ("reserve", "text_only") and (value or 0) < 0:
+            shown = "0 or more" if low < 0 else "more than 0"
+            raise ValueError(f"--{name} is {value}: expected {shown} and at most {high}")

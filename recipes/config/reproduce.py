@@ -1,0 +1,56 @@
+"""The settings of recipes/reproduce/__main__.py."""
+
+import os
+from dataclasses import dataclass, field
+
+from recipes.config.parsing import CONFIGS, parse
+
+PROJECTORS = ("gelu-mlp", "pretrained-decoder", "truncated", "transformer")
+
+
+@dataclass
+class ReproduceConfig:
+    """The paper in miniature: pretrain, align, probe, finetune and evaluate, with controls, seeds and a report.
+
+    Without settings it is the whole study: three to four hours on two CPU cores. `--quick` is its first seed, from the
+    embedded vision backbone, with a shorter alignment and without ablations (recipes/configs/reproduce-quick.yaml): 25
+    minutes. Start it again after an interruption: what has ended is not repeated, and what a changed setting does not
+    touch neither.
+    """
+
+    seeds: int = 5  # repetitions of everything that is random: weights, order of the data, masks
+    embedded_seeds: int = 1  # seeds, the first ones, that take the embedded vision backbone; the others pretrain one
+    ablation_seeds: int = 3  # seeds, the first ones, of which the alignment is varied
+    projectors: list[str] = field(default_factory=lambda: list(PROJECTORS))  # of the VLMs
+    jobs: int = 2  # stages at a time; each gets its share of the cores
+
+    pretrain_steps: int = 1500  # optimizer steps on scenes of several objects; there are 500 on single ones before
+    align_scenes: int = 48_000  # that an alignment sees
+    ablation_scenes: int = 12_000  # that each of the varied alignments sees
+    probe_scenes: int = 4800  # that a probe is trained on; a sixth of it more is for validation
+    finetune_rows: int = 10_000  # questions that a VLM is trained on, five about a scene
+    finetune_epochs: int = 2  # passes over these
+    eval_scenes: int = 200  # of each benchmark
+
+    run_root: str = "runs/reproduce"  # folder of all stages
+    out: str = "docs/results"  # folder of the report
+
+
+def parse_reproduce(argv: list[str]) -> ReproduceConfig:
+    """The configuration of a command line. Errors are one line on stderr and exit status 2."""
+    if "--quick" in argv:
+        argv = ["--config_path", str(CONFIGS / "reproduce-quick.yaml"), *(part for part in argv if part != "--quick")]
+    return parse(ReproduceConfig, argv, default=os.devnull, check=check_reproduce)
+
+
+def check_reproduce(config: ReproduceConfig) -> None:
+    """Raises ValueError for values that make no sense."""
+    numbers = {name: value for name, value in vars(config).items() if isinstance(value, int)}
+    for name, value in numbers.items():
+        least = 0 if name in ("embedded_seeds", "ablation_seeds") else 1
+        if value < least:
+            raise ValueError(f"--{name} is {value}: expected at least {least}")
+    if other := set(config.projectors) - set(PROJECTORS):
+        raise ValueError(f"--projectors has {', '.join(sorted(other))}: choose of {', '.join(PROJECTORS)}")
+    if "gelu-mlp" not in config.projectors:
+        raise ValueError("--projectors lacks gelu-mlp, with which the others are compared")

@@ -1,0 +1,98 @@
+"""`prismatic export RUN OUT`: what training left behind as a plain folder, in one precision."""
+
+import argparse
+import sys
+from pathlib import Path
+
+HELP = """\
+Write a trained model as a plain save_pretrained folder, which prismatic.load reads:
+
+  prismatic export runs/mine exported/mine --dtype bfloat16
+  prismatic export runs/mine/checkpoints/step-00001500 exported/step-1500
+  prismatic export runs/mine-lora exported/adapters --keep_adapters
+
+RUN is a run (its newest checkpoint is taken), the folder of an epoch, a step checkpoint of any number of processes,
+LoRA adapters, or any other model that prismatic.load reads. LoRA adapters are merged in float32 and then converted,
+unless they are to be kept: then they are written as peft does, with prismatic_parts.json, which says what they adapt.
+"""
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command line; errors are one line."""
+    parser = argparse.ArgumentParser(
+        prog="prismatic export", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder or checkpoint")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of all weights (default: float32, which training keeps)"
+    )
+    parser.add_argument(
+        "--base", help="where the LLM that adapters adapt lies now, if it was moved; or PART=PATH of several"
+    )
+    parser.add_argument("--keep_adapters", action="store_true", help="write LoRA adapters as such instead of merging")
+    try:
+        print(f"wrote {export(**vars(parser.parse_args(argv)))}")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def export(run: str, out: Path, dtype: str = "float32", keep_adapters: bool = False, base: str | None = None) -> Path:
+    """Writes the model to the new folder `out`.
+
+    Args:
+        run: whatever `prismatic.load` reads.
+        out: must not exist.
+        dtype: name of the precision of every tensor.
+        base: where what adapters adapt lies now, if it was moved.
+        keep_adapters: write peft adapters and what they adapt, instead of merging.
+
+    Raises:
+        ValueError: nothing is at `run`, `out` exists, there are no adapters to keep, or the checkpoint is damaged.
+    """
+    import torch
+
+    from prismatic.checkpoints.epoch import save_model
+    from prismatic.models.load import load
+    from prismatic.models.lora import relocated, save_parts
+
+    if out.exists():
+        raise ValueError(f"{out} exists already: choose another folder")
+    parts = adapted(run) if keep_adapters else None
+    model, processor = load(run, dtype=getattr(torch, dtype), merge=not keep_adapters, base=base)
+    if parts is None:
+        return save_model(model, processor, out)
+    folder = save_model(model, processor, out.with_name(f".{out.name}.adapters"), replace=True)
+    save_parts(
+        folder, relocated(parts, base, run)
+    )  # before the folder is in its place: adapters alone cannot be loaded
+    return folder.rename(out)
+
+
+def adapted(run: str) -> dict:
+    """What the adapters of a run or checkpoint adapt: the arguments of `prismatic.models.load.start`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    from prismatic.checkpoints.epoch import latest_checkpoint
+    from prismatic.checkpoints.step import STATE_JSON
+    from prismatic.models.load import find_model
+    from prismatic.models.lora import PARTS_FILE
+    from prismatic.models.reject_remote_code import read_object
+
+    place = find_model(run)
+    if place is None:
+        raise ValueError(f"no folder {run}, whose adapters could be kept")
+    folder = (latest_checkpoint(place) if (place / "checkpoints").is_dir() else place) or place
+    if (folder / PARTS_FILE).is_file():
+        return read_object(folder / PARTS_FILE)
+    about = read_object(folder / STATE_JSON) if (folder / STATE_JSON).is_file() else {}
+    if about.get("stage") != "lora":
+        raise ValueError(f"{folder} holds no adapters to keep: leave out --keep_adapters")
+    return about["parts"]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

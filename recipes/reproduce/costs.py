@@ -1,0 +1,68 @@
+"""What the stages of a study cost: time, as each recorded it, and floating-point operations."""
+
+import json
+from pathlib import Path
+
+from recipes.reproduce import job as stages
+from recipes.reproduce.plan import TASKS, Stage, Study
+
+COUNTED_IMAGES = 8  # whose questions stand for all of a benchmark, where operations of evaluations are counted
+
+
+def costs(study: Study) -> list[dict]:
+    """Of every stage: name, kind, folder, `flops`, and what it recorded of itself.
+
+    `flops` of a training are those of its optimizer steps, as recipes and `make_vit` count them: of a probe, those of
+    its heads alone. VLMs of a cell differ by their weights alone, so the evaluations of a cell are counted once.
+    """
+    rows, evaluations = [], {}
+    for stage in study.stages.values():
+        if stage.kind == "evaluate":
+            cell = stage.name.partition("/")[2]
+            evaluations[cell] = evaluations.get(cell) or evaluation_flops(stage, study.config.eval_scenes)
+            flops = evaluations[cell]
+        else:
+            flops = training_flops(stage)
+        about = {"name": stage.name, "kind": stage.kind, "folder": str(stage.folder), "flops": flops}
+        rows.append(about | stages.read(stage.folder))
+    return rows
+
+
+def training_flops(stage: Stage) -> float:
+    """Of all optimizer steps of a stage that has ended."""
+    if stage.kind == "pretrain":
+        return image_level(stage.folder)["flops"]
+    if stage.kind == "probe":
+        lines = [line for path in stage.folder.rglob("metrics.jsonl") for line in path.read_text().splitlines()]
+        return sum(json.loads(line).get("flops", 0) for line in lines)
+    return json.loads((stage.folder / "summary.json").read_text())["flops"]
+
+
+def evaluation_flops(stage: Stage, scenes: int) -> float:
+    """Of an evaluation: some questions of each benchmark are answered again and counted, and stand for all."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from eval import runner
+    from eval.generate_engine import load_engine
+
+    (model,) = (str(need.folder) for need in stage.needs)
+    engine = load_engine(model, dtype=torch.float32, device="cpu", batch_size=COUNTED_IMAGES * 8)
+    total = 0.0
+    for job in runner.read_jobs(TASKS, runner.data_root(f"miniature:{scenes}"), allow_partial=True):
+        images = list(dict.fromkeys(example.image for example in job.examples))[:COUNTED_IMAGES]
+        some = [example for example in job.examples if example.image in images]
+        pictures = {example.image: runner.load_picture(job, engine, example) for example in some}
+        asked = [(pictures[example.image], example) for example in some]
+        with FlopCounterMode(display=False) as counter:
+            runner.answer_within_memory(job.task, engine, asked)
+        total += counter.get_total_flops() / len(asked) * len(job.examples)
+    return total
+
+
+def image_level(backbone: str | Path) -> dict:
+    """What the image-level pretraining of a miniature backbone recorded in its weights."""
+    from vision_backbones import get_spec
+    from vision_backbones.weights import find_weights, read_header
+
+    return json.loads(read_header(find_weights(get_spec(str(backbone))))[1]["image_level"])

@@ -1,0 +1,112 @@
+"""Runs the stages of a study, several at a time, and goes on where an earlier call was stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from recipes.reproduce import job as stages_
+from recipes.reproduce.plan import Stage
+
+POLL = 0.5  # seconds
+
+
+def pending(stages: Iterable[Stage]) -> list[Stage]:
+    """The stages that have not ended yet."""
+    return [stage for stage in stages if stages_.read(stage.folder) is None]
+
+
+def expected_seconds(stages: Iterable[Stage], jobs: int) -> float:
+    """How long these stages take, `jobs` at a time, if each has a core."""
+    stages = list(stages)
+    return max(sum(stage.seconds for stage in stages) / jobs, max((stage.seconds for stage in stages), default=0.0))
+
+
+def run_all(stages: list[Stage], jobs: int) -> None:
+    """Runs what has not ended, `jobs` stages at a time, longest chains of the plan in its order.
+
+    The bar counts expected seconds, so that its ETA holds for stages of different length. Ctrl-C stops the stages at
+    work; a later call continues them.
+
+    Raises:
+        ValueError: A stage failed; says which, where its log is, and how it ended.
+    """
+    waiting, running = pending(stages), {}
+    if not waiting:
+        return
+    done = {stage.name for stage in stages} - {stage.name for stage in waiting}
+    bar = tqdm(
+        total=sum(stage.seconds for stage in waiting),
+        desc=f"{len(waiting)} stages",
+        mininterval=1.0,
+        smoothing=0,  # the mean speed so far: a stage that is slower than expected seems to stand still at its end
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} to go {postfix}",
+    )
+    try:
+        while waiting or running:
+            ready = [s for s in waiting if all(need.name in done for need in s.needs)]
+            for stage in ready[: jobs - len(running)]:
+                waiting.remove(stage)
+                running[stage] = start(stage, jobs), time.monotonic()
+            time.sleep(POLL)
+            for stage, (process, _) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[stage]
+                if stages_.read(stage.folder) is None:
+                    raise ValueError(failure(stage, process.returncode))
+                done.add(stage.name)
+                bar.write(f"{stage.name}: {stages_.read(stage.folder)['seconds'] / 60:.1f} min")
+            ended = sum(s.seconds for s in stages if s.name in done) - (sum(s.seconds for s in stages) - bar.total)
+            under_way = sum(min(time.monotonic() - since, 0.95 * s.seconds) for s, (_, since) in running.items())
+            bar.set_postfix_str(", ".join(stage.name for stage in running), refresh=False)
+            bar.update(min(bar.total, ended + under_way) - bar.n)
+    finally:
+        for process, _ in running.values():
+            stop(process)
+        bar.close()
+
+
+def start(stage: Stage, jobs: int) -> subprocess.Popen:
+    """Starts a stage in a process group of its own; what it says goes to `FOLDER.log`."""
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+    stage.folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_path(stage), "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", stages_.__name__, str(stage.folder), stage.module, *stage.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Ends a stage: a finetune writes a checkpoint first."""
+    process.terminate()
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def log_path(stage: Stage) -> Path:
+    """What the stage said, of all attempts."""
+    return stage.folder.with_name(f"{stage.folder.name}.log")
+
+
+def failure(stage: Stage, code: int) -> str:
+    """Says how a stage ended, with the end of its log."""
+    lines = log_path(stage).read_text(errors="replace").replace("\r", "\n").strip().splitlines()
+    told = "\n  ".join(lines[-5:])
+    return (
+        f"stage {stage.name} ended with {code}; the end of {log_path(stage)}:\n  {told}\n"
+        "What has ended is kept: mend the cause and start the study again"
+    )
