@@ -60,8 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: unknown job {name!r}: {hint}", file=sys.stderr)
         raise SystemExit(2)
     job = JOBS[name]
-    first = rest[:1] if job.module == "vision_backbones" and before else []  # its sub-command takes --plugins before
-    sys.argv = [f"prismatic {name}", *job.words, *(before + rest if first else rest + before)]
+    sys.argv = [f"prismatic {name}", *job.words, *rest, *before]
     runpy.run_module(job.module, run_name="__main__", alter_sys=True)
 
 

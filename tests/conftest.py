@@ -20,7 +20,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 FIRST = (  # files that take longest, so that no worker is left alone with one at the end
-    "test_docs", "test_align", "test_plan", "test_failures", "test_sharding", "test_finetune",
+    "test_kills", "test_docs", "test_align", "test_plan", "test_failures", "test_sharding", "test_finetune",
     "test_started_again", "test_probe", "test_families", "test_runner", "test_export", "test_resume", "test_study",
 )  # fmt: skip
 
@@ -43,6 +43,14 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     gc.enable()
     gc.freeze()  # looking through a million objects of the libraries again and again takes a second each time
+
+
+@pytest.fixture
+def any_precision():
+    """Runs in this process may be in another precision than those before."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

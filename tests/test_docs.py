@@ -127,6 +127,8 @@ def as_forked(command):
     argv = shlex.split(command)
     if argv[0] == "python":
         return argv[1:], 1
+    if argv[0] == "prismatic":
+        return ["-m", *argv], 1
     if argv[:3] == ["accelerate", "launch", "--config_file"] and argv[3].endswith(("/one-process.yaml", "/cpu-2.yaml")):
         return argv[4:], 2 if argv[3].endswith("/cpu-2.yaml") else 1
     return None

@@ -23,13 +23,17 @@ are dropped. The rest has to fit the backbone exactly. No code in the file is ru
 def main() -> None:
     """Lists the registered backbones, describes one without loading its weights, or converts a checkpoint to one."""
     parser = argparse.ArgumentParser(prog="python -m vision_backbones", description=main.__doc__)
-    parser.add_argument("--plugins", nargs="*", default=[], metavar="MODULE", help="modules that register backbones")
+    about = {"action": "extend", "metavar": "MODULE", "help": "modules that register backbones"}
+    parser.add_argument("--plugins", nargs=1, default=[], **about)  # more would take the command for a module
+    plugins = argparse.ArgumentParser(add_help=False)
+    plugins.add_argument("--plugins", nargs="*", default=argparse.SUPPRESS, **about)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="every registered id with its family, image size and timm id")
-    described = commands.add_parser("describe", help="one backbone in full")
+    commands.add_parser("list", parents=[plugins], help="every registered id with its family, image size and timm id")
+    described = commands.add_parser("describe", parents=[plugins], help="one backbone in full")
     described.add_argument("id", help="registered id, timm:<timm id>, or a run folder of recipes/align.py")
     converted = commands.add_parser(
         "convert",
+        parents=[plugins],
         help="a checkpoint of others to an aligned backbone",
         description=CONVERT,
         formatter_class=argparse.RawDescriptionHelpFormatter,

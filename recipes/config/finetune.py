@@ -32,9 +32,8 @@ class DataConfig:
 
     annotations: str = ""  # LLaVA json or jsonl; "miniature:10000" asks so many questions about drawn scenes
     image_root: str | None = None  # folder that image paths are relative to; the annotations' own folder if null
-    held_out: str | None = (
-        None  # LLaVA json of single questions, answered before and after; the miniature world has one
-    )
+    # LLaVA json of single questions, answered before and after; the miniature world has one
+    held_out: str | None = None
     held_out_limit: int = 500  # how many of them
     on_bad_image: str = "error"  # "error" stops at a missing or corrupt image, "skip" leaves its row out and counts
     exif_rotation: bool = False  # turn images as their EXIF tag says (the paper does not)
@@ -68,14 +67,12 @@ class FinetuneConfig:
     image_size: int | None = None  # side of the input image in pixels; the backbone's own if null
     prompt_style: str = "auto"  # chat template: a name, FILE.jinja, or auto: the LLM's own, else "pure"; docs/llms.md
     init_from: str | None = None  # run or save_pretrained folder to start from, such as the run of stage align
-    base: str | None = (
-        None  # where the LLM of a LoRA run --init_from lies now, if it was moved; or PART=PATH of several
-    )
+    # where the LLM of a LoRA run --init_from lies now, if it was moved; or PART=PATH of several
+    base: str | None = None
 
     data: DataConfig = field(default_factory=DataConfig)
-    stage: str = (
-        "finetune"  # align: projector; finetune: and LLM; full-finetune: and backbone; lora: adapters on the LLM
-    )
+    # align: projector; finetune: and LLM; full-finetune: and backbone; lora: adapters on the LLM
+    stage: str = "finetune"
     lora: LoraConfig = field(default_factory=LoraConfig)
     quantize: str | None = None  # "4bit" or "8bit": keep the frozen LLM of stage lora or align in so many bits a weight
 

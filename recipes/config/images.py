@@ -9,13 +9,11 @@ from recipes.config.parsing import check_choices, parse
 class ImageDataConfig:
     """What is trained on."""
 
-    train: str = (
-        ""  # folder with a folder for each class, tar shards (DIR/*.tar, DIR/in21k-{000..123}.tar), or miniature:20000
-    )
+    # folder with a folder for each class, tar shards (DIR/*.tar, DIR/in21k-{000..123}.tar), or miniature:20000
+    train: str = ""
     validation: str = ""  # likewise; the loss is measured on all of it after every epoch
-    crop_mode: str = (
-        "rkrc"  # timm's training crops: rkrc (resize keeping the ratio, centre), rkrr, rrc; none: as in validation
-    )
+    # timm's training crops: rkrc (resize keeping the ratio, centre), rkrr, rrc; none: as in validation
+    crop_mode: str = "rkrc"
     horizontal_flip: float = 0.5  # probability
     auto_augment: str | None = None  # timm's notation of a policy, such as rand-m9-mstd0.5-inc1
     on_bad_image: str = "error"  # "error" stops at an unreadable image, "skip" leaves it out and counts
@@ -63,17 +61,15 @@ class ImageTrainingConfig:
 class MaskedTrainingConfig(ImageTrainingConfig):
     """What align and mim have in common."""
 
-    teacher: str = (
-        "clip-vit-b"  # frozen: registered id, "timm:<timm id>", or a run; see python -m vision_backbones list
-    )
+    # frozen: registered id, "timm:<timm id>", or a run; see python -m vision_backbones list
+    teacher: str = "clip-vit-b"
     student: str | None = None  # what is trained, likewise; a copy of the teacher if null
     soft_cap: float | None = 30.0  # attention logits of the student stay below it; null for plain attention
     student_head: str = "linear"  # on the student's tokens: linear or mlp
     loss: str = "mse"  # mse (on targets scaled to unit variance), cosine, l1, masked_mse or unmasked_mse
     masks: MaskConfig = field(default_factory=MaskConfig)
-    decay_all: bool = (
-        True  # weight decay on every parameter as in the paper; false spares biases, norms and other vectors
-    )
+    # weight decay on every parameter as in the paper; false spares biases, norms and other vectors
+    decay_all: bool = True
     as_reference: bool = False  # reproduce the bugs of the paper's code (see docs/align.md)
 
 
@@ -84,9 +80,8 @@ class AlignConfig(MaskedTrainingConfig):
     Without --config_path and --model it runs recipes/configs/align-miniature.yaml, a complete alignment on a laptop.
     """
 
-    model: str | None = (
-        None  # preset of the paper: clip-vit-b-aligned, siglip-vit-so400m-aligned, ... (configs/alignments.yaml)
-    )
+    # preset of the paper: clip-vit-b-aligned, siglip-vit-so400m-aligned, ... (configs/alignments.yaml)
+    model: str | None = None
     teacher_skip_blocks: int = 1  # blocks of the teacher left out at the end
     prefix_only: bool = False  # predict the teacher's prefix tokens alone (class token, registers)
     decoder_blocks: int = 2  # ViT blocks of the decoder

@@ -21,6 +21,7 @@ from recipes.check_llm import COLUMNS, check
 from recipes.config.finetune import DataConfig, parse_finetune
 from recipes.finetune import main
 
+pytestmark = pytest.mark.usefixtures("any_precision")
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4}

@@ -14,6 +14,7 @@ from recipes.evaluate import main as evaluate
 from recipes.export import export
 from recipes.finetune import main
 
+pytestmark = pytest.mark.usefixtures("any_precision")
 SMALL = (
     "--vision_backbone miniature-aligned --data.annotations miniature:16 --data.workers 0 --data.held_out_limit 1 "
     "--global_batch_size 4 --per_device_batch_size 4 --max_steps 1 --eval_tasks [] --stage lora --precision fp32"

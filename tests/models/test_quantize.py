@@ -24,6 +24,7 @@ from recipes.config.plan import parse_plan
 from recipes.finetune import main
 from recipes.plan import make_plan
 
+pytestmark = pytest.mark.usefixtures("any_precision")
 PARTS = {"vision_backbone": "miniature-aligned", "llm": "miniature", "projector": "linear"}
 SMALL = (
     "--vision_backbone miniature-aligned --projector linear --data.annotations miniature:16 --data.workers 0 "

@@ -1,17 +1,15 @@
 """How tests watch the recipes that train on images."""
 
 import pytest
-from accelerate.state import AcceleratorState
 from image_runs import measure_nothing
 
 from prismatic.training import vision as images
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Runs measure neither the machine nor their operations, and may differ in precision."""
+def quick(monkeypatch, any_precision):
+    """Runs measure neither the machine nor their operations."""
     measure_nothing(monkeypatch)
-    AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process, else
 
 
 @pytest.fixture
