@@ -57,7 +57,7 @@ def save(folder: Path) -> dict:
     model, optimizer = prepare(accelerator)
     (folder / "checkpoints").mkdir(exist_ok=True)
     steps, saved = [], []
-    checkpoints = saving.Checkpoints(folder, accelerator, model, optimizer, every=EVERY, log=saved.append)
+    checkpoints = saving.AsyncCheckpointer(folder, accelerator, model, optimizer, every=EVERY, log=saved.append)
     rows = ROWS // accelerator.num_processes
     batch = collate_padded(make_examples([TEXT] * rows, 0.4, accelerator.process_index), 0)
     total = (SAVES + 1) * EVERY - 1  # the last save, too, has steps beside it

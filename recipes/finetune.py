@@ -24,11 +24,11 @@ def main(config: FinetuneConfig) -> dict:
     from eval import records, runner
     from prismatic.checkpoints.epoch import TRAINED, epoch_folder, has_epoch, save_model
     from prismatic.checkpoints.run_folder import finished_run, open_run, slower
-    from prismatic.checkpoints.writer import Checkpoints, resume
+    from prismatic.checkpoints.writer import AsyncCheckpointer, resume
     from prismatic.data.batching import accumulation_steps
     from prismatic.data.conversation_dataset import open_data
     from prismatic.data.fingerprints import of_conversations
-    from prismatic.data.rows import RowBatches
+    from prismatic.data.rows import FinetuneBatches
     from prismatic.models.attention import SEGMENTED
     from prismatic.models.deferred_weights import fill, place, weight_files
     from prismatic.models.load import check_parts, load, start, start_stage
@@ -109,12 +109,12 @@ def main(config: FinetuneConfig) -> dict:
 
     # The data, and where an interrupted run goes on.
     fingerprint = on_main(accelerator, lambda: of_conversations(source, processor.tokenizer))
-    batches = RowBatches(config, source, processor, accelerator.process_index, world)
+    batches = FinetuneBatches(config, source, processor, accelerator.process_index, world)
     passes = batches.steps / batches.steps_per_epoch
     accelerator.print(f"{batches.steps:,} steps, {passes:.3g} passes over {len(source):,} rows")
     done = resume(config.resume, run_dir, accelerator, model, optimizer, data=fingerprint)
     log = metrics_log(accelerator, config, run_dir, done)
-    checkpoints = Checkpoints(
+    checkpoints = AsyncCheckpointer(
         run_dir, accelerator, model, optimizer, every=config.save_every_steps, last=batches.steps,
         keep_last=config.keep_last,
         keep_every=config.keep_every, log=log, timeout_minutes=waits,

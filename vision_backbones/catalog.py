@@ -14,7 +14,7 @@ OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.275777
 
 
 def pixels(mean_and_std: tuple, crop_pct: float) -> dict[str, Any]:
-    """Gives the fields of a spec that define its transform."""
+    """Returns the fields of a spec that define its transform."""
     mean, std = mean_and_std
     return {"mean": mean, "std": std, "interpolation": "bicubic", "crop_pct": crop_pct}
 

@@ -42,7 +42,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Gives the tensors of a safetensors file or of a pickled checkpoint, of which no code is run.
+    """Returns the tensors of a safetensors file or of a pickled checkpoint, of which no code is run.
 
     A moving average is preferred; prefixes of wrappers (`_orig_mod.`, `module.`) are taken off. If all names begin
     with `encoder.` or `decoder.`, as in the authors' released `.pth.tar` files, it is a MaskEmbed student.
@@ -61,7 +61,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _state_dict(path: Path) -> tuple[str, dict]:
-    """Gives the state dict in a file and the name under which it is stored there, if any."""
+    """Returns the state dict in a file and the name under which it is stored there, if any."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -87,7 +87,7 @@ def _state_dict(path: Path) -> tuple[str, dict]:
 
 
 def unpickle(path: Path):
-    """Gives what `torch.save` wrote, tensors and harmless values only."""
+    """Returns what `torch.save` wrote, tensors and harmless values only."""
     try:
         with torch.serialization.safe_globals(HARMLESS):
             # Mapped, not read: the optimizer's tensors, two thirds of such a file, never enter memory.

@@ -31,7 +31,7 @@ class TransformerPool(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Gives pooled features `[B, dim]` for tokens `[B, N, dim]`."""
+        """Returns pooled features `[B, dim]` for tokens `[B, N, dim]`."""
         x = x + self.pos_embed
         for block in self.blocks:
             x = block(x)
@@ -39,7 +39,7 @@ class TransformerPool(nn.Module):
 
 
 def build_classifier(spec: BackboneSpec, head: str, num_classes: int, pretrained: bool) -> nn.Module:
-    """Gives a timm ViT from pixels `[B, 3, H, W]` to logits `[B, num_classes]`, with all blocks and the final norm.
+    """Returns a timm ViT from pixels `[B, 3, H, W]` to logits `[B, num_classes]`, with all blocks and the final norm.
 
     `linear` averages the patches, without prefix tokens; `attention` pools all tokens by a learned query;
     `transformer` sends them through one more block and averages. The head is random, the ViT is as `load_vit` gives
@@ -76,7 +76,7 @@ def build_classifier(spec: BackboneSpec, head: str, num_classes: int, pretrained
 
 
 def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:
-    """Gives parameter groups whose `lr_scale` shrinks from the head, 1, to the patch embedding.
+    """Returns parameter groups whose `lr_scale` shrinks from the head, 1, to the patch embedding.
 
     Block i of n, from 0, has `layer_decay ** (n - i)`, patch and position embeddings have `layer_decay ** (n + 1)`;
     the final norm belongs to the last block, head and pool have 1. Vectors and the ViT's position embeddings and

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def check_spec(id_or_spec: str | BackboneSpec, *, image_size: int | None = None, tail_blocks: int = 0) -> BackboneSpec:
-    """Gives the resolved spec if a backbone can be made of it, without reading or allocating any weights.
+    """Returns the resolved spec if a backbone can be made of it, without reading or allocating any weights.
 
     Raises:
         ValueError: As `create_backbone`, except for weights.
@@ -36,7 +36,7 @@ def create_backbone(
     image_size: int | None = None,
     tail_blocks: int = 0,
 ) -> "VisionBackbone | FusedBackbone":
-    """Gives a vision backbone: a module from pixels `[B, 3 * parts, H, W]` to features `[B, num_tokens, embed_dim]`.
+    """Returns a vision backbone: a module from pixels `[B, 3 * parts, H, W]` to features `[B, num_tokens, embed_dim]`.
 
     Args:
         id_or_spec: A registered id, `timm:<timm id>`, a run folder (see `get_spec`), or a spec.

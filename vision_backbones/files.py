@@ -27,7 +27,7 @@ def describe(path: Path) -> dict:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives the path to write a file to; then it takes the place of `path`, or is gone where writing failed."""
+    """Returns the path to write a file to; then it takes the place of `path`, or is gone where writing failed."""
     beside = path.with_name(f".{path.name}.unfinished")
     try:
         yield beside

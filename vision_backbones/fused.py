@@ -38,7 +38,7 @@ class FusedBackbone(nn.Module):
         self.num_tokens = first.num_tokens
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Gives features `[B, num_tokens, embed_dim]` of pixels `[B, 3 * parts, H, W]`, three channels a part.
+        """Returns features `[B, num_tokens, embed_dim]` of pixels `[B, 3 * parts, H, W]`, three channels a part.
 
         Raises:
             ValueError: If the pixels have another shape.

@@ -33,13 +33,13 @@ def register(spec: BackboneSpec) -> BackboneSpec:
 
 
 def list_backbones() -> list[str]:
-    """Gives every registered id, in order of registration; imports neither torch nor timm."""
+    """Returns every registered id, in order of registration; imports neither torch nor timm."""
     _load_entry_points()
     return list(_specs)
 
 
 def get_spec(id: str) -> BackboneSpec:
-    """Gives the spec of a registered id, of `timm:<any timm id>`, or of an aligned backbone on disk.
+    """Returns the spec of a registered id, of `timm:<any timm id>`, or of an aligned backbone on disk.
 
     On disk means a run folder of recipes/align.py (its best checkpoint, or else its last), one of its checkpoints, or
     a safetensors file with a spec in its metadata; `spec.weights` is then that file. A registered id goes before a
@@ -63,7 +63,7 @@ def get_spec(id: str) -> BackboneSpec:
 
 
 def resolve_spec(id_or_spec: str | BackboneSpec, *, image_size: int | None = None) -> BackboneSpec:
-    """Gives the spec with timm's values filled in and `image_size` (pixels), if given, put in place of its own.
+    """Returns the spec with timm's values filled in and `image_size` (pixels), if given, put in place of its own.
 
     Raises:
         ValueError: If a name is unknown or `image_size` is not positive.

@@ -24,7 +24,7 @@ class SoftCapAttention(Attention):
     flex: bool = False
 
     def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False) -> torch.Tensor:
-        """Gives tokens `[B, N, dim]` for tokens `[B, N, dim]`.
+        """Returns tokens `[B, N, dim]` for tokens `[B, N, dim]`.
 
         Raises:
             ValueError: If a mask is given; image tokens all see each other.
@@ -47,7 +47,7 @@ class SoftCapAttention(Attention):
 
 
 def soft_capped_attention(qkv: torch.Tensor, cap: float, scale: float, dropout: float = 0.0) -> torch.Tensor:
-    """Gives `softmax(cap * tanh(scale * q k^T / cap)) v`, `[B, N, H, d]`, for packed `qkv`, `[B, N, 3, H, d]`.
+    """Returns `softmax(cap * tanh(scale * q k^T / cap)) v`, `[B, N, H, d]`, for packed `qkv`, `[B, N, 3, H, d]`.
 
     In low precision the matrix products are rounded; cap and softmax are float32. There are no second derivatives.
     """
@@ -60,7 +60,7 @@ def soft_capped_attention(qkv: torch.Tensor, cap: float, scale: float, dropout: 
 
 
 def flex_soft_capped_attention(qkv: torch.Tensor, cap: float, scale: float) -> torch.Tensor:
-    """Gives what `soft_capped_attention` gives, by compiled FlexAttention: its CPU form has no backward."""
+    """Returns what `soft_capped_attention` gives, by compiled FlexAttention: its CPU form has no backward."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     return _compiled_flex_attention()(q, k, v, score_mod=_score_mod(cap), scale=scale).transpose(1, 2)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def closest(name: str, known: list[str]) -> str:
-    """Gives `; closest: a, b`, or an empty string where nothing known resembles `name`."""
+    """Returns `; closest: a, b`, or an empty string where nothing known resembles `name`."""
     near = get_close_matches(name, known, n=3, cutoff=0.5)
     return f"; closest: {', '.join(near)}" if near else ""
 
@@ -78,12 +78,12 @@ class BackboneSpec:
             raise ValueError(f"backbone '{self.id}': set {', '.join(stray)} on the parts, not on the fused spec")
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives the spec as the dict that JSON reads back; parts are nested dicts."""
+        """Returns the spec as the dict that JSON reads back; parts are nested dicts."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "BackboneSpec":
-        """Gives the spec that `to_dict` wrote.
+        """Returns the spec that `to_dict` wrote.
 
         Raises:
             ValueError: On unknown keys, a missing id, or what the constructor refuses.

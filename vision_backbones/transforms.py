@@ -19,7 +19,7 @@ STRATEGIES = ("resize-naive", "resize-crop", "letterbox")
 def image_transform(
     spec: BackboneSpec, strategy: str = "resize-naive", image_size: int | None = None
 ) -> Callable[[Image.Image], torch.Tensor]:
-    """Gives a picklable callable from a PIL image of any mode to normalised pixels `[3 * parts, H, W]`.
+    """Returns a picklable callable from a PIL image of any mode to normalised pixels `[3 * parts, H, W]`.
 
     resize-naive squashes to the square; resize-crop resizes the shorter edge and crops the centre; letterbox first
     pads to a square with the mean colour. Needs no weights.
@@ -49,7 +49,7 @@ def image_transform(
 
 
 class Bounded:
-    """Gives an image in mode RGB of which no later step makes gigabytes; only very long and thin ones are changed.
+    """Returns an image in mode RGB of which no later step makes gigabytes; only very long and thin ones are changed.
 
     Neighbouring pixels along an edge of more than `LONGEST` are averaged. With `crop`, the middle is kept that a square
     of so many pixels needs once the shorter edge is resized to `short`.
@@ -59,7 +59,7 @@ class Bounded:
         self.short, self.crop = short, crop
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Gives the image."""
+        """Returns the image."""
         image = to_rgb(image)
         factors = tuple(max(1, length >> 15) if length > LONGEST else 1 for length in image.size)
         image = image if factors == (1, 1) else image.reduce(factors)
@@ -81,7 +81,7 @@ class Letterbox:
         self.fill = tuple(int(255 * value) for value in mean)
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Gives the padded image; a thin one is made smaller before, else a few pixels would fill gigabytes."""
+        """Returns the padded image; a thin one is made smaller before, else a few pixels would fill gigabytes."""
         side, pixels = max(image.size), image.width * image.height
         if side**2 > max(MOST_PIXELS, 4 * pixels):
             shrink = math.isqrt(MOST_PIXELS) / side
@@ -98,5 +98,5 @@ class Stack:
         self.transforms = transforms
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Gives pixels `[3 * transforms, H, W]`."""
+        """Returns pixels `[3 * transforms, H, W]`."""
         return torch.cat([transform(image) for transform in self.transforms])

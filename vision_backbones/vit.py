@@ -15,7 +15,7 @@ from vision_backbones.weights import find_weights, load_weights
 
 
 def build_vit(spec: BackboneSpec, *, pretrained: bool = False) -> nn.Module:
-    """Gives the whole timm model of a resolved spec, without classifier; `pretrained` loads timm's own weights."""
+    """Returns the whole timm model of a resolved spec, without classifier; `pretrained` loads timm's own weights."""
     kwargs = {**spec.arch_kwargs, "img_size": spec.image_size, "num_classes": 0}
     if spec.soft_cap:
         kwargs["attn_layer"] = SoftCapAttention
@@ -37,7 +37,7 @@ class Layout(NamedTuple):
 
 
 def layout(spec: BackboneSpec) -> Layout:
-    """Gives the layout of a resolved spec's ViT, which is built on the meta device, once for all specs that share it.
+    """Returns the layout of a resolved spec's ViT, which is built on the meta device, once for all specs that share it.
 
     Raises:
         ValueError: If timm does not build a plain ViT of it.
@@ -88,12 +88,12 @@ def check_vit(spec: BackboneSpec, tail_blocks: int = 0) -> None:
 
 
 def skipped_blocks(spec: BackboneSpec, tail_blocks: int) -> int:
-    """Gives how many blocks at the end the features leave out."""
+    """Returns how many blocks at the end the features leave out."""
     return tail_blocks or (0 if spec.aligned else 1)
 
 
 def load_vit(spec: BackboneSpec, *, pretrained: bool) -> nn.Module:
-    """Gives the timm model of a resolved spec, headless, with random or pretrained weights.
+    """Returns the timm model of a resolved spec, headless, with random or pretrained weights.
 
     Raises:
         ValueError: If weights are not found or do not fit.
@@ -154,7 +154,7 @@ class VisionBackbone(nn.Module):
         self.num_tokens = self.num_prefix_tokens + self.num_patches
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Gives features `[B, num_tokens, embed_dim]` of normalised pixels `[B, 3, H, W]`.
+        """Returns features `[B, num_tokens, embed_dim]` of normalised pixels `[B, 3, H, W]`.
 
         Raises:
             ValueError: If the pixels have another shape.

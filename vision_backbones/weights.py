@@ -25,12 +25,12 @@ LAYER_SCALE = re.compile(r"(blocks\.\d+\.)ls([12])\.gamma")
 
 
 def weights_folder() -> Path:
-    """Gives the folder of weights files: `$VISION_BACKBONES_WEIGHTS`, by default `~/.cache/vision_backbones`."""
+    """Returns the folder of weights files: `$VISION_BACKBONES_WEIGHTS`, by default `~/.cache/vision_backbones`."""
     return Path(os.environ.get("VISION_BACKBONES_WEIGHTS") or "~/.cache/vision_backbones").expanduser()
 
 
 def find_weights(spec: BackboneSpec) -> Path | None:
-    """Gives the file `spec.weights` stands for, or None where weights come from timm.
+    """Returns the file `spec.weights` stands for, or None where weights come from timm.
 
     A name is looked up, as `NAME.safetensors`, inside this package, then in `weights_folder()`; a path (with a slash
     or the suffix of a weights file) is taken as it is.
@@ -63,12 +63,12 @@ def find_weights(spec: BackboneSpec) -> Path | None:
 
 
 def decoder_path(weights: Path) -> Path:
-    """Gives where the decoder of the backbone in `weights` lies: `NAME.decoder.safetensors` beside it."""
+    """Returns where the decoder of the backbone in `weights` lies: `NAME.decoder.safetensors` beside it."""
     return weights.with_suffix(".decoder.safetensors")
 
 
 def read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """Gives the shapes by tensor name and the metadata of a safetensors file; imports neither torch nor safetensors.
+    """Returns the shapes by tensor name and the metadata of a safetensors file; imports neither torch nor safetensors.
 
     Raises:
         ValueError: If it is not a safetensors file.
@@ -105,7 +105,7 @@ def load_weights(vit: "nn.Module", path: Path) -> None:
 
 
 def fit_state(vit: "nn.Module", found: "dict[str, Tensor]", source: Path) -> "dict[str, Tensor]":
-    """Gives the entries of a state dict as the model's own, each of its name and shape.
+    """Returns the entries of a state dict as the model's own, each of its name and shape.
 
     Names are converted as timm does for the architecture; position embeddings of another resolution are interpolated;
     LayerScale is folded into the layer before it where the model has none; heads that the model has not are left out.

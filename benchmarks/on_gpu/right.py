@@ -304,7 +304,7 @@ def sharded(machine: Machine) -> str:
         done, losses, options = 0, [], {}
         if folder:
             done = saving.resume("auto", folder, accelerator, model, optimizer)
-            checkpoints = saving.Checkpoints(folder, accelerator, model, optimizer, every=steps)
+            checkpoints = saving.AsyncCheckpointer(folder, accelerator, model, optimizer, every=steps)
             options = {"after_step": checkpoints.after_step, "before_update": checkpoints.before_update}
         batches = [collate_padded(rows(8, model.vision_backbone.num_tokens, 32), 0) for _ in range(done, steps)]
         loop.fit(

@@ -137,7 +137,7 @@ def read_json(path: Path, task: str, shape: str) -> Any:
     """Content of a JSON file.
 
     Raises:
-        ValueError: It is no JSON.
+        ValueError: It is not valid JSON.
     """
     with reading(path, task, shape):
         return json.loads(path.read_text(encoding="utf-8-sig"))

@@ -59,7 +59,7 @@ class ProbedBackbone(nn.Module):
         return self.grid[0] * self.grid[1] + (self.num_prefix_tokens if self.keep == "all" else 0)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Gives the tokens.
+        """Returns the tokens.
 
         Raises:
             ValueError: If the pixels have another shape.

@@ -24,7 +24,7 @@ PER_CLASS = ("recall", "precision", "f1", "accuracy")
 def evaluate(
     probe: Probe, split: Split, plan: Sequence[Sequence[int]], kind: str, accelerator: Accelerator, reliability=False
 ) -> dict[str, Any]:
-    """Gives `loss`, `counts` (see `metrics`) and `places` of an image on all rows of `plan`; `reliability` if asked."""
+    """Returns `loss`, `counts` (see `metrics`) and `places` of an image on `plan`; `reliability` if asked."""
     classes = len(split.examples.dataset.classes)
     probe.eval()
     losses, counts, reliable, places = 0.0, [], 0, 0

@@ -32,11 +32,11 @@ class Probe(nn.Module):
         self.backbone, self.head, self.finetune, self.dtype = backbone.requires_grad_(finetune), head, finetune, dtype
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Gives the logits, float32."""
+        """Returns the logits, float32."""
         return self.head(self.tokens(batch) if "pixel_values" in batch else batch["features"]).float()
 
     def tokens(self, batch: Batch) -> torch.Tensor:
-        """Gives the backbone's tokens of `pixel_values`."""
+        """Returns the backbone's tokens of `pixel_values`."""
         if self.finetune:
             return self.backbone(batch["pixel_values"])
         with torch.no_grad():

@@ -34,7 +34,7 @@ class TransformerHead(nn.Module):
         self.norm_pre, self.blocks, self.norm, self.head = _layers(embed_dim, num_heads, num_classes)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Gives logits `[B, patches or 1, C]` of tokens `[B, num_tokens, embed_dim]`."""
+        """Returns logits `[B, patches or 1, C]` of tokens `[B, num_tokens, embed_dim]`."""
         x = self.norm(self.blocks(self.norm_pre(tokens + self.pos_embed)))
         if self.output == "suffix":
             return self.head(x[:, self.num_prefix_tokens :])
@@ -53,7 +53,7 @@ class LatentHead(nn.Module):
         self.norm_pre, self.blocks, self.norm, self.head = _layers(embed_dim, num_heads, num_classes)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Gives logits `[B, num_patches, C]` of any number of tokens `[B, N, embed_dim]`."""
+        """Returns logits `[B, num_patches, C]` of any number of tokens `[B, N, embed_dim]`."""
         x = torch.cat([tokens, self.latent_embed.expand(len(tokens), -1, -1)], dim=1)
         return self.head(self.norm(self.blocks(self.norm_pre(x))[:, tokens.shape[1] :]))
 
@@ -82,7 +82,7 @@ def tokens_for(head: str, labels: str) -> str:
 
 
 def make_head(head: str, labels: str, backbone: ProbedBackbone, num_classes: int) -> nn.Module:
-    """Gives a head with random weights for what `backbone` gives with `tokens_for(head, labels)`.
+    """Returns a head with random weights for what `backbone` gives with `tokens_for(head, labels)`.
 
     Raises:
         ValueError: As `check_head`.

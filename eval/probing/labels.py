@@ -18,7 +18,7 @@ def check_labels(kind: str) -> None:
 
 
 def reduce_labels(label_map: np.ndarray, patch: int, num_classes: int, kind: str) -> np.ndarray:
-    """Gives what the patches of a label map hold; pixels beyond the last whole patch do not count.
+    """Returns what the patches of a label map hold; pixels beyond the last whole patch do not count.
 
     Args:
         label_map: Class of every pixel, integers `[H, W]`; class 0 belongs to none.
@@ -67,12 +67,12 @@ def _cells(rows: int, columns: int, patch: int, num_classes: int) -> np.ndarray:
 
 
 def pack(labels: np.ndarray) -> np.ndarray:
-    """Gives labels in the fewest bytes: eight classes a byte along the last axis, or uint8 class numbers."""
+    """Returns labels in the fewest bytes: eight classes a byte along the last axis, or uint8 class numbers."""
     return np.packbits(labels, axis=-1, bitorder="little") if labels.dtype == bool else labels.astype(np.uint8)
 
 
 def unpack(packed: torch.Tensor, num_classes: int, kind: str) -> torch.Tensor:
-    """Gives labels that `pack` made small, on their device: int64 for `majority`, else uint8 0 or 1 `[..., C]`."""
+    """Returns labels that `pack` made small, on their device: int64 for `majority`, else uint8 0 or 1 `[..., C]`."""
     if kind == "majority":
         return packed.long()
     bits = torch.arange(8, dtype=torch.uint8, device=packed.device)

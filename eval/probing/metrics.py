@@ -63,7 +63,7 @@ def _total(marks: np.ndarray) -> np.ndarray:
 
 
 def scores(counts: np.ndarray, places: float | np.ndarray, kind: str) -> dict[str, np.ndarray]:
-    """Gives scores of summed counts `[..., 3, C]`, each `[...]`, and `class_*`, each `[..., C]`.
+    """Returns scores of summed counts `[..., 3, C]`, each `[...]`, and `class_*`, each `[..., C]`.
 
     Macro scores are means over the classes that occur. As in the paper's code, `macro_precision` and `macro_f1` are
     nan as soon as one of these is never found; in `macro_precision_or_0` and `macro_f1_or_0` it counts as 0. Micro
@@ -111,7 +111,7 @@ def _f1(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
 
 
 def by_size(counts: torch.Tensor, places: int, buckets: int = SIZE_BUCKETS) -> tuple[np.ndarray, np.ndarray]:
-    """Gives counts of every size of objects, int64 `[buckets, 3, 1]`, and how many places they are of, `[buckets]`.
+    """Returns counts of every size of objects, int64 `[buckets, 3, 1]`, and how many places they are of, `[buckets]`.
 
     A class in an image has the size of its share of the places: bucket i holds shares above `i / buckets`, up to
     `(i + 1) / buckets`; what is not in the image is in the first.
@@ -123,7 +123,7 @@ def by_size(counts: torch.Tensor, places: int, buckets: int = SIZE_BUCKETS) -> t
 
 
 def intervals(counts: torch.Tensor, places: int, kind: str, seed: int = 0) -> dict[str, list[float] | None]:
-    """Gives the 95 % bootstrap interval of every score that is a number, over images; None where a resample has none.
+    """Returns the 95 % bootstrap interval of every score that is a number, over images; None where a resample has none.
 
     Percentiles of the scores of `RESAMPLES` random draws of as many images, with replacement.
     """
@@ -156,13 +156,13 @@ def reliability(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.
 
 
 def calibration_error(counts: torch.Tensor) -> np.ndarray:
-    """Gives the expected calibration error of every class from counts of `reliability`, `[C]`."""
+    """Returns the expected calibration error of every class from counts of `reliability`, `[C]`."""
     number, probability, right = counts.numpy()
     return np.abs(probability - right).sum(-1) / number.sum(-1)
 
 
 def jsonable(values: dict[str, np.ndarray]) -> dict[str, float | None]:
-    """Gives the scores that are numbers, None for those that are not defined; without those of classes."""
+    """Returns the scores that are numbers, None for those that are not defined; without those of classes."""
     return {
         name: None if math.isnan(value) else float(value)
         for name, value in values.items()

@@ -26,11 +26,11 @@ def get_task(name: str) -> Task:
     name, _, split = name.partition(":")
     if name not in TASKS:
         near = get_close_matches(name, TASKS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose of {', '.join(TASKS)}"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(TASKS)}"
         raise ValueError(f"unknown task '{name}': {hint}")
     task = TASKS[name]
     if split and split not in task.num_examples:
-        raise ValueError(f"task '{name}' has no split '{split}': choose of {', '.join(task.num_examples)}")
+        raise ValueError(f"task '{name}' has no split '{split}': choose from {', '.join(task.num_examples)}")
     return replace(task, split=split or task.split)
 
 

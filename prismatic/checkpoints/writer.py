@@ -67,7 +67,7 @@ class StopSignals:
             signal.signal(*self.before.popitem())
 
 
-class Checkpoints:
+class AsyncCheckpointer:
     """Saves every so many steps, after the last one, and when the process is asked to stop, one save at a time.
 
     A failed save is said and training goes on; the checkpoints before stay as they are. `close` it when training ends.

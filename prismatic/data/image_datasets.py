@@ -81,7 +81,7 @@ class ImageSource:
         return np.random.default_rng(seed).permutation(len(self))
 
 
-class FolderImages(ImageSource):
+class ImageFolder(ImageSource):
     """Image files below a folder; the folder that a file lies in names its class, as in ImageNet and timm.
 
     Files of the uppermost folder have no class.
@@ -238,7 +238,7 @@ def _open_folder(path: Path) -> ImageSource:
             f"no images in {path}; looked for *{', *'.join(SUFFIXES)} in it and below, and for *.tar in it; "
             + (f"it holds {held}" if held else "it is empty")
         )
-    return FolderImages(path, folders, names) if folders else TarImages(shards)
+    return ImageFolder(path, folders, names) if folders else TarImages(shards)
 
 
 def _list_images(root: Path) -> tuple[list[Path], list[pa.Array]]:

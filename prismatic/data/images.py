@@ -111,7 +111,7 @@ def collate_images(items: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
 def training_transform(
     spec: BackboneSpec | str, *, crop_mode: str = "rkrc", hflip: float = 0.5, auto_augment: str | None = None
 ) -> Transform:
-    """Gives timm's training augmentation at the backbone's size, interpolation and normalisation.
+    """Returns timm's training augmentation at the backbone's size, interpolation and normalisation.
 
     Args:
         spec: of a single ViT, or its id.
@@ -155,7 +155,7 @@ def training_transform(
 
 
 def evaluation_transform(spec: BackboneSpec | str) -> Transform:
-    """Gives the transform without chance: the shorter edge resized, the centre cropped, normalised; [3, H, W]."""
+    """Returns the transform without chance: the shorter edge resized, the centre cropped, normalised; [3, H, W]."""
     return image_transform(_single(spec), "resize-crop")
 
 

@@ -10,7 +10,7 @@ from prismatic.models.processing import encode_counting
 
 
 @dataclass(frozen=True)
-class RowBatches:
+class FinetuneBatches:
     """This process's micro-batches of a finetune with the settings `config`."""
 
     config: object

@@ -23,7 +23,7 @@ def refuse_code(folder: Path) -> Path:
     """The folder, after every configuration file in it that could name code has been checked.
 
     Raises:
-        ValueError: One does (nothing was run or imported), or is no JSON object.
+        ValueError: One does (nothing was run or imported), or is not a JSON object.
     """
     for name in FILES:
         file = folder / name
@@ -49,7 +49,7 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is no JSON ({error}): save or download it again") from error
+        raise ValueError(f"{file} is not valid JSON ({error}): save or download it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}, expected an object: save or download it again")
     return content

@@ -33,7 +33,7 @@ def style_of(tokenizer) -> str:
 
 
 def speak(model, processor, style: str) -> None:
-    """Gives a VLM and its processor another prompt style, unless it is "auto"; its answers may then end otherwise.
+    """Sets another prompt style for a VLM and its processor, unless it is "auto"; its answers may then end otherwise.
 
     Raises:
         ValueError: there is no such style, or its template refuses a question and an answer.

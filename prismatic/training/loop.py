@@ -92,7 +92,7 @@ def fit(
         remedy: what to do when the loss is not finite.
 
     Raises:
-        ValueError: a step has nothing to learn from.
+        ValueError: a step contains no supervised tokens.
         FloatingPointError: when the loss or a gradient is not finite; the step is named and not taken.
     """
     model.train()
@@ -113,7 +113,7 @@ def fit(
             terms, units, places, stop, *lost = accelerator.reduce(counts, "sum").tolist()
             if not terms:
                 raise ValueError(
-                    f"step {step + 1} has nothing to learn from: its images could not be read, or its texts are cut "
+                    f"step {step + 1} contains no supervised tokens: its images cannot be read, or its texts are cut "
                     "off before the first answer; run python -m prismatic.data.verify, or raise --max_length"
                 )
             for parameters in optimizer.param_groups:

@@ -51,6 +51,6 @@ def check_reproduce(config: ReproduceConfig) -> None:
         if value < least:
             raise ValueError(f"--{name} is {value}: expected at least {least}")
     if other := set(config.projectors) - set(PROJECTORS):
-        raise ValueError(f"--projectors has {', '.join(sorted(other))}: choose of {', '.join(PROJECTORS)}")
+        raise ValueError(f"--projectors has {', '.join(sorted(other))}: choose from {', '.join(PROJECTORS)}")
     if "gelu-mlp" not in config.projectors:
         raise ValueError("--projectors lacks gelu-mlp, with which the others are compared")

@@ -64,6 +64,6 @@ def test_list_is_fast_and_light():
 def test_unknown_names_are_told(tmp_path):
     with pytest.raises(ValueError, match="did you mean refcoco"):
         get_task("refcco")
-    with pytest.raises(ValueError, match="choose of val, testA, testB, test"):
+    with pytest.raises(ValueError, match="choose from val, testA, testB, test"):
         get_task("refcoco:train")
     assert get_task("refcoco:testA").split == "testA"

@@ -148,7 +148,7 @@ def test_operations_of_an_evaluation_are_those_of_weights_and_tokens(tmp_path, m
     ("argv", "message"),
     [
         (["--seeds", "0"], "--seeds is 0"),
-        (["--projectors", "gelu-mpl"], "choose of gelu-mlp"),
+        (["--projectors", "gelu-mpl"], "choose from gelu-mlp"),
         (["--projectors", "truncated"], "lacks gelu-mlp"),
         (["--seedz", "2"], "did you mean --seeds"),
     ],

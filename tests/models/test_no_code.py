@@ -105,7 +105,7 @@ def test_adapter_folders(marker, tmp_path):
         ({"image_size": "64"}, "'image_size' is '64', expected pixels"),
         ({"init_from": str(folder)}, "leads back to the same adapters"),
         (["init_from"], "holds a list, expected an object"),
-        ("[" * 9999, f"{PARTS_FILE} is no JSON"),
+        ("[" * 9999, f"{PARTS_FILE} is not valid JSON"),
     ):
         good = {"vision_backbone": "miniature", "llm": "miniature", "projector": "linear"}
         text = parts if isinstance(parts, str) else json.dumps(parts if isinstance(parts, list) else good | parts)
@@ -203,5 +203,5 @@ def test_what_is_no_code_is_left_alone(tmp_path):
     parts = {"llm": "a", "image_size": 64, "vision_backbone": None}
     assert check_parts_named(parts, Path("x")) == parts
     (tmp_path / "config.json").write_text("[" * os.sysconf("SC_PAGE_SIZE") * 4)
-    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
         refuse_code(tmp_path)

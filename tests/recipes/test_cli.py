@@ -28,9 +28,7 @@ def prismatic(*argv, **options):
 
 
 def test_the_overview_names_every_job_and_imports_none():
-    code = (
-        "import sys; from recipes.cli import main; main(['--help'])\nprint({'torch', 'yaml'} & {*sys.modules})"
-    )
+    code = "import sys; from recipes.cli import main; main(['--help'])\nprint({'torch', 'yaml'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == f"{overview()}\nset()\n"
     assert all(re.search(rf"^  {name} +\S", overview(), re.M) for name in JOBS)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from sharded_worker import model_of
 from test_loop import examples
 
-from prismatic.checkpoints.writer import Checkpoints, resume
+from prismatic.checkpoints.writer import AsyncCheckpointer, resume
 from prismatic.data import batching
 from prismatic.training import loop, optim, sharding
 from prismatic.training import losses as objective
@@ -38,7 +38,7 @@ def train(folder: Path, rank: int, world: int, steps: int, port: int) -> None:
     optimizer = torch.optim.AdamW(optim.parameter_groups(model.named_parameters(), 0.1), lr=1e-2, fused=True)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     done = resume("auto", folder, accelerator, model, optimizer)
-    checkpoints = Checkpoints(folder, accelerator, model, optimizer, every=1, keep_last=3)
+    checkpoints = AsyncCheckpointer(folder, accelerator, model, optimizer, every=1, keep_last=3)
     rows = examples(SIZE * steps // EPOCHS - 3)
 
     def plan(epoch: int) -> list:

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from test_loop import examples, tiny_model
 
-from prismatic.checkpoints.writer import Checkpoints, resume
+from prismatic.checkpoints.writer import AsyncCheckpointer, resume
 from prismatic.data.batching import collate_padded
 from prismatic.models.load import as_stage
 from prismatic.training import loop, optim, sharding
@@ -74,7 +74,7 @@ def train(accelerator, *, mode="full", micro=4, order="", stage="finetune", chec
     if folder:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         done = resume("auto", folder, accelerator, model, optimizer)
-        checkpoints = Checkpoints(folder, accelerator, model, optimizer, every=save_at)
+        checkpoints = AsyncCheckpointer(folder, accelerator, model, optimizer, every=save_at)
         options = {"after_step": checkpoints.after_step, "before_update": checkpoints.before_update}
     share = SIZE // accelerator.num_processes
     mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)

@@ -69,7 +69,7 @@ def test_what_is_kept(tmp_path, accelerator):
     model, optimizer = fresh()
     (tmp_path / "checkpoints").mkdir()
     logged = []
-    saves = saving.Checkpoints(tmp_path, accelerator, model, optimizer, every=1, keep_last=2, keep_every=3,
+    saves = saving.AsyncCheckpointer(tmp_path, accelerator, model, optimizer, every=1, keep_last=2, keep_every=3,
                                about={"stage": "finetune"}, log=logged.append)  # fmt: skip
     for step in range(1, 9):
         saves.after_step(step)
@@ -144,7 +144,7 @@ def test_other_data_are_refused(tmp_path, accelerator):
     model, optimizer = fresh()
     (tmp_path / "checkpoints").mkdir()
     then = {"rows": 1000, "images": ["a", None, "c"]}
-    saves = saving.Checkpoints(tmp_path, accelerator, model, optimizer, every=1, about={"data": then})
+    saves = saving.AsyncCheckpointer(tmp_path, accelerator, model, optimizer, every=1, about={"data": then})
     saves.after_step(1)
     saves.close()
     mended = {"rows": 1000, "images": ["a", "b", None], "new": 1}
@@ -174,7 +174,7 @@ def test_a_disk_that_fills_up_while_saving(tmp_path, accelerator, capsys):
     """A real failure to write: files of this process may not grow beyond 40 kB for a while."""
     model, optimizer = fresh()
     (tmp_path / "checkpoints").mkdir()
-    saves = saving.Checkpoints(tmp_path, accelerator, model, optimizer, every=1)
+    saves = saving.AsyncCheckpointer(tmp_path, accelerator, model, optimizer, every=1)
     saves.after_step(1)
     saves._finish()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -196,7 +196,7 @@ def test_a_disk_that_fills_up_while_saving(tmp_path, accelerator, capsys):
 def test_too_little_room_is_noticed_before_a_save(tmp_path, accelerator, capsys, monkeypatch):
     model, optimizer = fresh()
     (tmp_path / "checkpoints").mkdir()
-    saves = saving.Checkpoints(tmp_path, accelerator, model, optimizer, every=1)
+    saves = saving.AsyncCheckpointer(tmp_path, accelerator, model, optimizer, every=1)
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     saves.after_step(1)
@@ -208,7 +208,7 @@ def test_a_request_to_stop_saves_and_ends_with_status_0(tmp_path, accelerator):
     model, optimizer = fresh()
     (tmp_path / "checkpoints").mkdir()
     before = signal.getsignal(signal.SIGTERM)
-    saves = saving.Checkpoints(tmp_path, accelerator, model, optimizer, every=None)
+    saves = saving.AsyncCheckpointer(tmp_path, accelerator, model, optimizer, every=None)
     saves.after_step(1)
     assert not saves.should_stop() and not list((tmp_path / "checkpoints").iterdir())
     os.kill(os.getpid(), signal.SIGTERM)
@@ -219,5 +219,5 @@ def test_a_request_to_stop_saves_and_ends_with_status_0(tmp_path, accelerator):
     assert json.loads((tmp_path / "resumable.json").read_text()) == {"step": 2}
     assert signal.getsignal(signal.SIGTERM) is before
     assert saving.resume("auto", tmp_path, accelerator, model, optimizer) == 2
-    saving.Checkpoints(tmp_path, accelerator, model, optimizer, every=None).close()
+    saving.AsyncCheckpointer(tmp_path, accelerator, model, optimizer, every=None).close()
     assert not (tmp_path / "resumable.json").exists()

@@ -116,7 +116,7 @@ def with_head(vit: nn.Module, width: int, head: str, as_reference: bool) -> nn.M
     if head not in HEADS:
         near = get_close_matches(head, HEADS, n=1)
         raise ValueError(
-            f"unknown student head {head!r}: {f'did you mean {near[0]}?' if near else f'choose of {HEADS}'}"
+            f"unknown student head {head!r}: {f'did you mean {near[0]}?' if near else f'choose from {HEADS}'}"
         )
     vit.prune_intermediate_layers([len(vit.blocks) - 1], prune_head=True)
     if as_reference:
