@@ -81,7 +81,7 @@ benchmarks: setup
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 # Packages that a bare GPU machine (torch, transformers, accelerate, peft, timm, ... are there) lacks, for another Python.
-WHEELS = draccus mergedeep pyyaml-include toml typing-inspect mypy-extensions jsonlines datasets dill==0.3.8 \
+WHEELS = draccus==0.11.6 mergedeep toml typing-inspect mypy-extensions jsonlines datasets dill==0.3.8 \
 	multiprocess==0.70.16 transformers==5.24.0 timm peft
 WHEELS_PYTHON ?= 3.12
 PLATFORMS := $(foreach libc,2_28 2_27 2_24 2_17 2014 2010 1,--platform manylinux$(if $(filter 2_%,$(libc)),_)$(libc)_x86_64)
