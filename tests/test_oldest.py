@@ -33,7 +33,7 @@ def test_the_oldest_packages_that_are_allowed_are_enough(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "FORKED"))}
     done = subprocess.run(
-        [python, "-m", "pytest", "-q", "-W", "ignore", *(f"tests/{name}" for name in TESTS)],
+        [python, "-m", "pytest", "-W", "ignore", *(f"tests/{name}" for name in TESTS)],
         cwd=ROOT, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-4000:]
