@@ -366,11 +366,13 @@ def out_of_memory(machine: Machine) -> str:
     engine = SharedPrefixEngine(model.to(machine.device), processor, 512)
     pictures = [engine.prepare(Image.fromarray(scene(77, index).image)) for index in range(512)]
     asked = [(picture, Example(str(n), "x", "the red circle", [0, 0, 1, 1])) for n, picture in enumerate(pictures)]
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
     expected = answer_within_memory(task, engine, asked)
     assert engine.batch_size == 512, "memory was short before it was limited"
     most, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(0.5 * (most + torch.cuda.memory_allocated()) / total)
+    torch.cuda.set_per_process_memory_fraction((held + most) / 2 / total)
     try:
         found = answer_within_memory(task, engine, asked)
     finally:

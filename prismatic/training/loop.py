@@ -106,9 +106,9 @@ def fit(
             kinds = [kind for kind in COUNTS if kind in group[0]]
             lost = [sum(b[kind] for b in group) for kind in kinds]
             # Every process runs every micro-batch, even one of which nothing is left: the others wait for it.
-            group = [to_device(b, accelerator.device) for b in group]
             work = [sum(column) for column in zip(*map(objective.work, group), strict=True)]
             counts = [sum(map(objective.terms, group)), *work, int(should_stop()), *lost]
+            group = [to_device(b, accelerator.device) for b in group]  # counted before: the host need not wait for it
             counts = torch.tensor(counts, device=accelerator.device)
             terms, units, places, stop, *lost = accelerator.reduce(counts, "sum").tolist()
             if not terms:
