@@ -37,8 +37,7 @@ def main(argv: list[str] | None = None, parts=None) -> int:
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if arguments.device is None and found is None:
         parser.error("torch finds no accelerator here; --device cpu --toy tries the parts without one")
-    from on_gpu.models import Machine
-    from on_gpu.right import Skipped
+    from on_gpu.models import Machine, Skipped
 
     if parts is None:
         from on_gpu.fast import MEASUREMENTS

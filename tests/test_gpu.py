@@ -5,11 +5,12 @@ import sys
 
 import forked
 import pytest
+import torch
 from golden_cases import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 import gpu  # noqa: E402
-from on_gpu.right import Skipped  # noqa: E402
+from on_gpu.models import Skipped  # noqa: E402
 
 SCRIPT = "benchmarks/gpu.py"
 
@@ -46,7 +47,7 @@ def test_a_part_that_fails_is_a_line_and_the_rest_goes_on(tmp_path, capsys):
         return [("speed", 12.0, "images/s")]
 
     parts = [(holds, False), (breaks, False), (lacks, False), (measures, True)]
-    if pytest.importorskip("torch").accelerator.is_available():
+    if torch.accelerator.is_available():
         pytest.skip("--device cpu is for machines without a GPU")
     assert gpu.main(["--device", "cpu", "--out", str(tmp_path)], parts) == 1
     shown = capsys.readouterr().out
@@ -65,7 +66,7 @@ def test_a_part_that_fails_is_a_line_and_the_rest_goes_on(tmp_path, capsys):
 
 
 def test_a_machine_without_a_gpu_is_told(capsys):
-    if pytest.importorskip("torch").accelerator.is_available():
+    if torch.accelerator.is_available():
         pytest.skip("a GPU is here")
     with pytest.raises(SystemExit):
         gpu.main([])

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from on_gpu.models import LORA, SHAPES, TOYS, Machine, config_of, large_vlm, rows
-from on_gpu.right import accelerator_of
+from on_gpu.models import LORA, SHAPES, TOYS, Machine, accelerator_of, config_of, large_vlm, rows
 from PIL import Image
 from torch.utils.data import DataLoader
 

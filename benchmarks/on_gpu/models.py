@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
 from transformers import LlamaConfig
 
 from prismatic import PrismaticConfig, PrismaticForConditionalGeneration
 from prismatic.models.load import as_stage
-from prismatic.training import optim
+from prismatic.training import loop, optim
 from vision_backbones import BackboneSpec, get_spec
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4}
@@ -25,6 +26,9 @@ FAMILIES = {  # one small backbone for each way in which timm writes a ViT
     ),
 }
 LORA = {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": []}
+
+
+FP32, BF16 = 1e-4, 5e-2  # limits: sums in another order; eight bits of mantissa
 
 
 @dataclass
@@ -162,3 +166,13 @@ def close(found, expected, limit: float) -> float:
     share = difference(found, expected)
     assert share <= limit, f"differs by {share:.1e} of the largest value, at most {limit:.0e} is expected"
     return share
+
+
+class Skipped(Exception):
+    """The machine lacks what a check needs."""
+
+
+def accelerator_of(precision: str, folder: Path):
+    """A fresh accelerator: a process keeps the precision of the first one otherwise."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return loop.launch(precision, [], str(folder))
