@@ -46,6 +46,8 @@ class Process:
         self._connection.connect(_address())
         about = {"argv": list(map(str, argv)), "processes": processes, "cwd": str(cwd)}
         about["env"] = dict(os.environ if env is None else env)
+        if torch := sys.modules.get("torch"):  # sums are then rounded alike
+            about["threads"] = torch.get_num_threads()
         if processes == 1 and hasattr(os, "sched_getaffinity"):  # several may take the cores of other workers, too
             about["cores"] = sorted(os.sched_getaffinity(0))
         with open(os.devnull) as nothing:
@@ -230,8 +232,8 @@ def _become(about: dict, rank: int, port: int) -> list[str]:
     if not os.environ.pop(WORKER, None):  # commands measure neither the machine nor their operations
         loop = sys.modules["prismatic.training.loop"]
         loop.matmul_peak, loop.count_flops = lambda accelerator: 1e12, lambda *args: 1e9
-    threads = os.environ.get("OMP_NUM_THREADS") or len(about.get("cores", [0]))
-    sys.modules["torch"].set_num_threads(int(threads))  # as in who asks: sums are then rounded alike
+    threads = about.get("threads") or os.environ.get("OMP_NUM_THREADS") or len(about.get("cores", [0]))
+    sys.modules["torch"].set_num_threads(int(threads))
     if (world := about["processes"]) > 1:
         group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in group.items()} | {"MASTER_ADDR": "127.0.0.1"}

@@ -113,8 +113,18 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
         blank = torch.zeros(1, channels, side, side, device=weight.device)
         return self.get_image_features(blank).sum().to(self.get_input_embeddings().weight.dtype) * 0.0
 
-    def embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        image_positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Token embeddings `[B, T, hidden_size]` with the patch embeddings in the places of the placeholders.
+
+        Args:
+            input_ids: `[B, T]`.
+            pixel_values: `[M, 3 * parts, H, W]`.
+            image_positions: `[M * num_tokens]`, of the placeholders in the flattened `input_ids`; looked for when None.
 
         Raises:
             ValueError: when the placeholders are not as many as the images' patch embeddings.
@@ -123,13 +133,14 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is None:
             return embeddings + self._idle_projector() if self._projector_alone_trains() else embeddings
         patches = self.get_image_features(pixel_values).flatten(0, 1).to(embeddings.dtype)
-        places = input_ids == self.config.image_token_id
-        if places.sum() != len(patches):
+        if image_positions is None:
+            image_positions = (input_ids == self.config.image_token_id).flatten().nonzero().flatten()
+        if len(image_positions) != len(patches):
             raise ValueError(
-                f"{int(places.sum())} image placeholders in input_ids, but {len(pixel_values)} images give "
+                f"{len(image_positions)} image placeholders in input_ids, but {len(pixel_values)} images give "
                 f"{len(patches)} patch embeddings: the processor writes {self.vision_backbone.num_tokens} an image"
             )
-        return embeddings.masked_scatter(places.unsqueeze(-1), patches)
+        return embeddings.flatten(0, 1).index_copy(0, image_positions, patches).view_as(embeddings)
 
     def forward(
         self,
@@ -140,6 +151,7 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        image_positions: torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Runs the LLM on text and patches; arguments and result are those of any Hugging Face causal LM.
@@ -152,10 +164,11 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds: `[B, T, hidden_size]` instead of `input_ids`.
             labels: `[B, T]`, -100 where there is nothing to predict.
             logits_to_keep: as in Hugging Face LLMs; a boolean `[B, T]` mask gives logits `[n, vocab]`.
+            image_positions: as for `embed`; saves a wait for the device.
             kwargs: passed on to the LLM (KV cache, `use_cache`, `segment_lengths`, `shift_labels`, ...).
         """
         if inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, pixel_values)
+            inputs_embeds = self.embed(input_ids, pixel_values, image_positions)
         return self.llm(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

@@ -112,13 +112,16 @@ class Step:
 
     def _batch(self, rows: int, text: int, *, image: bool) -> tuple[objective.Batch, int]:
         tower = self.base.vision_backbone
+        count = rows * max(1, round((text - 1) * self.supervised))
         with self.fake:
             ids = torch.empty(rows, text + image * tower.num_tokens, dtype=torch.long)
-            batch = {"input_ids": ids, "labels": torch.empty_like(ids)}
+            supervised = torch.empty(count, dtype=torch.long)
+            batch = {"input_ids": ids, "labels": torch.empty_like(ids), "supervised": supervised}
             if image:
                 side, channels = tower.image_size, 3 * max(1, len(tower.spec.parts))
                 batch["pixel_values"] = torch.empty(rows, channels, side, side)
-        return batch, rows * max(1, round((text - 1) * self.supervised))
+                batch["image_positions"] = torch.empty(rows * tower.num_tokens, dtype=torch.long)
+        return batch, count
 
     def _run(self, batch: objective.Batch, mode: TorchDispatchMode) -> None:
         with _as_in_training(), self.fake, mode:
@@ -186,7 +189,7 @@ class _LiveBytes(_Answers):
         if key in self.seen:
             return
         self.seen.add(key)
-        self.kinds[key] = KINDS.index("logits" if tuple(tensor.shape) == self.logits_shape else "activations")
+        self.kinds[key] = KINDS.index("logits" if tuple(tensor.shape[-2:]) == self.logits_shape else "activations")
         self.bytes[self.kinds[key]] += size
         self.events.append(tuple(self.bytes))
         weakref.finalize(storage, self._end, key, size).atexit = False

@@ -108,7 +108,8 @@ def fit(
             # Every process runs every micro-batch, even one of which nothing is left: the others wait for it.
             work = [sum(column) for column in zip(*map(objective.work, group), strict=True)]
             counts = [sum(map(objective.terms, group)), *work, int(should_stop()), *lost]
-            group = [to_device(b, accelerator.device) for b in group]  # counted before: the host need not wait for it
+            # Counted and prepared before: the host need not wait for the device.
+            group = [to_device(objective.prepare(model, b), accelerator.device) for b in group]
             counts = torch.tensor(counts, device=accelerator.device)
             terms, units, places, stop, *lost = accelerator.reduce(counts, "sum").tolist()
             if not terms:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from prismatic.models.attention import segment_lengths
+from prismatic.training.sharding import base_model
 
 Batch = dict[str, torch.Tensor]
 
@@ -21,6 +22,7 @@ class Objective:
         work: Units of real work in a micro-batch, and places with padding; 0 places are an empty batch.
         unit: What the units are, for rates such as `tokens_per_second`.
         sample: What of a micro-batch suffices to count the operations of a unit.
+        prepare: Adds to a micro-batch, while it is on the host, what would make the host wait for a device later.
     """
 
     loss_sum: Callable[[torch.nn.Module, Batch], torch.Tensor]
@@ -28,6 +30,22 @@ class Objective:
     work: Callable[[Batch], tuple[int, int]]
     unit: str
     sample: Callable[[Batch], Batch] = lambda batch: batch
+    prepare: Callable[[torch.nn.Module, Batch], Batch] = lambda model, batch: batch
+
+
+def with_positions(model: torch.nn.Module, batch: Batch) -> Batch:
+    """The batch with the positions that its loss selects: a device that is asked for them makes the host wait.
+
+    Adds `supervised`, int64 [n], the positions in the flattened batch whose next token is supervised;
+    `image_positions`, int64 [m], those of image placeholders; and `segment_lengths` of packed rows.
+    """
+    added = {"supervised": (_targets(batch).flatten() != -100).nonzero().flatten()}
+    if batch.get("pixel_values") is not None:
+        placeholders = batch["input_ids"] == base_model(model).config.image_token_id
+        added["image_positions"] = placeholders.flatten().nonzero().flatten()
+    if "position_ids" in batch:
+        added["segment_lengths"] = segment_lengths(batch["position_ids"])
+    return batch | added
 
 
 def supervised_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -35,19 +53,27 @@ def supervised_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
     Rows are right padded (no mask is needed then) or packed into one (`position_ids` restart with each example).
     """
-    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
-    keep = targets != -100
-    packed = {}
+    if "supervised" not in batch:
+        batch = with_positions(model, batch)
+    targets, given = _targets(batch), {}
     if "position_ids" in batch:
-        packed = {"position_ids": batch["position_ids"], "segment_lengths": segment_lengths(batch["position_ids"])}
+        given = {name: batch[name] for name in ("position_ids", "segment_lengths")}
+    # Of several rows, heads select by a mask alone, for which the host waits.
+    keep = batch["supervised"] if len(targets) == 1 else targets != -100
     logits = model(
         input_ids=batch["input_ids"],
         pixel_values=batch.get("pixel_values"),
+        image_positions=batch.get("image_positions"),
         logits_to_keep=keep,
         use_cache=False,
-        **packed,
+        **given,
     ).logits
-    return F.cross_entropy(logits.float(), targets[keep], reduction="sum")
+    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten()[batch["supervised"]], reduction="sum")
+
+
+def _targets(batch: Batch) -> torch.Tensor:
+    """The label of every position's next token, `[B, T]`."""
+    return F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
 
 
 def supervised_tokens(batch: Batch) -> int:
@@ -73,4 +99,4 @@ def two_images(batch: Batch) -> Batch:
     return batch | sampled
 
 
-TEXT = Objective(supervised_loss, supervised_tokens, token_counts, "tokens")
+TEXT = Objective(supervised_loss, supervised_tokens, token_counts, "tokens", prepare=with_positions)

@@ -118,7 +118,8 @@ def make_mesh(mode: str, device_type: str, world: int) -> DeviceMesh:
 
 
 def base_model(model: nn.Module) -> nn.Module:
-    """The VLM itself, without what peft puts around it."""
+    """The VLM itself, without what DistributedDataParallel and peft put around it."""
+    model = model.module if isinstance(model, DistributedDataParallel) else model
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

@@ -26,7 +26,7 @@ RUNS = {
     "align": ["recipes/align.py", *IMAGES],
     "mim": ["recipes/mim.py", *IMAGES],
     "classify": ["recipes/classify.py", *IMAGES],
-    "evaluate": ["recipes/evaluate.py", "--model", "miniature", "--data_root", "miniature:60", "--allow_partial",
+    "evaluate": ["recipes/evaluate.py", "--model", "miniature", "--data_root", "miniature:20", "--allow_partial",
                  "true", "--tasks", "vsr,tallyqa,refcoco"],
     "probe": ["recipes/probe.py", "--dataset", "miniature", "--data_root", "miniature:64:16", "--workers", "0",
               "--backbone", "miniature,miniature-aligned", "--batch_size", "8", "--epochs", "3", "--warmup_steps", "2"],
