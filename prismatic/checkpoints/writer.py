@@ -116,6 +116,13 @@ class AsyncCheckpointer:
         self.signals = StopSignals(run_dir, accelerator)
         self.should_stop = self.signals.should_stop
 
+    @property
+    def hooks(self) -> dict[str, Callable]:
+        """What `prismatic.training.loop.fit` calls, by the names of its arguments."""
+        return {
+            "after_step": self.after_step, "before_update": self.before_update, "should_stop": self.should_stop,
+        }  # fmt: skip
+
     def before_update(self) -> None:
         """Waits until what is being saved was copied: the optimizer is about to change it."""
         if self.saving:

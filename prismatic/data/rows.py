@@ -39,6 +39,10 @@ class FinetuneBatches:
     def _length(self) -> tuple[int, int]:
         return batching.training_length(self.config.epochs, self.config.max_steps, self.steps_per_epoch)
 
+    def describe(self) -> str:
+        """Steps, passes and rows, in a line."""
+        return f"{self.steps:,} steps, {self.steps / self.steps_per_epoch:.3g} passes over {len(self.source):,} rows"
+
     def plan(self, epoch: int) -> list:
         """The rows of every micro-batch of an epoch."""
         config, size = self.config, self.config.global_batch_size

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from prismatic.data.conversation_dataset import ConversationDataset
 from prismatic.models.padding import padding_problem
 from prismatic.text.prompts import ROLES
-from prismatic.training.console import short
+from prismatic.training.console import print_samples, short
 from vision_backbones.files import replacing
 
 
@@ -105,6 +105,35 @@ def prior_accuracy(held_out: Path, items: Sequence[Item]) -> float | None:
         return None
     priors = json.loads(path.read_text())
     return accuracy([priors[item.id.rsplit("-", 1)[1]] for item in items], items)
+
+
+class HeldOut:
+    """Held-out questions that a finetune's model answers before and after it is trained.
+
+    Args:
+        source: the questions, or None for none.
+        limit: how many of them are asked.
+        accelerator: of the run; only its main process asks.
+
+    Raises:
+        ValueError: a row cannot be read, or has no answer.
+    """
+
+    def __init__(self, source: ConversationDataset | None, limit: int, accelerator):
+        self.source, self.accelerator, self.answers = source, accelerator, []
+        self.items = read_items(source, limit) if source and accelerator.is_main_process else []
+
+    def answer(self, model, processor) -> None:
+        """Has all questions answered; the first call is before training, the second after it."""
+        self.answers.append(generate_answers(model, processor, self.source, self.items, accelerator=self.accelerator))
+
+    def report(self, run_dir: Path, held_out: str) -> dict:
+        """Writes and prints both answers of every question; returns their scores."""
+        if not self.items:
+            return {}
+        write_samples(run_dir, self.source, self.items, *self.answers)
+        print_samples(self.items, *self.answers)
+        return scores(held_out, self.items, *self.answers)
 
 
 def scores(held_out: str, items, before: Sequence[str], after: Sequence[str]) -> dict:

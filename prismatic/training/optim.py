@@ -47,6 +47,12 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
     ]
 
 
+def adamw(config, model: nn.Module) -> torch.optim.AdamW:
+    """The optimizer of a `FinetuneConfig`; made once the model is sharded."""
+    groups = parameter_groups(model.named_parameters(), config.weight_decay * (config.decay == "matrices"))
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
+
+
 def learning_rate(step: int, *, peak: float, total_steps: int, warmup_steps: int, minimum: float = 0.0) -> float:
     """Rate of the `step`-th optimizer step (0-based): linear warm-up, then cosine to `minimum`.
 

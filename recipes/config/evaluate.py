@@ -59,10 +59,10 @@ def check(config: EvaluateConfig) -> None:
             raise ValueError(f"--{name} is {value}: expected at least 1")
 
 
-def after_finetune(config, run_dir) -> EvaluateConfig:
+def after_finetune(config, run_dir=None) -> EvaluateConfig:
     """How a `FinetuneConfig` has its run evaluated at the end."""
     return EvaluateConfig(
-        model=str(run_dir),
+        model=run_dir and str(run_dir),
         tasks=config.eval_tasks,
         data_root=config.eval_root,
         precision=config.precision,

@@ -115,6 +115,11 @@ def parse_finetune(argv: list[str]) -> FinetuneConfig:
     return parse(FinetuneConfig, argv, default="miniature.yaml", named="models.yaml", check=_check)
 
 
+def parts_of(config: FinetuneConfig) -> dict[str, Any]:
+    """What the model is built from: an earlier run, or the settings of `PARTS`."""
+    return {name: getattr(config, name) for name in (("init_from", "prompt_style") if config.init_from else PARTS)}
+
+
 def named_models() -> dict[str, dict[str, Any]]:
     """The named model configurations of `recipes/configs/models.yaml`: id to settings."""
     return read_presets("models.yaml")

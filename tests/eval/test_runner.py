@@ -73,7 +73,7 @@ def whole(world):
 @pytest.fixture(autouse=True)
 def unreported(monkeypatch):
     """Only `whole` draws a report, which takes as long as the answers."""
-    monkeypatch.setattr("eval.report.html_report.write_report", lambda *args: None)
+    monkeypatch.setattr("eval.evaluation.write_report", lambda *args: None)
 
 
 def test_every_example_is_answered_once_and_in_order(world, whole):
@@ -205,7 +205,7 @@ def test_a_damaged_picture_is_recorded_and_the_run_goes_on(world, whole, tmp_pat
 
 
 def test_what_is_wrong_is_said_before_the_model_is_loaded(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("eval.generate_engine.load_engine", lambda *a, **k: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("eval.evaluation.load_engine", lambda *a, **k: pytest.fail("the model was loaded"))
     out = tmp_path / "out"
     for more, message in (
         (["--tasks", "refcoc"], "unknown task 'refcoc': did you mean refcoco"),
@@ -256,7 +256,7 @@ def test_too_many_errors_end_with_status_1_and_keep_the_scores(world, whole, tmp
     def some(*args, **options):
         return Useless(load_engine(*args, **options), 4)
 
-    monkeypatch.setattr("eval.generate_engine.load_engine", some)
+    monkeypatch.setattr("eval.evaluation.load_engine", some)
     with pytest.raises(ValueError, match=r"\d+ of \d+ questions ended in errors .* --max_error_share 0"):
         evaluate(world, tmp_path, "--tasks", "vsr", "--batch_size", "4")
     results = json.loads((tmp_path / "results.json").read_text())

@@ -14,10 +14,8 @@ from image_runs import run_align, same, state
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from eval import runner
-from eval.report import html_report as report
-from prismatic.checkpoints import epoch as checkpoint
-from prismatic.training import loop
+from eval import evaluation, runner
+from prismatic.training import epoch_models, loop
 from recipes import evaluate
 from recipes.config.evaluate import parse_evaluate
 from recipes.config.finetune import parse_finetune
@@ -164,7 +162,7 @@ def test_a_disk_that_is_full_when_models_are_saved(tmp_path, monkeypatch, capsys
     """A real failure to write: training goes on, the last model is an error, and the same command then saves it."""
     arguments = ["--epochs", "2", "--eval_tasks", "[]", "--data.held_out_limit", "1"]
     run(tmp_path, "whole", *arguments)
-    real, limits = checkpoint.save_model, resource.getrlimit(resource.RLIMIT_FSIZE)
+    real, limits = epoch_models.save_model, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def full(*args, **options):
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
@@ -174,7 +172,7 @@ def test_a_disk_that_is_full_when_models_are_saved(tmp_path, monkeypatch, capsys
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     with monkeypatch.context() as patch, pytest.raises((OSError, SafetensorError), match="File too large"):
-        patch.setattr(checkpoint, "save_model", full)
+        patch.setattr(epoch_models, "save_model", full)
         run(tmp_path, "full", *arguments)
     assert "error: the model of epoch 1 could not be written: " in "".join(capsys.readouterr())
     assert run(tmp_path, "full", *arguments)["steps"] == 4
@@ -188,7 +186,7 @@ def test_a_report_that_cannot_be_written_costs_no_answers(tmp_path, monkeypatch)
         return evaluate.main(parse_evaluate([*arguments, "--out", str(tmp_path)]))["tasks"]["vsr"]
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        interrupts(patch, report, "write_report", OSError(28, "No space left on device"))
+        interrupts(patch, evaluation, "write_report", OSError(28, "No space left on device"))
         evaluates()
     entry = evaluates()
     assert entry["answered_before"] == entry["examples"] and (tmp_path / "report.html").is_file()
