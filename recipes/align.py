@@ -7,7 +7,7 @@ run folder directly as a backbone: `--vision_backbone runs/NAME`.
 from functools import partial
 
 from prismatic.checkpoints.lock import releases
-from recipes import command
+from recipes import cli
 from recipes.config.images import AlignConfig, parse_align
 
 
@@ -77,4 +77,4 @@ def export(config: AlignConfig, spec, model, folder) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, parse_align)
+    cli.run(main, parse_align)

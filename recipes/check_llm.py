@@ -4,7 +4,7 @@ import argparse
 import tempfile
 import warnings
 
-from recipes import command
+from recipes import cli
 
 LONG = 10_000
 COLUMNS = ("one turn", "several turns", "packed = padded", "engine = generate", "stops", "export reloads")
@@ -123,4 +123,4 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    command.run(main, parse)
+    cli.run(main, parse)

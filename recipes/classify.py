@@ -4,7 +4,7 @@
 """
 
 from prismatic.checkpoints.lock import releases
-from recipes import command
+from recipes import cli
 from recipes.config.images import ClassifyConfig, parse_classify
 
 
@@ -51,4 +51,4 @@ def main(config: ClassifyConfig) -> dict:
 
 
 if __name__ == "__main__":
-    command.run(main, parse_classify)
+    cli.run(main, parse_classify)

@@ -5,7 +5,7 @@ setting, `python -m eval list` every benchmark. A run that was interrupted conti
 """
 
 from prismatic.checkpoints.lock import releases
-from recipes import command
+from recipes import cli
 from recipes.config.evaluate import EvaluateConfig, parse_evaluate
 
 
@@ -27,4 +27,4 @@ def main(config: EvaluateConfig) -> dict:
 
 
 if __name__ == "__main__":
-    command.run(main, parse_evaluate)
+    cli.run(main, parse_evaluate)

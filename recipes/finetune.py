@@ -6,7 +6,7 @@
 import time
 
 from prismatic.checkpoints.lock import releases
-from recipes import command
+from recipes import cli
 from recipes.config.evaluate import EvaluateConfig, after_finetune
 from recipes.config.finetune import MAY_CHANGE, FinetuneConfig, parse_finetune, parts_of
 
@@ -97,4 +97,4 @@ def finish(config: FinetuneConfig, run_dir, started: float, batches, asked, resu
 
 
 if __name__ == "__main__":
-    command.run(main, parse_finetune)
+    cli.run(main, parse_finetune)

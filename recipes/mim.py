@@ -7,7 +7,7 @@ folder is a backbone, for instance to align: `recipes/align.py --student runs/NA
 from functools import partial
 
 from prismatic.checkpoints.lock import releases
-from recipes import command
+from recipes import cli
 from recipes.config.images import MimConfig, parse_mim
 
 
@@ -61,4 +61,4 @@ def prediction_loss(config: MimConfig, teacher, student, batch: dict, training: 
 
 
 if __name__ == "__main__":
-    command.run(main, parse_mim)
+    cli.run(main, parse_mim)

@@ -5,7 +5,7 @@ setting.
 """
 
 from prismatic.checkpoints.lock import releases
-from recipes import command
+from recipes import cli
 from recipes.config.probe import ProbeConfig, parse_probe
 
 RESULTS = "results.json"
@@ -53,4 +53,4 @@ def main(config: ProbeConfig) -> dict:
 
 
 if __name__ == "__main__":
-    command.run(main, parse_probe)
+    cli.run(main, parse_probe)

@@ -13,7 +13,8 @@ from timm.models.vision_transformer import Block
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from vision_backbones.spec import BackboneSpec, closest
+from vision_backbones.names import suggest
+from vision_backbones.spec import BackboneSpec
 from vision_backbones.vit import load_vit
 from vision_backbones.weights import check_numbers, write_tensors
 
@@ -55,7 +56,7 @@ def build_classifier(spec: BackboneSpec, head: str, num_classes: int, pretrained
         ValueError: On an unknown head, no classes, a fused spec, or weights that are not found or do not fit.
     """
     if head not in HEADS:
-        raise ValueError(f"unknown classifier head '{head}'{closest(head, list(HEADS))}; choose {', '.join(HEADS)}")
+        raise ValueError(f"unknown classifier head '{head}': {suggest(head, HEADS)}")
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, expected 1 or more: count the class folders of the data set")
     if spec.parts:

@@ -9,7 +9,8 @@ import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from vision_backbones.spec import BackboneSpec, closest
+from vision_backbones.names import suggest
+from vision_backbones.spec import BackboneSpec
 from vision_backbones.weights import read_header
 
 ENTRY_POINTS = "vision_backbones"
@@ -55,8 +56,9 @@ def get_spec(id: str) -> BackboneSpec:
         return _specs[id]
     if (path := Path(id).expanduser()).exists():
         return _spec_on_disk(path)
+    near = suggest(id, _specs, otherwise="")
     raise ValueError(
-        f"unknown vision backbone '{id}'{closest(id, list(_specs))}; `python -m vision_backbones list` shows all, "
+        f"unknown vision backbone '{id}'{near and f': {near}'}; `python -m vision_backbones list` shows all, "
         "'timm:<timm id>' takes any ViT of timm, a path takes a run of recipes/align.py (none is there), --plugins "
         "imports registrations of your own"
     )
@@ -157,7 +159,8 @@ def _timm_config(arch: str):
         config = None
     if config is None:
         known = timm.list_models(pretrained=True) + timm.list_models()
-        raise ValueError(f"timm {timm.__version__} has no model '{arch}'{closest(arch, known)}")
+        near = suggest(arch, known, otherwise="timm.list_models() has all")
+        raise ValueError(f"timm {timm.__version__} has no model '{arch}': {near}")
     return config
 
 

@@ -4,14 +4,9 @@ import copy
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
-
-def closest(name: str, known: list[str]) -> str:
-    """Returns `; closest: a, b`, or an empty string where nothing known resembles `name`."""
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"; closest: {', '.join(near)}" if near else ""
+from vision_backbones.names import suggest
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,7 @@ class BackboneSpec:
         names = [f.name for f in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
-                raise ValueError(f"unknown key '{key}' in a backbone spec{closest(key, names)}; known: {names}")
+                raise ValueError(f"unknown key '{key}' in a backbone spec: {suggest(key, names)}")
         if "id" not in values:
             raise ValueError("a backbone spec needs the key 'id'")
         values = dict(values)

@@ -7,9 +7,10 @@ import torch
 from PIL import Image, ImageOps
 from torchvision import transforms as T
 
+from vision_backbones.names import suggest
 from vision_backbones.registry import resolve_spec
 from vision_backbones.safe_images import to_rgb
-from vision_backbones.spec import BackboneSpec, closest
+from vision_backbones.spec import BackboneSpec
 
 MOST_PIXELS = 2**25  # of an image on the way to the square; more only where the image itself is as large
 LONGEST = 2**16  # pixels of an edge that is resized as it is
@@ -28,9 +29,7 @@ def image_transform(
         ValueError: If the strategy is unknown.
     """
     if strategy not in STRATEGIES:
-        raise ValueError(
-            f"unknown image resize strategy '{strategy}'{closest(strategy, list(STRATEGIES))}; {STRATEGIES}"
-        )
+        raise ValueError(f"unknown image resize strategy '{strategy}': {suggest(strategy, STRATEGIES)}")
     spec = resolve_spec(spec, image_size=image_size)
     if spec.parts:
         return Stack([image_transform(part, strategy) for part in spec.parts])

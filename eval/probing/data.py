@@ -21,8 +21,8 @@ from eval.probing.labels import pack, reduce_labels
 from prismatic.data.conversation_dataset import BadImageError
 from prismatic.miniature.scenes import CLASSES as SCENE_CLASSES
 from vision_backbones import BackboneSpec
+from vision_backbones.names import suggest
 from vision_backbones.safe_images import open_image, to_rgb
-from vision_backbones.spec import closest
 
 SHOWN = 10  # names in a message
 THINGS = 92  # COCO's unlabeled and thing classes
@@ -83,7 +83,7 @@ def get_dataset(name: str) -> SegmentationSet:
         ValueError: There is none; near names are listed.
     """
     if name not in DATASETS:
-        raise ValueError(f"unknown dataset '{name}'{closest(name, list(DATASETS))}; choose {', '.join(DATASETS)}")
+        raise ValueError(f"unknown dataset '{name}': {suggest(name, DATASETS)}")
     return DATASETS[name]
 
 

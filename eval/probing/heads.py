@@ -6,7 +6,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from eval.probing.backbone import ProbedBackbone
-from vision_backbones.spec import closest
+from vision_backbones.names import suggest
 
 HEADS = ("linear", "mlp", "transformer", "transformer-cls", "transformer-separate")
 HIDDEN = 1024  # of the mlp
@@ -69,7 +69,7 @@ def _layers(embed_dim: int, num_heads: int, num_classes: int) -> tuple[nn.Module
 def check_head(head: str, labels: str) -> None:
     """Raises ValueError for an unknown head, or one that has no answer of the kind of labels."""
     if head not in HEADS:
-        raise ValueError(f"unknown head '{head}'{closest(head, list(HEADS))}; choose {', '.join(HEADS)}")
+        raise ValueError(f"unknown head '{head}': {suggest(head, HEADS)}")
     if head in ("transformer-cls", "transformer-separate") and labels == "global-union":
         raise ValueError(f"head '{head}' answers for every patch: use union or majority labels, not global-union")
 

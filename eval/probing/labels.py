@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from vision_backbones.spec import closest
+from vision_backbones.names import suggest
 
 LABELS = ("union", "majority", "global-union")
 
@@ -14,7 +14,7 @@ LABELS = ("union", "majority", "global-union")
 def check_labels(kind: str) -> None:
     """Raises ValueError for an unknown kind of labels."""
     if kind not in LABELS:
-        raise ValueError(f"unknown labels '{kind}'{closest(kind, list(LABELS))}; choose {', '.join(LABELS)}")
+        raise ValueError(f"unknown labels '{kind}': {suggest(kind, LABELS)}")
 
 
 def reduce_labels(label_map: np.ndarray, patch: int, num_classes: int, kind: str) -> np.ndarray:

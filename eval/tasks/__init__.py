@@ -3,9 +3,9 @@
 import importlib
 import pkgutil
 from dataclasses import replace
-from difflib import get_close_matches
 
 from eval.task import TASKS, Task
+from vision_backbones.names import suggest
 
 FIRST = ("refcoco", "ocid_ref", "tallyqa", "vsr", "ai2d")  # the paper's
 
@@ -25,9 +25,7 @@ def get_task(name: str) -> Task:
     _find()
     name, _, split = name.partition(":")
     if name not in TASKS:
-        near = get_close_matches(name, TASKS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(TASKS)}"
-        raise ValueError(f"unknown task '{name}': {hint}")
+        raise ValueError(f"unknown task '{name}': {suggest(name, TASKS)}")
     task = TASKS[name]
     if split and split not in task.num_examples:
         raise ValueError(f"task '{name}' has no split '{split}': choose from {', '.join(task.num_examples)}")

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from prismatic.data.conversation_dataset import BadImageError
 from prismatic.data.tar_index import expand_braces, index_of
 from prismatic.miniature.scenes import CLASSES, HALF_EXTENT, scene
+from vision_backbones.names import suggest
 from vision_backbones.safe_images import open_image
-from vision_backbones.spec import closest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in any case
 SPLITS = ("train", "val", "validation", "test")
@@ -281,8 +281,8 @@ def _shards(pattern: str) -> list[Path]:
         return shards
     parent = Path(pattern).parent
     around = sorted(entry.name for entry in parent.iterdir()) if parent.is_dir() else []
-    near = closest(Path(pattern).name, around) or (f"; {parent} holds {', '.join(around[:5])}" if around else "")
+    near = suggest(Path(pattern).name, around, otherwise=f"{parent} holds {', '.join(around[:5]) or 'nothing'}")
     raise ValueError(
         f"nothing at {pattern}; expected a folder of images, tar shards (DIR/*.tar, DIR/name-{{000..123}}.tar) or "
-        f"miniature:COUNT{near}"
+        f"miniature:COUNT: {near}"
     )

@@ -13,8 +13,9 @@ from torch.utils.data import Dataset
 
 from prismatic.data.conversation_dataset import BadImageError
 from prismatic.data.image_datasets import ImageSource, open_images
+from vision_backbones.names import suggest
 from vision_backbones.registry import resolve_spec
-from vision_backbones.spec import BackboneSpec, closest
+from vision_backbones.spec import BackboneSpec
 from vision_backbones.transforms import image_transform
 
 __all__ = ["TrainingImages", "collate_images", "evaluation_transform", "open_images", "training_transform"]
@@ -129,7 +130,7 @@ def training_transform(
     from timm.data import create_transform
 
     if crop_mode not in CROP_MODES:
-        raise ValueError(f"unknown crop mode {crop_mode!r}{closest(crop_mode, list(CROP_MODES))}; {CROP_MODES}")
+        raise ValueError(f"unknown crop mode {crop_mode!r}: {suggest(crop_mode, CROP_MODES)}")
     if crop_mode == "none":
         if auto_augment:
             raise ValueError(f"crop mode 'none' leaves images as they are; auto_augment is {auto_augment!r}: drop one")

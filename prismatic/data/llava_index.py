@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from prismatic.data.llava_rows import images_of, row_problems, stray_marks
+from vision_backbones.names import suggest
 
 INDEX_FORMAT = 2  # raise it whenever the content of an index changes
 CHUNK_BYTES = 4 << 20
@@ -45,11 +45,8 @@ def index_of(annotations: Path) -> Path:
     """
     if not annotations.is_file():
         beside = [file.name for file in annotations.parent.glob("*.json*")]
-        near = get_close_matches(annotations.name, beside, n=3) or sorted(beside)[:3]
-        raise ValueError(
-            f"no annotation file {annotations}; expected LLaVA json or jsonl"
-            + (f": did you mean {', '.join(near)}?" if near else ": check the path")
-        )
+        near = suggest(annotations.name, sorted(beside), otherwise=None if beside else "check the path")
+        raise ValueError(f"no annotation file {annotations}; expected LLaVA json or jsonl: {near}")
     stat = annotations.stat()
     identity = f"{INDEX_FORMAT}|{annotations.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     folder = Path(datasets_config.HF_DATASETS_CACHE) / "prismatic"

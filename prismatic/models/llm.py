@@ -1,6 +1,5 @@
 """Language models by name: specification, configuration, tokenizer, weights."""
 
-import difflib
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from prismatic.models.smollm2 import smollm2_folder
 from prismatic.text.prompts import IMAGE_TOKEN, chat_template
 from prismatic.text.rendering import render_prompt
 from prismatic.text.tokenizers import from_sentencepiece, from_tokenizer_json
+from vision_backbones.names import suggest
 from vision_backbones.weights import check_numbers
 
 if TYPE_CHECKING:
@@ -110,10 +110,9 @@ def get_llm_spec(id_or_path: str) -> LLMSpec:
     is_hub_id = id_or_path.count("/") == 1 and id_or_path[0] not in "./~"
     if id_or_path and (Path(id_or_path).is_dir() or is_hub_id):
         return LLMSpec(id_or_path, id_or_path)
-    near = difflib.get_close_matches(id_or_path, _SPECS, n=3, cutoff=0.4)
     raise ValueError(
         f"unknown LLM {id_or_path!r}: neither a folder nor a Hugging Face id (owner/name); "
-        + (f"did you mean {' or '.join(near)}?" if near else f"known ids are {', '.join(_SPECS)}")
+        + suggest(id_or_path, _SPECS)
     )
 
 

@@ -1,6 +1,5 @@
 """Making new VLMs from parts, and loading trained ones."""
 
-import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,6 +27,7 @@ from prismatic.text.prompts import IMAGE_TOKEN
 from prismatic.text.speech import speak, stop_where_answers_end, template_of
 from prismatic.training.optim import set_trainable
 from vision_backbones import BackboneSpec, check_spec, create_backbone, get_spec
+from vision_backbones.names import suggest
 from vision_backbones.transforms import image_transform
 from vision_backbones.weights import check_numbers, find_weights
 
@@ -217,11 +217,10 @@ def _check_files(folder: Path, model: PrismaticForConditionalGeneration) -> None
 
 def _load_from_hub(name: str, dtype: torch.dtype):
     beside = [str(p) for folder in (Path(name).parent, Path("runs")) for p in folder.glob("*") if p.is_dir()]
-    near = difflib.get_close_matches(name, beside, n=3)
     try:
         return _from_pretrained(name, dtype)
     except OSError as error:
-        hint = f"did you mean {' or '.join(near)}?" if near else "give a run, its id under runs/, or a Hugging Face id"
+        hint = suggest(name, beside, otherwise="give a run, its id under runs/, or a Hugging Face id")
         raise ValueError(f"no model called {name!r}, neither here nor on the hub: {hint}") from error
 
 

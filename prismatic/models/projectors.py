@@ -4,7 +4,6 @@ Parameter names are those of the reference implementation, less its inner "proje
 called projector, would find two).
 """
 
-import difflib
 import itertools
 import json
 from pathlib import Path
@@ -16,6 +15,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from vision_backbones import BackboneSpec
+from vision_backbones.names import suggest
 from vision_backbones.weights import check_numbers, decoder_path, find_weights, read_header
 
 PROJECTORS = ("linear", "gelu-mlp", "fused-gelu-mlp", "transformer", "pretrained-decoder", "truncated")
@@ -25,9 +25,7 @@ TAIL_BLOCKS = 2  # ViT blocks that the `truncated` projector takes over from its
 def check_projector(name: str, *, fused: bool, aligned: bool) -> None:
     """Raises ValueError when the projector is unknown or does not fit the backbone."""
     if name not in PROJECTORS:
-        near = difflib.get_close_matches(name, PROJECTORS, n=2)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(PROJECTORS)}"
-        raise ValueError(f"unknown projector {name!r}: {hint}")
+        raise ValueError(f"unknown projector {name!r}: {suggest(name, PROJECTORS)}")
     if name == "fused-gelu-mlp" and not fused:
         raise ValueError("projector 'fused-gelu-mlp' joins several backbones, this is a single one: use 'gelu-mlp'")
     if name in ("transformer", "pretrained-decoder", "truncated") and fused:

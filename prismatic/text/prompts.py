@@ -1,9 +1,10 @@
 """Prompt styles as Jinja chat templates, and the turns that go through them."""
 
-import difflib
 import json
 from dataclasses import dataclass
 from string import Formatter
+
+from vision_backbones.names import suggest
 
 IMAGE_TOKEN = "<image>"
 
@@ -94,9 +95,7 @@ def chat_template(style: str) -> str:
         ValueError: if the style is unknown.
     """
     if style not in _STYLES:
-        near = difflib.get_close_matches(style, _STYLES, n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(_STYLES)}"
-        raise ValueError(f"unknown prompt style {style!r}: {hint}, or FILE.jinja")
+        raise ValueError(f"unknown prompt style {style!r}: {suggest(style, _STYLES)} Or give FILE.jinja")
     pieces = _STYLES[style]
     if isinstance(pieces, str):
         return pieces

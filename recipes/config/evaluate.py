@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from recipes.config.choices import BoxFrame, Precision
 from recipes.config.parsing import parse
 
 
@@ -25,11 +26,11 @@ class EvaluateConfig:
     max_error_share: float = 0.01  # of a task's questions; more that end in errors make exit status 1
 
     batch_size: int = 128  # questions at once; halved when memory does not suffice
-    precision: str = "bf16"  # bf16 or fp32, of weights and computation
+    precision: Precision = "bf16"  # of weights and computation
     prompt_style: str = "auto"  # chat template: a name, FILE.jinja, or auto: the model's own (see docs/llms.md)
     strict: bool = False  # one question at a time through generate, nothing shared: for audits
     compile: bool = False  # torch.compile the language model; pays off on long evaluations
-    box_frame: str | None = None  # boxes are fractions of the "image" or the "padded-square"; as the model says if null
+    box_frame: BoxFrame | None = None  # of what boxes are fractions; null: as the model says
     compare: list[str] = field(default_factory=list)  # folders of other evaluations to draw beside this one
     plugins: list[str] = field(default_factory=list)  # modules that register tasks or backbones of your own
 
@@ -47,10 +48,6 @@ def check(config: EvaluateConfig) -> None:
         raise ValueError("no tasks: give --tasks a list such as refcoco,vsr; python -m eval list shows all")
     if not config.data_root:
         raise ValueError("no data: give --data_root the folder that holds the data sets, or miniature:400")
-    if config.precision not in ("bf16", "fp32"):
-        raise ValueError(f"--precision is {config.precision!r}: expected bf16 or fp32")
-    if config.box_frame not in (None, "image", "padded-square"):
-        raise ValueError(f"--box_frame is {config.box_frame!r}: expected image, padded-square or null")
     if not 0 <= config.max_error_share <= 1:
         raise ValueError(f"--max_error_share is {config.max_error_share}: expected 0 to 1")
     for name in ("batch_size", "limit"):

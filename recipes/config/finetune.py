@@ -3,19 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from recipes.config.parsing import check_choices, parse
+from recipes.config.choices import Decay, OnBadImage, Precision, Quantization, ReduceDtype, Sampler, Sharding, Stage
+from recipes.config.parsing import check_positive, parse
 from recipes.config.presets import read_presets
-
-CHOICES = {
-    "stage": ("align", "finetune", "full-finetune", "lora"),
-    "precision": ("bf16", "fp32"),
-    "sharding": ("full", "grad-op", "hybrid", "none"),
-    "reduce_dtype": ("float32", "bfloat16"),
-    "decay": ("matrices", "as-reference"),
-    "quantize": (None, "4bit", "8bit"),
-    "data.sampler": ("split-modality", "shuffle"),
-    "data.on_bad_image": ("error", "skip"),
-}
 
 # What a model is built from.
 PARTS = ("vision_backbone", "llm", "projector", "image_resize_strategy", "image_size", "prompt_style")
@@ -35,9 +25,12 @@ class DataConfig:
     # LLaVA json of single questions, answered before and after; the miniature world has one
     held_out: str | None = None
     held_out_limit: int = 500  # how many of them
-    on_bad_image: str = "error"  # "error" stops at a missing or corrupt image, "skip" leaves its row out and counts
+    on_bad_image: OnBadImage = (
+        "error"  # "error" stops at a missing or corrupt image, "skip" leaves its row out and counts
+    )
     exif_rotation: bool = False  # turn images as their EXIF tag says (the paper does not)
-    sampler: str = "split-modality"  # "split-modality" groups by length and never mixes text-only rows in; or "shuffle"
+    # "split-modality" groups by length and never mixes text-only rows in
+    sampler: Sampler = "split-modality"
     packing: bool = False  # concatenate the rows of a micro-batch instead of padding them; same loss, less work
     workers: int = 4  # processes that decode images
 
@@ -72,9 +65,9 @@ class FinetuneConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     # align: projector; finetune: and LLM; full-finetune: and backbone; lora: adapters on the LLM
-    stage: str = "finetune"
+    stage: Stage = "finetune"
     lora: LoraConfig = field(default_factory=LoraConfig)
-    quantize: str | None = None  # "4bit" or "8bit": keep the frozen LLM of stage lora or align in so many bits a weight
+    quantize: Quantization | None = None  # keeps the frozen LLM of stage lora or align in so few bits
 
     epochs: int = 2  # passes over the data
     max_steps: int | None = None  # optimizer steps to stop after, through as many epochs as that takes
@@ -85,16 +78,18 @@ class FinetuneConfig:
     min_learning_rate: float = 0.0  # where the cosine ends
     warmup_ratio: float = 0.03  # share of the steps with linear warm-up
     weight_decay: float = 0.1  # AdamW
-    decay: str = "matrices"  # what decays; "as-reference": nothing, as when the reference trains on several GPUs
+    # what decays; "as-reference": nothing, as when the reference trains on several GPUs
+    decay: Decay = "matrices"
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW
     max_grad_norm: float = 1.0  # global norm that gradients are clipped to
-    precision: str = "bf16"  # "bf16" computes in bfloat16 with float32 weights, "fp32" does not
+    precision: Precision = "bf16"  # "bf16" computes in bfloat16 with float32 weights, "fp32" does not
     gradient_checkpointing: bool = True  # recompute activations in the backward pass: less memory, a third slower
     seed: int = 7  # of new weights and of the order of the data
 
     processes: int | None = None  # how many must have joined one group, else it is an error; null takes any number
-    sharding: str = "full"  # of several processes: full, grad-op (less traffic), hybrid (within a node), or none (DDP)
-    reduce_dtype: str = "float32"  # in which sharded gradients are summed over processes, or bfloat16
+    # of several processes; grad-op has less traffic, hybrid shards within a node, none is DDP
+    sharding: Sharding = "full"
+    reduce_dtype: ReduceDtype = "float32"  # in which sharded gradients are summed over processes
     timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run with an error
     save_every_steps: int | None = 500  # steps between the checkpoints that an interrupted run continues from
     keep_last: int = 2  # how many of the newest stay
@@ -133,7 +128,7 @@ def check_quantize(config: FinetuneConfig) -> None:
 
 def _check(config: FinetuneConfig) -> None:
     positive = ("epochs", "max_length", "learning_rate", "data.held_out_limit", "timeout_minutes", "keep_last")
-    check_choices(config, CHOICES, positive)
+    check_positive(config, positive)
     for name in ("processes", "save_every_steps", "keep_every"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ValueError(f"--{name} is {getattr(config, name)}: expected at least 1, or null")

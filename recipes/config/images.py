@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from recipes.config.parsing import check_choices, parse
+from recipes.config.choices import ClassifierHead, CropMode, MaskSampler, OnBadImage, Precision, StudentHead
+from recipes.config.parsing import check_positive, parse
 
 
 @dataclass
@@ -13,10 +14,10 @@ class ImageDataConfig:
     train: str = ""
     validation: str = ""  # likewise; the loss is measured on all of it after every epoch
     # timm's training crops: rkrc (resize keeping the ratio, centre), rkrr, rrc; none: as in validation
-    crop_mode: str = "rkrc"
+    crop_mode: CropMode = "rkrc"
     horizontal_flip: float = 0.5  # probability
     auto_augment: str | None = None  # timm's notation of a policy, such as rand-m9-mstd0.5-inc1
-    on_bad_image: str = "error"  # "error" stops at an unreadable image, "skip" leaves it out and counts
+    on_bad_image: OnBadImage = "error"  # "error" stops at an unreadable image, "skip" leaves it out and counts
     workers: int = 4  # processes that decode images
 
 
@@ -24,7 +25,8 @@ class ImageDataConfig:
 class MaskConfig:
     """Which patches stay visible."""
 
-    sampler: str = "uniform"  # uniform (any share of patches is as likely), bernoulli or blockwise
+    # in a uniform mask, any share of visible patches is as likely
+    sampler: MaskSampler = "uniform"
     keep_ratio: float = 0.5  # share of visible patches, for bernoulli and blockwise
     antithetical: bool = True  # follow every mask by its complement
     null: bool = True  # and add one that hides nothing
@@ -47,7 +49,7 @@ class ImageTrainingConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # AdamW
     max_grad_norm: float = 1.0  # global norm that gradients are clipped to
     ema_decay: float | None = None  # keep a moving average of the weights, and take it for validation and as the result
-    precision: str = "bf16"  # "bf16" computes in bfloat16 with float32 weights, "fp32" does not
+    precision: Precision = "bf16"  # "bf16" computes in bfloat16 with float32 weights, "fp32" does not
     seed: int = 0  # of new weights, of the order of the images, crops and masks
 
     run_root: str = "runs"  # folder of all runs
@@ -65,7 +67,7 @@ class MaskedTrainingConfig(ImageTrainingConfig):
     teacher: str = "clip-vit-b"
     student: str | None = None  # what is trained, likewise; a copy of the teacher if null
     soft_cap: float | None = 30.0  # attention logits of the student stay below it; null for plain attention
-    student_head: str = "linear"  # on the student's tokens: linear or mlp
+    student_head: StudentHead = "linear"  # on the student's tokens
     loss: str = "mse"  # mse (on targets scaled to unit variance), cosine, l1, masked_mse or unmasked_mse
     masks: MaskConfig = field(default_factory=MaskConfig)
     # weight decay on every parameter as in the paper; false spares biases, norms and other vectors
@@ -107,7 +109,8 @@ class ClassifyConfig(ImageTrainingConfig):
     """
 
     vision_backbone: str = "clip-vit-b"  # registered id, "timm:<timm id>", or a run of align
-    head: str = "linear"  # linear (on the mean patch), transformer (one more block) or attention (a learned query)
+    # linear reads the mean patch, transformer has one more block, attention a learned query
+    head: ClassifierHead = "linear"
     layer_decay: float | None = 0.75  # each block learns this much slower than the next; null for one rate
     mixup: float = 0.8  # alpha of mixup; 0 is off
     cutmix: float = 1.0  # alpha of cutmix; 0 is off
@@ -136,12 +139,7 @@ def parse_mim(argv: list[str]) -> MimConfig:
 
 def check_image_training(config: ImageTrainingConfig) -> None:
     """Raises ValueError for values that make no sense, before anything is imported or read."""
-    choices = {
-        "precision": ("bf16", "fp32"),
-        "data.on_bad_image": ("error", "skip"),
-        "data.crop_mode": ("rkrc", "rkrr", "rrc", "none"),
-    }
-    check_choices(config, choices, ("epochs", "learning_rate", "global_batch_size", "per_device_batch_size"))
+    check_positive(config, ("epochs", "learning_rate", "global_batch_size", "per_device_batch_size"))
     if config.save_every_steps is not None and config.save_every_steps < 1:
         raise ValueError(f"--save_every_steps is {config.save_every_steps}: expected at least 1, or null")
     if config.ema_decay is not None and not 0 < config.ema_decay < 1:

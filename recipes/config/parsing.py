@@ -4,12 +4,12 @@ Lives here and not in `prismatic`, whose import brings torch and transformers: `
 """
 
 import dataclasses
-import difflib
 import math
 import operator
 import sys
 import tempfile
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ import draccus
 import yaml
 
 from recipes.config.presets import CONFIGS, in_stage, merged_settings, read_presets
+from vision_backbones.names import suggest
 
 MOST_VALUES = 10_000  # of a settings file
 
 
 def unknown(kind: str, name: str, known) -> ValueError:
     """A ValueError that names the closest known names."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return ValueError(f"unknown {kind} {name!r}" + (f": did you mean {' or '.join(near)}?" if near else ""))
+    near = suggest(name, known, otherwise="")
+    return ValueError(f"unknown {kind} {name!r}{near and f': {near}'}")
 
 
 def parse(config_class, argv: list[str], *, default: str, named: str | None = None, check: Callable[[Any], None]):
@@ -60,14 +61,39 @@ def _check_numbers(config, prefix: str = "") -> None:
             raise ValueError(f"--{prefix}{name} is {value}: expected 0 to {2**32 - 1}")
 
 
-def check_choices(config, choices: dict[str, tuple[str, ...]], positive: tuple[str, ...]) -> None:
-    """Raises ValueError for a setting that is none of its choices, or not positive where it must be."""
-    for name, allowed in choices.items():
-        value = operator.attrgetter(name)(config)
-        if value not in allowed:
-            shown = " or ".join("null" if choice is None else str(choice) for choice in allowed)
-            raise ValueError(f"--{name} is {value!r}: expected {shown}")
-    for name in positive:
+def choices_of(config_class, prefix: str = "") -> dict[str, tuple]:
+    """What settings of a `Literal` type can be, by their flags."""
+    found = {}
+    for name, kind in typing.get_type_hints(config_class).items():
+        if dataclasses.is_dataclass(kind):
+            found |= choices_of(kind, f"{prefix}{name}.")
+        options = [kind, *typing.get_args(kind)]
+        if literal := next((option for option in options if typing.get_origin(option) is typing.Literal), None):
+            none = (None,) if type(None) in options else ()
+            found[prefix + name] = none + typing.get_args(literal)
+    return found
+
+
+def _choose(settings: dict, name: str, value, allowed: tuple) -> None:
+    """Puts a choice into the settings: a string, or None.
+
+    Raises:
+        ValueError: it is none of those allowed.
+    """
+    value = "off" if value is False and "off" in allowed else None if value == "null" else value  # as YAML has them
+    if value not in allowed:
+        shown = " or ".join("null" if choice is None else str(choice) for choice in allowed)
+        near = suggest(str(value), [choice for choice in allowed if choice], otherwise="")
+        raise ValueError(f"--{name} is {value!r}: expected {shown}{near and f'; {near}'}")
+    *groups, last = name.split(".")
+    for group in groups:
+        settings[group] = settings = dict(settings.get(group) or {})
+    settings[last] = value
+
+
+def check_positive(config, names: Sequence[str]) -> None:
+    """Raises ValueError for a setting that is not positive where it must be."""
+    for name in names:
         if operator.attrgetter(name)(config) <= 0:
             raise ValueError(f"--{name} is {operator.attrgetter(name)(config)}: expected more than 0")
     if config.max_steps is not None and config.max_steps < 1:
@@ -99,6 +125,10 @@ def _parse(config_class, argv: list[str], default: str, named: str | None):
         settings = merged_settings(preset, settings) | {"model": name}
     nested = {flag.partition(".")[0] for flag in fields if "." in flag}
     settings = {key: value for key, value in settings.items() if not (value is None and key in nested)}
+    for name, allowed in choices_of(config_class).items():
+        rest, values = _without(rest, f"--{name}")
+        for value in [*_at(settings, name), *values]:
+            _choose(settings, name, value, allowed)
     rest = ["--help"] if {"-h", "--help"} & set(rest) else _listed(config_class, rest)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as merged:
         yaml.safe_dump(settings, merged)
@@ -136,6 +166,29 @@ def _listed(config_class, argv: list[str]) -> list[str]:
         f"[{value}]" if flag in lists and not value.startswith("[") else value
         for flag, value in zip(["", *argv], argv, strict=False)
     ]
+
+
+def _without(argv: list[str], flag: str) -> tuple[list[str], list[str]]:
+    """The arguments without those of a flag, and the flag's values."""
+    rest, values, arguments = [], [], iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name != flag:
+            rest.append(argument)
+        elif (given := value if equals else next(arguments, None)) is None:
+            raise ValueError(f"{flag} needs a value")
+        else:
+            values.append(given)
+    return rest, values
+
+
+def _at(settings: dict, name: str) -> list:
+    """The value of a setting, if there is one."""
+    for part in name.split("."):
+        if not isinstance(settings, dict) or part not in settings:
+            return []
+        settings = settings[part]
+    return [settings]
 
 
 def _default(config_class, name: str):

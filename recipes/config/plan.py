@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from recipes.config.finetune import CHOICES, FinetuneConfig, check_quantize
-from recipes.config.parsing import check_choices, parse
+from recipes.config.finetune import FinetuneConfig, check_quantize
+from recipes.config.parsing import check_positive, parse
 
 # Rows, mean text tokens and share of rows without an image of LLaVA-1.5's data: 558k captions for stage align, else the
 # mix of 665k, of which 40,688 rows have no image. The tokens are estimates from the size of the files.
@@ -47,7 +47,7 @@ def data_of(config: PlanConfig) -> dict[str, int | float]:
 def _check(config: PlanConfig) -> None:
     positive = ["epochs", "gpus", "gpu_memory", "tflops", "global_batch_size", "per_device_batch_size"]
     positive += [name for name in ("text_length", "examples") if getattr(config, name) is not None]
-    check_choices(config, CHOICES, tuple(positive))
+    check_positive(config, positive)
     check_quantize(config)
     if config.max_length < 2:
         raise ValueError(f"--max_length is {config.max_length}: expected at least 2 text tokens")

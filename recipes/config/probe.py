@@ -3,7 +3,8 @@
 import os
 from dataclasses import dataclass, field
 
-from recipes.config.parsing import check_choices, parse
+from recipes.config.choices import FeatureCache, Precision
+from recipes.config.parsing import check_positive, parse
 
 
 @dataclass
@@ -22,7 +23,8 @@ class ProbeConfig:
     head: str = "transformer"  # linear, mlp, transformer, transformer-cls (sees prefix tokens only) or ...-separate
     skip_blocks: int = 0  # blocks of the backbone left out at the end
     full_finetune: bool = False  # train the backbone too; needs --cache off
-    cache: str = "memory"  # where features are kept, which are computed once: memory, disk, or off (every epoch anew)
+    # where features are kept, which are computed once; off computes them in every epoch
+    cache: FeatureCache = "memory"
     epochs: int = 5  # passes over the training images
     max_steps: int | None = None  # optimizer steps to stop after, through as many epochs as that takes
     batch_size: int = 32  # images an optimizer step
@@ -30,17 +32,12 @@ class ProbeConfig:
     min_learning_rate: float = 1e-4  # where the cosine ends
     warmup_steps: int = 500  # linear warm-up, in optimizer steps
     weight_decay: float = 0.01  # AdamW, of every parameter
-    precision: str = "bf16"  # "bf16" computes in bfloat16 with float32 weights, "fp32" does not
+    precision: Precision = "bf16"  # "bf16" computes in bfloat16 with float32 weights, "fp32" does not
     seed: int = 0  # of new weights and of the order of the images
     workers: int = 4  # processes that decode images
     run_root: str = "runs"  # folder of all runs
     run_id: str | None = None  # folder of this run; backbone and time if null
     plugins: list[str] = field(default_factory=list)  # modules that register backbones of your own
-
-    def __post_init__(self):
-        """Undoes what YAML does to `off`."""
-        if self.cache == "False":
-            self.cache = "off"
 
 
 def parse_probe(argv: list[str]) -> ProbeConfig:
@@ -52,8 +49,7 @@ def parse_probe(argv: list[str]) -> ProbeConfig:
 
 def check_probe(config: ProbeConfig) -> None:
     """Raises ValueError for values that make no sense, before anything is imported or read."""
-    choices = {"precision": ("bf16", "fp32"), "cache": ("memory", "disk", "off")}
-    check_choices(config, choices, ("epochs", "learning_rate", "batch_size"))
+    check_positive(config, ("epochs", "learning_rate", "batch_size"))
     for name, least in (("warmup_steps", 0), ("workers", 0), ("skip_blocks", 0)):
         if getattr(config, name) < least:
             raise ValueError(f"--{name} is {getattr(config, name)}: expected {least} or more")

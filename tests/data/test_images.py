@@ -183,7 +183,7 @@ def test_miniature():
     [
         ("miniature:none", "expected miniature:COUNT"),
         ("miniature:0", "expected miniature:COUNT"),
-        ("trian", "nothing at .*; closest: train"),
+        ("trian", "nothing at .*: did you mean train"),
         ("nowhere/at/all", "nothing at .*; expected a folder"),
         ("empty", r"no images in .*looked for \*\.jpg, .*it is empty"),
         ("texts", "no images in .*it holds a.txt, b.txt"),

@@ -173,7 +173,7 @@ def test_policies_and_wrong_transforms():
     )
     assert torch.equal(examples[1]["pixel_values"], examples[1]["pixel_values"])
     for settings, message in (
-        ({"crop_mode": "rkr"}, "unknown crop mode 'rkr'; closest: rkrr"),
+        ({"crop_mode": "rkr"}, "unknown crop mode 'rkr': did you mean rkrr"),
         ({"crop_mode": "none", "auto_augment": "rand-m9"}, "drop one"),
         ({"auto_augment": "magic"}, "policy auto_augment='magic'"),
         ({"auto_augment": "rand-z9"}, "policy auto_augment='rand-z9'"),

@@ -104,7 +104,7 @@ def test_a_decoder_of_another_shape_is_refused_by_name():
 @pytest.mark.parametrize(
     ("name", "fused", "aligned", "message"),
     [
-        ("gelu-mpl", False, False, "did you mean 'gelu-mlp'"),
+        ("gelu-mpl", False, False, "did you mean gelu-mlp"),
         ("no-align+gelu-mlp", False, False, "gelu-mlp"),
         ("fused-gelu-mlp", False, False, "single one: use 'gelu-mlp'"),
         ("transformer", True, False, "fused: use 'fused-gelu-mlp'"),

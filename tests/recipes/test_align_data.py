@@ -43,11 +43,10 @@ def test_a_teacher_of_another_architecture_is_refused(tmp_path, monkeypatch):
     [
         ("--student clip-vit-b", "6 x 6 patches of a 48 px image, student 'clip-vit-b' 14 x 14 patches of a 224 px"),
         ("--student timm:vit_tiny_patch8_224", "no model"),
-        ("--teacher miniatur", "closest: .*miniature"),
+        ("--teacher miniatur", "did you mean .*miniature"),
         ("--teacher dinosiglip-vit-so-384px", "fused: align its parts"),
         ("--loss maskedmse", "did you mean masked_mse"),
         ("--loss masked_mse --prefix_only true", "prefix_only leaves none"),
-        ("--masks.sampler uniforme", "did you mean uniform"),
         ("--masks.sampler blockwise --masks.keep_ratio 0.3", "raise keep_ratio above 0.47"),
         ("--data.train nowhere", "nothing at nowhere"),
         ("--data.train miniature:x", "names no scenes"),

@@ -146,7 +146,7 @@ def test_bad_images_stop_or_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--vision_backbone", "clip-vit-l-336"], "closest: .*clip-vit-l-336px"),
+        (["--vision_backbone", "clip-vit-l-336"], "did you mean .*clip-vit-l-336px"),
         (["--llm", "llama2-7b-pur"], "did you mean llama2-7b-pure"),
         (["--projector", "gelu_mlp"], "did you mean 'gelu-mlp'"),
         (["--projector", "fused-gelu-mlp"], "single one"),

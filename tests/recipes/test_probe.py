@@ -276,11 +276,11 @@ def test_genuine_pairs(drawn, tmp_path, dataset, where, classes):
 
 def test_every_failure_comes_before_the_work(tmp_path):
     for arguments, message in (
-        (["--dataset", "ade20"], "closest: ade20k"),
-        (["--head", "transfomer"], "closest: transformer"),
-        (["--labels", "unoin"], "closest: union"),
+        (["--dataset", "ade20"], "did you mean ade20k"),
+        (["--head", "transfomer"], "did you mean transformer"),
+        (["--labels", "unoin"], "did you mean union"),
         (["--head", "transformer-cls", "--labels", "global-union"], "answers for every patch"),
-        (["--backbone", "miniatur"], "closest: miniature"),
+        (["--backbone", "miniatur"], "did you mean miniature"),
         (["--backbone", "miniature,moco-vit-b"], "no weights file"),
         (["--skip_blocks", "8"], "expected 0 to 7"),
         (["--data_root", "nowhere"], "no folder nowhere"),

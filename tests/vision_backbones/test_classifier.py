@@ -62,7 +62,7 @@ def test_pretrained_weights_are_loaded():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="unknown classifier head 'atention'; closest: attention"):
+    with pytest.raises(ValueError, match="unknown classifier head 'atention': did you mean attention"):
         build_classifier(small(), "atention", 5, pretrained=False)
     with pytest.raises(ValueError, match="num_classes is 0"):
         build_classifier(small(), "linear", 0, pretrained=False)

@@ -123,7 +123,7 @@ def no_safetensors(folder):
     ("make", "expected"),
     [
         (finetune_run, "holds no vision backbone: looked for .*best/backbone.safetensors.*a finetuned VLM is none"),
-        (wrong_spec, "`spec` in the metadata of .* cannot be read: unknown key 'arhc' .*closest: arch"),
+        (wrong_spec, "`spec` in the metadata of .* cannot be read: unknown key 'arhc' .*did you mean arch"),
         (no_spec, "does not say which backbone it is .*vision_backbones convert"),
         (no_safetensors, "is not a safetensors file"),
         (lambda folder: None, "unknown vision backbone .*a run of recipes/align.py .none is there"),

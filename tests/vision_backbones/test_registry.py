@@ -69,9 +69,9 @@ def test_registering(scratch_registry):
 @pytest.mark.parametrize(
     ("id", "expected"),
     [
-        ("clip-vit-1", "unknown vision backbone 'clip-vit-1'; closest: clip-vit-l"),
-        ("timm:vit_bas_patch16_224", "has no model 'vit_bas_patch16_224'; closest: vit_base_patch16_224"),
-        ("timm:vit_base_patch16_224.mea", "closest: vit_base_patch16_224"),
+        ("clip-vit-1", "unknown vision backbone 'clip-vit-1': did you mean clip-vit-l"),
+        ("timm:vit_bas_patch16_224", "has no model 'vit_bas_patch16_224': did you mean vit_base_patch16_224"),
+        ("timm:vit_base_patch16_224.mea", "did you mean vit_base_patch16_224"),
     ],
 )
 def test_unknown_names_list_the_closest(id, expected):
@@ -109,7 +109,10 @@ def test_specs_survive_json():
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"id": "a", "arch": "b", "image_sise": 3}, "unknown key 'image_sise' in a backbone spec; closest: image_size"),
+        (
+            {"id": "a", "arch": "b", "image_sise": 3},
+            "unknown key 'image_sise' in a backbone spec: did you mean image_size",
+        ),
         ({"arch": "b"}, "needs the key 'id'"),
         ({"id": "a"}, "either arch"),
         ({"id": "a", "arch": "b", "image_size": 0}, "must be positive, got 0"),
@@ -214,4 +217,4 @@ def test_command_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit:
         main()
     assert exit.value.code == 2
-    assert capsys.readouterr().err.startswith("error: unknown vision backbone 'miniatur'; closest: miniature")
+    assert capsys.readouterr().err.startswith("error: unknown vision backbone 'miniatur': did you mean miniature")

@@ -122,7 +122,7 @@ def test_transforms_can_be_sent_to_workers(id, strategy):
 
 
 def test_unknown_strategy_lists_the_closest():
-    with pytest.raises(ValueError, match="unknown image resize strategy 'resize-naiv'; closest: resize-naive"):
+    with pytest.raises(ValueError, match="unknown image resize strategy 'resize-naiv': did you mean resize-naive"):
         image_transform(get_spec("miniature"), "resize-naiv")
 
 

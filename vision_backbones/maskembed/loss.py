@@ -1,9 +1,9 @@
 """How far a reconstruction is from its target."""
 
-from difflib import get_close_matches
-
 import torch
 import torch.nn.functional as F
+
+from vision_backbones.names import suggest
 
 LOSSES = ("mse", "cosine", "l1", "masked_mse", "unmasked_mse")
 
@@ -11,9 +11,7 @@ LOSSES = ("mse", "cosine", "l1", "masked_mse", "unmasked_mse")
 def check_loss(loss: str, *, prefix_only: bool) -> None:
     """Raises ValueError when the loss is unknown, or needs patches where there are only prefix tokens."""
     if loss not in LOSSES:
-        near = get_close_matches(loss, LOSSES, n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(LOSSES)}"
-        raise ValueError(f"unknown loss {loss!r}: {hint}")
+        raise ValueError(f"unknown loss {loss!r}: {suggest(loss, LOSSES)}")
     if prefix_only and loss.endswith("masked_mse"):
         raise ValueError(f"loss {loss} weighs patches by their masks, prefix_only leaves none: use mse, cosine or l1")
 

@@ -5,10 +5,11 @@ All give bool `[images * rows, patches]`, True where a patch is kept. The rows o
 """
 
 import math
-from difflib import get_close_matches
 
 import numpy as np
 import torch
+
+from vision_backbones.names import suggest
 
 MIN_BLOCK = 16  # patches; BEiT's smallest block
 ASPECTS = (0.3, 1 / 0.3)
@@ -44,9 +45,7 @@ def sample_masks(
         ValueError: The sampler is unknown, or blocks do not fit the grid.
     """
     if sampler not in SAMPLERS:
-        near = get_close_matches(sampler, SAMPLERS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(SAMPLERS)}"
-        raise ValueError(f"unknown mask sampler {sampler!r}: {hint}")
+        raise ValueError(f"unknown mask sampler {sampler!r}: {suggest(sampler, SAMPLERS)}")
     rows = 1 + antithetical + null
     masks = SAMPLERS[sampler](rng, images, rows, patches, keep_ratio)
     if as_reference and sampler == "blockwise":

@@ -1,13 +1,12 @@
 """What is trained: an encoder of whole images, and a decoder that predicts the teacher from its masked patches."""
 
-from difflib import get_close_matches
-
 import torch
 from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import nn
 
 from vision_backbones.maskembed.masked_forward import masked_features
+from vision_backbones.names import suggest
 
 HEADS = ("linear", "mlp")
 DECODER_EPS = 1e-5
@@ -114,10 +113,7 @@ def with_head(vit: nn.Module, width: int, head: str, as_reference: bool) -> nn.M
     if isinstance(vit.norm, nn.Identity):
         raise ValueError("this ViT normalises after pooling, so that its tokens have no final norm: choose another")
     if head not in HEADS:
-        near = get_close_matches(head, HEADS, n=1)
-        raise ValueError(
-            f"unknown student head {head!r}: {f'did you mean {near[0]}?' if near else f'choose from {HEADS}'}"
-        )
+        raise ValueError(f"unknown student head {head!r}: {suggest(head, HEADS)}")
     vit.prune_intermediate_layers([len(vit.blocks) - 1], prune_head=True)
     if as_reference:
         vit.norm = nn.LayerNorm(vit.embed_dim, eps=1e-5)

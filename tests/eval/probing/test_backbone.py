@@ -100,7 +100,7 @@ def test_each_head_sees_what_it_should():
 
 
 def test_what_cannot_be_built():
-    with pytest.raises(ValueError, match="closest: transformer"):
+    with pytest.raises(ValueError, match="did you mean transformer"):
         check_head("transfomer", "union")
     with pytest.raises(ValueError, match="answers for every patch"):
         check_head("transformer-cls", "global-union")

@@ -135,7 +135,7 @@ def test_one_pixel_is_enough_for_a_class_to_be_there():
 
 
 def test_labels_that_cannot_be():
-    with pytest.raises(ValueError, match="closest: union"):
+    with pytest.raises(ValueError, match="did you mean union"):
         reduce_labels(np.zeros((4, 4), int), 2, 3, "unoin")
     with pytest.raises(ValueError, match="labels are 0 to 3, expected 0 to 2"):
         reduce_labels(np.array([[0, 3], [0, 0]]), 2, 3, "union")
@@ -182,7 +182,7 @@ def test_the_official_number(world, miniature):
 
 
 def test_where_nothing_is(tmp_path, world, miniature):
-    with pytest.raises(ValueError, match="closest: coco"):
+    with pytest.raises(ValueError, match="did you mean coco"):
         data.get_dataset("cocco")
     with pytest.raises(ValueError, match="no folder"):
         data.find_root(miniature, str(tmp_path / "nowhere"))
@@ -254,4 +254,4 @@ def test_check_on_the_command_line(world):
     done = forked.run([*command, "miniature", str(world)])
     assert done.returncode == 1 and "missing: " in done.stdout and "1 problems" in done.stdout
     done = forked.run([*command, "minature", str(world)])
-    assert done.returncode == 1 and "closest: miniature" in done.stderr
+    assert done.returncode == 1 and "did you mean miniature" in done.stderr
