@@ -37,7 +37,7 @@ NEAREST = {
     "prismatic/text/conversations.py": "tests/data/test_conversations.py tests/models/test_prompts.py",
     "prismatic/text/rendering.py": "tests/models/test_templates.py tests/models/test_prompts.py",
     "prismatic/text/speech.py": "tests/models/test_speech.py",
-    "prismatic/models/self_check.py": "tests/models/test_families.py",
+    "prismatic/models/self_check.py": "tests/models/test_families.py tests/models/test_strange_llms.py",
     "eval/sharing.py": "tests/models/test_families.py",
     "prismatic/text/words.py": "tests/data/test_conversations.py",
     "prismatic/training/optim.py": "tests/training/test_optim.py tests/training/test_loop.py",

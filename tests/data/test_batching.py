@@ -17,6 +17,7 @@ from prismatic.data.batching import (
     accumulation_steps,
     collate_packed,
     collate_padded,
+    epoch_loaders,
     micro_batches,
     share_batch,
     shuffle_indices,
@@ -267,3 +268,18 @@ def test_batches_from_worker_processes(source):
 )
 def test_the_largest_micro_batch_that_divides_the_share(batch, world, at_most, expected):
     assert share_batch(batch, world, at_most) == expected
+    assert all(type(number) is int for number in share_batch(batch, world, at_most))
+
+
+@pytest.mark.parametrize("done", [0, 1, 2, 3, 5, 6])
+def test_a_run_that_continues_leaves_out_what_is_done(done):
+    plan = {0: [[0], [1]], 1: [[2], [3]], 2: [[0], [3]]}.__getitem__
+    loaders = epoch_loaders(lambda epoch: range(epoch * 10, epoch * 10 + 4), list, plan, 3, 0, seed=0, done=done)
+    left = [(epoch, batch) for epoch, loader in loaders for batch in loader]
+    assert left == [(0, [0]), (0, [1]), (1, [12]), (1, [13]), (2, [20]), (2, [23])][done:]
+
+
+def test_cut_rows_are_counted():
+    for collate in (collate_packed, lambda items: collate_padded(items, 0)):
+        batch = collate([example(1) | {"cut": cut} for cut in (0, 1, 5)] + [None, example(2)])
+        assert (batch["cut_rows"], batch["cut_tokens"]) == (2, 6)

@@ -168,6 +168,7 @@ def test_image_tokens_follow_bos():
     assert insert_image_tokens(ids, labels, 9, 2, bos_token_id=1) == ([1, 9, 9, 7, 8], [-100] * 4 + [8])
     assert insert_image_tokens(ids, labels, 9, 2, bos_token_id=None) == ([9, 9, 1, 7, 8], [-100] * 4 + [8])
     assert insert_image_tokens(ids, labels, 9, 2, bos_token_id=5)[0] == [9, 9, 1, 7, 8]
+    assert insert_image_tokens(ids, labels, 9, 2, bos_token_id=0)[0] == [9, 9, 1, 7, 8]
     assert insert_image_tokens([], [], 9, 2, bos_token_id=1) == ([9, 9], [-100, -100])
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import prismatic
-from eval.engine import Question, SharedPrefixEngine
+from eval.engine import Question, SharedPrefixEngine, pad_left
 from eval.generate_engine import PlainEngine
 from eval.task import Choose, Generate
 from prismatic.miniature.scenes import scene
@@ -192,3 +192,10 @@ def test_what_just_fits_the_context_is_answered(parts, kind):
                 assert (answer.error is None) == fits, f"{type(engine).__name__}: {answer.error}"
     finally:
         config.max_position_embeddings = before
+
+
+def test_logits_are_padded_in_front():
+    logits = torch.arange(12.0).reshape(2, 2, 3)
+    padded = pad_left(logits, 4)
+    assert padded.shape == (2, 4, 3) and torch.equal(padded[:, 2:], logits) and not padded[:, :2].any()
+    assert torch.equal(pad_left(logits, 2), logits)

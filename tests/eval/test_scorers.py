@@ -213,6 +213,14 @@ def test_counting_error():
     assert metrics["rmse"] == pytest.approx(((4 + 0 + 144) / 3) ** 0.5)
 
 
+def test_f1_is_0_where_no_yes_is_right():
+    task = get_task("pope")
+    records = [{"answer": truth, "output": said, "subset": "random", "info": {}}
+               for truth, said in (("Yes", "No"), ("No", "Yes"), ("No", "No"))]  # fmt: skip
+    metrics = task.scorer.summarise(judged(task, records))
+    assert (metrics["precision"], metrics["recall"], metrics["f1"]) == (0, 0, 0)
+
+
 @pytest.mark.parametrize("frame", ["image", "padded-square"])
 @pytest.mark.parametrize("scale", ["1", "100", "1000", "pixels"])
 def test_lenient_boxes_on_any_scale(frame, scale):

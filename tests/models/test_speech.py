@@ -71,6 +71,7 @@ def test_styles_are_names_files_and_texts(tmp_path, monkeypatch):
     monkeypatch.setattr(prompts, "_STYLES", dict(prompts._STYLES))
     (tmp_path / "mine.jinja").write_text(GEMMA)
     assert template_of("auto") is None and template_of(str(tmp_path / "mine.jinja")) == GEMMA == template_of(GEMMA)
+    assert template_of("{% generation %}") == "{% generation %}" and template_of("{{ messages }}") == "{{ messages }}"
     for style, message in (("vicuna", "did you mean vicuna-v1.5"), ("none.jinja", "none.jinja cannot be read")):
         with pytest.raises(ValueError, match=message):
             template_of(style)

@@ -148,7 +148,7 @@ def test_bad_images_stop_or_are_counted(tmp_path):
     [
         (["--vision_backbone", "clip-vit-l-336"], "did you mean .*clip-vit-l-336px"),
         (["--llm", "llama2-7b-pur"], "did you mean llama2-7b-pure"),
-        (["--projector", "gelu_mlp"], "did you mean 'gelu-mlp'"),
+        (["--projector", "gelu_mlp"], "did you mean gelu-mlp"),
         (["--projector", "fused-gelu-mlp"], "single one"),
         (["--vision_backbone", "miniature", "--projector", "pretrained-decoder"], "not aligned"),
         (["--vision_backbone", "dinosiglip-vit-so-384px", "--projector", "transformer"], "fused"),

@@ -126,6 +126,11 @@ def held_by_another(folder):
     return done.stderr.splitlines()[-1] if done.returncode else ""
 
 
+def test_a_folder_to_write_is_made_with_those_above_it(tmp_path):
+    releases(hold)(tmp_path / "runs" / "of-mine" / "first", "wait")
+    assert (tmp_path / "runs" / "of-mine" / "first").is_dir()
+
+
 def test_a_folder_has_one_writer(tmp_path):
     @releases
     def main():

@@ -6,6 +6,7 @@ from golden_cases import golden_dir, load_json, load_tensors, requires_golden
 from reference import build, ours
 
 from prismatic.training.optim import (
+    cosine_rate,
     decays,
     halve_frozen,
     learning_rate,
@@ -68,6 +69,17 @@ def test_cosine_schedules():
         total, warmup = case["num_training_steps"], case["num_warmup_steps"]
         mine = [learning_rate(i, peak=case["peak"], total_steps=total, warmup_steps=warmup) for i in range(total)]
         assert mine == pytest.approx(case["lr_used_at_step"], abs=1e-12)
+
+
+def test_rates_of_the_vision_recipes_are_timms():
+    from timm.scheduler import CosineLRScheduler
+
+    settings = {"peak": 0.4, "minimum": 0.1, "total_steps": 20, "warmup_steps": 4, "warmup_from": 0.05}
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.4)
+    theirs = CosineLRScheduler(optimizer, 20, lr_min=0.1, warmup_t=4, warmup_lr_init=0.05)
+    for step in range(20):
+        theirs.step(step)
+        assert cosine_rate(step, **settings) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
 
 
 def test_cosine_ends_at_the_minimum():

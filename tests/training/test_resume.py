@@ -136,8 +136,34 @@ def test_resuming_from_a_path(run, accelerator, tmp_path_factory):
 def test_a_checkpoint_of_another_model_is_refused(run, accelerator):
     model = model_of("align")
     optimizer = torch.optim.AdamW(optim.parameter_groups(model.named_parameters(), 0.1))
-    with pytest.raises(ValueError, match="is of another model"):
+    with pytest.raises(ValueError, match="is of another model: .* is only on one side"):
         saving.resume("auto", run, accelerator, model, optimizer)
+    model, optimizer = fresh()
+    head = model.llm.lm_head
+    head.weight = torch.nn.Parameter(torch.zeros(head.weight.shape[0] + 1, head.weight.shape[1]))
+    with pytest.raises(ValueError, match="is of another model: .* for model.llm.lm_head.weight"):
+        saving.resume("auto", run, accelerator, model, optimizer)
+
+
+def test_the_random_state_of_an_accelerator_is_left_out_where_there_is_none():
+    stored = state.random_state()
+    assert stored["accelerator"] is None or torch.accelerator.is_available()
+    numbers = torch.rand(3)
+    state.set_random_state(stored | ({} if torch.accelerator.is_available() else {"accelerator": "00ff"}))
+    assert torch.equal(torch.rand(3), numbers)
+
+
+def test_every_file_is_read_by_one_of_the_processes(run):
+    folder = run / "checkpoints" / "step-00000006"
+    changed = sorted(path for path in folder.iterdir() if path.name != state.MANIFEST)[0]
+    content = changed.read_bytes()
+    changed.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        assert state.problem_with(folder).startswith(f"{changed.name} is not what was written")
+        assert sum(state.problem_with(folder, part, 3) is not None for part in range(3)) == 1
+    finally:
+        changed.write_bytes(content)
+    assert state.problem_with(folder) is None
 
 
 def test_other_data_are_refused(tmp_path, accelerator):

@@ -121,11 +121,13 @@ def test_an_interval_is_that_of_the_bootstrap():
     ours = metrics.intervals(counts, 1, "union")["macro_recall"]
     theirs = bootstrap((there,), np.mean, method="percentile", n_resamples=5000).confidence_interval
     np.testing.assert_allclose(ours, theirs, atol=0.012)
+    assert sum(metrics.INTERVAL) == 100 and metrics.INTERVAL[1] - metrics.INTERVAL[0] == 95  # percentiles
 
 
 def test_reliability_is_scikit_learns(case):
     kind, logits, labels = case
     counts = metrics.reliability(logits, labels, kind)
+    assert counts.shape[2] == 10  # bins of equal width
     probability = (logits.softmax(-1) if kind == "majority" else logits.sigmoid())[..., 0].flatten().numpy()
     there = ((labels == 0) if kind == "majority" else labels[..., 0]).flatten().numpy().astype(int)
     number, total, right = counts[:, 0][:, counts[0, 0] > 0].numpy()
