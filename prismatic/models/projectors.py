@@ -6,6 +6,8 @@ called projector, would find two).
 
 import itertools
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,52 @@ from vision_backbones import BackboneSpec
 from vision_backbones.names import suggest
 from vision_backbones.weights import check_numbers, decoder_path, find_weights, read_header
 
-PROJECTORS = ("linear", "gelu-mlp", "fused-gelu-mlp", "transformer", "pretrained-decoder", "truncated")
 TAIL_BLOCKS = 2  # ViT blocks that the `truncated` projector takes over from its backbone
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a projector is built for.
+
+    Attributes:
+        vision_dim: Width of the backbone's features.
+        llm_dim: Width of the LLM.
+        num_tokens: Tokens that the backbone gives, prefix tokens included.
+        num_prefix_tokens: Of which prefix tokens.
+        num_heads: Attention heads of the backbone; None if it is fused.
+        act_layer: Activation of the backbone's blocks.
+        tail: The backbone's last blocks and its final norm, for `truncated`.
+        options: The decoder's own shape, for `pretrained-decoder`; activations by timm's names.
+    """
+
+    vision_dim: int
+    llm_dim: int
+    num_tokens: int | None = None
+    num_prefix_tokens: int = 0
+    num_heads: int | None = None
+    act_layer: type[nn.Module] | None = nn.GELU
+    tail: tuple | None = None
+    options: dict[str, Any] | None = None
+
+
+Builder = Callable[[Sizes], nn.Module]
+PROJECTORS: dict[str, Builder] = {}
+
+
+def register_projector(name: str) -> Callable[[Builder], Builder]:
+    """A decorator that makes `--projector NAME` build what a function returns, from features to embeddings.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(build: Builder) -> Builder:
+        if name in PROJECTORS:
+            raise ValueError(f"projector {name!r} is there already: choose another name")
+        PROJECTORS[name] = build
+        return build
+
+    return register
 
 
 def check_projector(name: str, *, fused: bool, aligned: bool) -> None:
@@ -138,39 +184,50 @@ def decoder_options(shapes: dict[str, list[int]]) -> dict[str, Any]:
     }
 
 
-def build_projector(
-    name, vision_dim, llm_dim, *, num_tokens=None, num_prefix_tokens=0, num_heads=None, act_layer=nn.GELU,
-    tail=None, options=None,
-):  # fmt: skip
-    """The projector called `name` (one of `PROJECTORS`), newly initialised.
+@register_projector("linear")
+def _linear(sizes: Sizes) -> nn.Module:
+    return zero_linear(sizes.vision_dim, sizes.llm_dim)
 
-    Args:
-        name: exact name.
-        vision_dim: width of the backbone's features.
-        llm_dim: width of the LLM.
-        num_tokens: tokens the backbone gives, prefix tokens included (transformer kinds).
-        num_prefix_tokens: of which prefix tokens (pretrained-decoder).
-        num_heads: attention heads of the backbone (transformer kinds).
-        act_layer: activation of the backbone's blocks (pretrained-decoder).
-        tail: the backbone's last blocks and its final norm (truncated).
-        options: the decoder's own shape, for `TransformerProjector` (pretrained-decoder); activations by timm's names.
+
+@register_projector("gelu-mlp")
+def _gelu_mlp(sizes: Sizes) -> nn.Module:
+    return mlp(sizes.vision_dim, sizes.llm_dim, sizes.llm_dim)
+
+
+@register_projector("fused-gelu-mlp")
+def _fused_gelu_mlp(sizes: Sizes) -> nn.Module:
+    return mlp(sizes.vision_dim, sizes.vision_dim * 4, sizes.llm_dim, sizes.llm_dim)
+
+
+@register_projector("transformer")
+def _transformer(sizes: Sizes) -> nn.Module:
+    own = {"num_tokens": sizes.num_tokens, "num_heads": sizes.num_heads}
+    return TransformerProjector(sizes.vision_dim, sizes.llm_dim, **own)
+
+
+@register_projector("pretrained-decoder")
+def _pretrained_decoder(sizes: Sizes) -> nn.Module:
+    own = {"num_heads": sizes.num_heads, "zero_prefix": sizes.num_prefix_tokens, "act_layer": sizes.act_layer}
+    own |= sizes.options or {}
+    own["act_layer"] = get_act_layer(own["act_layer"])
+    return TransformerProjector(sizes.vision_dim, sizes.llm_dim, num_tokens=sizes.num_tokens, **own)
+
+
+@register_projector("truncated")
+def _truncated(sizes: Sizes) -> nn.Module:
+    blocks, norm = sizes.tail
+    return nn.Sequential(*blocks, norm, zero_linear(sizes.vision_dim, sizes.llm_dim))
+
+
+def build_projector(name: str, vision_dim: int, llm_dim: int, **sizes) -> nn.Module:
+    """The projector called `name`, newly initialised; `sizes` are the other fields of `Sizes`.
+
+    Raises:
+        ValueError: there is none of that name.
     """
-    if name == "linear":
-        return zero_linear(vision_dim, llm_dim)
-    if name == "gelu-mlp":
-        return mlp(vision_dim, llm_dim, llm_dim)
-    if name == "fused-gelu-mlp":
-        return mlp(vision_dim, vision_dim * 4, llm_dim, llm_dim)
-    if name == "transformer":
-        return TransformerProjector(vision_dim, llm_dim, num_tokens=num_tokens, num_heads=num_heads)
-    if name == "pretrained-decoder":
-        own = {"num_heads": num_heads, "zero_prefix": num_prefix_tokens, "act_layer": act_layer} | (options or {})
-        own["act_layer"] = get_act_layer(own["act_layer"])
-        return TransformerProjector(vision_dim, llm_dim, num_tokens=num_tokens, **own)
-    if name == "truncated":
-        blocks, norm = tail
-        return nn.Sequential(*blocks, norm, zero_linear(vision_dim, llm_dim))
-    raise ValueError(f"unknown projector {name!r}, expected one of {', '.join(PROJECTORS)}")
+    if name not in PROJECTORS:
+        raise ValueError(f"unknown projector {name!r}: {suggest(name, PROJECTORS)}")
+    return PROJECTORS[name](Sizes(vision_dim, llm_dim, **sizes))
 
 
 def decoder_file(spec: BackboneSpec) -> Path:

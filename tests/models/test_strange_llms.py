@@ -75,6 +75,8 @@ def test_rows_longer_than_the_context(family, settings, tmp_path):
             check_context(model, 44, 37)
     with pytest.raises(ValueError, match="context has 80 positions$"):
         check_context(model, 1, 80)
+    with pytest.raises(ValueError, match="context has 80 positions$"):
+        check_context(model, 1, 400)
 
 
 def test_one_bad_llm_does_not_keep_the_others_from_being_checked(tmp_path, capsys):

@@ -145,14 +145,6 @@ def test_a_checkpoint_of_another_model_is_refused(run, accelerator):
         saving.resume("auto", run, accelerator, model, optimizer)
 
 
-def test_the_random_state_of_an_accelerator_is_left_out_where_there_is_none():
-    stored = state.random_state()
-    assert stored["accelerator"] is None or torch.accelerator.is_available()
-    numbers = torch.rand(3)
-    state.set_random_state(stored | ({} if torch.accelerator.is_available() else {"accelerator": "00ff"}))
-    assert torch.equal(torch.rand(3), numbers)
-
-
 def test_every_file_is_read_by_one_of_the_processes(run):
     folder = run / "checkpoints" / "step-00000006"
     changed = sorted(path for path in folder.iterdir() if path.name != state.MANIFEST)[0]

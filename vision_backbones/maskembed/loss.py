@@ -1,11 +1,58 @@
 """How far a reconstruction is from its target."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
 from vision_backbones.names import suggest
 
-LOSSES = ("mse", "cosine", "l1", "masked_mse", "unmasked_mse")
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+LOSSES: dict[str, Loss] = {}
+
+
+def register_loss(name: str) -> Callable[[Loss], Loss]:
+    """A decorator that makes `--loss NAME` the mean that a function returns.
+
+    It is called with reconstructions and targets `[B * R, tokens, D]` in float32, and which tokens are visible
+    `[B * R, tokens]`, 0 or 1.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(function: Loss) -> Loss:
+        if name in LOSSES:
+            raise ValueError(f"loss {name!r} is there already: choose another name")
+        LOSSES[name] = function
+        return function
+
+    return register
+
+
+@register_loss("mse")
+def _mse(reconstruction: torch.Tensor, target: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    return F.mse_loss(reconstruction, target)
+
+
+@register_loss("cosine")
+def _cosine(reconstruction: torch.Tensor, target: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    return 1 - F.cosine_similarity(reconstruction, target, dim=-1).mean()
+
+
+@register_loss("l1")
+def _l1(reconstruction: torch.Tensor, target: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    return F.l1_loss(reconstruction, target)
+
+
+@register_loss("masked_mse")
+def _masked_mse(reconstruction: torch.Tensor, target: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    return ((1 - visible)[..., None] * (reconstruction - target) ** 2).mean()
+
+
+@register_loss("unmasked_mse")
+def _unmasked_mse(reconstruction: torch.Tensor, target: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    return (visible[..., None] * (reconstruction - target) ** 2).mean()
 
 
 def check_loss(loss: str, *, prefix_only: bool) -> None:
@@ -43,13 +90,6 @@ def reconstruction_loss(
     reconstruction, target = reconstruction.float(), target.float()
     if pair_all:
         reconstruction, target = torch.broadcast_tensors(reconstruction, target.squeeze(1))
-    if loss == "mse":
-        return F.mse_loss(reconstruction, target)
-    if loss == "l1":
-        return F.l1_loss(reconstruction, target)
-    if loss == "cosine":
-        return 1 - F.cosine_similarity(reconstruction, target, dim=-1).mean()
-    counted = masks.float() if loss == "unmasked_mse" else 1 - masks.float()
-    prefix = target.shape[1] - masks.shape[1]
-    counted = F.pad(counted, (prefix, 0), value=float(loss == "unmasked_mse" or masked_prefix))
-    return (counted[..., None] * (reconstruction - target) ** 2).mean()
+    prefix_visible = float(not (masked_prefix and loss == "masked_mse"))
+    visible = F.pad(masks.float(), (target.shape[1] - masks.shape[1], 0), value=prefix_visible)
+    return LOSSES[loss](reconstruction, target, visible)
