@@ -197,7 +197,7 @@ def in_own_process(*arguments) -> dict:
 
 def main() -> None:
     """Prints the comparison and what the loader delivers."""
-    from prismatic.training.console import table
+    from prismatic.table import table
 
     work = flops()
     print(f"ViT-S/16, {IMAGES} images x {MASKS} masks, {work / 1e9:.0f} GFLOP a step")

@@ -136,7 +136,7 @@ def launch(processes: int, *arguments: str, cores: int | None = None) -> str:
 
 def print_saves() -> None:
     """Prints what saves and resuming cost."""
-    from prismatic.training.console import table
+    from prismatic.table import table
 
     rows, shares, resumed = [], [], []
     for processes in (1, 2):
@@ -176,7 +176,7 @@ def print_saves() -> None:
 
 def print_scaling(rounds: int = 2) -> None:
     """Prints tokens a second of the miniature finetune; the best of some rounds, in turn."""
-    from prismatic.training.console import table
+    from prismatic.table import table
     from prismatic.training.tracking import read_metrics
 
     settings = [(1, 2, "none"), (1, 1, "none"), (2, 2, "none"), (2, 2, "grad-op"), (2, 2, "full")]
@@ -204,7 +204,7 @@ def print_memory() -> None:
     from plan_cases import CASES
     from test_plan import measured, planned
 
-    from prismatic.training.console import table
+    from prismatic.table import table
 
     rows = []
     for name in ("full", "full-checkpointing", "grad-op", "ddp"):

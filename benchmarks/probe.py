@@ -186,8 +186,8 @@ def whole_run() -> None:
     import torch
     from safetensors.torch import save_file
 
+    from prismatic.table import table
     from prismatic.training import loop
-    from prismatic.training.console import table
     from vision_backbones import BackboneSpec, register
     from vision_backbones.registry import resolve_spec
     from vision_backbones.vit import load_vit
@@ -229,7 +229,7 @@ def alone() -> None:
 
     from eval.probing.labels import reduce_labels
     from eval.probing.metrics import count_hits
-    from prismatic.training.console import table
+    from prismatic.table import table
     from prismatic.training.loop import keep_freed_memory
 
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ import time
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from prismatic.training.console import table
+from prismatic.table import table
 from vision_backbones.soft_cap import soft_capped_attention
 
 CAP = 30.0

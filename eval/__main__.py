@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from eval.report.tables import table
 from eval.task import Task
 from eval.tasks import list_tasks
+from prismatic.table import table
 from vision_backbones.registry import import_plugins
 
 
@@ -65,7 +65,7 @@ def listed(tasks: list[Task]) -> str:
     """A table of tasks; what has to be on disk is below it."""
     header = ("id", "split", "examples", "metric", "chance", "majority")
     rows = [row for task in tasks for row in rows_of(task)]
-    lines = [table(header, rows)]
+    lines = [table(rows, header)]
     width = max(len(task.name) for task in tasks)
     files = [f"{task.name.ljust(width)}  {'  '.join(task.files)}" for task in tasks]
     return "\n".join([*lines, "", "On disk, below --data_root (or its folder download/):", *files])

@@ -94,7 +94,7 @@ def main(config: argparse.Namespace) -> None:
     """Prints the table; ends with exit status 1 where an LLM cannot be used at all."""
     from transformers.utils import logging
 
-    from prismatic.training.console import table
+    from prismatic.table import table
 
     warnings.simplefilter("ignore", FutureWarning)
     logging.disable_progress_bar()

@@ -57,7 +57,7 @@ def as_dict(plan) -> dict:
 
 def describe(config, plan) -> str:
     """The tables of a plan; the last line says whether it fits."""
-    from prismatic.training.console import table
+    from prismatic.table import table
     from prismatic.training.sharding import shards
 
     sums = [sum(row[i] for row in plan.parameters) for i in (1, 2)]

@@ -39,3 +39,15 @@ def test_no_files_import_each_other_in_a_circle():
     while free := {name for name, asked in left.items() if not asked & left.keys()}:
         left = {name: asked for name, asked in left.items() if name not in free}
     assert not left
+
+
+def test_mains_of_recipes_read_from_top_to_bottom():
+    mains = {}
+    for path in sorted((ROOT / "recipes").glob("*.py")):
+        found = [node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == "main"]
+        mains |= {path.stem: node for node in found}
+    assert {"finetune", "align", "mim", "classify", "probe", "evaluate"} <= mains.keys()
+    for name, main in mains.items():
+        assert main.end_lineno - main.lineno < 60, f"recipes/{name}.py: main has more than 60 lines"
+        inside = [node.name for node in ast.walk(main) if isinstance(node, ast.FunctionDef) and node is not main]
+        assert not inside, f"recipes/{name}.py: main defines {', '.join(inside)}"

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from eval.probing import metrics
 from eval.probing.features import Probe, Split
 from eval.probing.labels import unpack
-from prismatic.training.console import table
+from prismatic.table import table
 from prismatic.training.loop import to_device
 from vision_backbones.files import replacing
 

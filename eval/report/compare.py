@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.report.runs import Run
-from eval.report.tables import ends, percent, table
+from eval.report.tables import ends, percent
 from eval.scoring.bootstrap import interval, p_value, resample
 from eval.scoring.zscores import REFERENCE, aggregated, z_scores
 from eval.task import Record
+from prismatic.table import table
 
 
 def compare(runs: Sequence[Run]) -> dict:
@@ -80,7 +81,8 @@ def common_records(key: str, runs: Sequence[Run]) -> tuple[list[list[Record]], l
 
 def comparison_table(comparison: dict) -> str:
     """Scores of all runs, differences to the first one, z-scores, and what was not compared, for the terminal."""
-    tables = [table(*difference_rows(comparison), left=4), table(*z_score_rows(comparison), left=1)]
+    (header, rows), (tasks, scores) = difference_rows(comparison), z_score_rows(comparison)
+    tables = [table(rows, header, left=4), table(scores, tasks, left=1)]
     return "\n\n".join([*tables, *(["\n".join(comparison["notes"])] if comparison["notes"] else [])])
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from eval.report import charts, gallery, pages
 from eval.report.compare import common_records, compare, difference_rows, signed, z_score_rows
 from eval.report.runs import Run, read_runs
-from eval.report.tables import ends, percent, table
+from eval.report.tables import ends, percent
 from eval.scoring import bootstrap
+from prismatic.table import table
 from vision_backbones.files import write_text
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -21,7 +22,8 @@ def scores_table(results: dict[str, Any]) -> str:
 
     Intervals are those of `intervals` in a task's results (from `bootstrap.intervals`), "-" where there are none.
     """
-    return table(*_score_rows(results["tasks"]), left=1)
+    header, rows = _score_rows(results["tasks"])
+    return table(rows, header, left=1)
 
 
 def write_report(out: Path, others: Sequence[Path] = ()) -> Path:

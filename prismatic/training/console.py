@@ -3,21 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from prismatic.table import table
 from prismatic.training.tracking import COUNTS, read_metrics
-
-
-def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
-    """A table in plain text; numbers are aligned on the right."""
-    cells = [
-        [f"{c:,}" if isinstance(c, int) else f"{c:.3g}" if isinstance(c, float) else str(c) for c in r] for r in rows
-    ]
-    widths = [max(len(r[i]) for r in [list(header), *cells]) for i in range(len(header))]
-    numeric = [all(isinstance(r[i], (int, float)) for r in rows) for i in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        return "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)).rstrip()
-
-    return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, cells)])
 
 
 def print_parts(accelerator, title: str, rows: Sequence[tuple[str, int, int]]) -> None:

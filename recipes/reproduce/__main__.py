@@ -18,7 +18,7 @@ def main(config: ReproduceConfig) -> dict:
 
     from prismatic.miniature.benchmarks import miniature_benchmarks
     from prismatic.miniature.llava_writer import miniature_llava
-    from prismatic.training.console import table
+    from prismatic.table import table
     from recipes.reproduce import findings, report, run
     from recipes.reproduce.plan import Study
 

@@ -235,7 +235,7 @@ def _markdown(part: Section) -> str:
 
 def summary(found: dict) -> str:
     """Probes and benchmarks as tables, for the terminal."""
-    from eval.report.tables import table
+    from prismatic.table import table
 
     parts = [_probes(found), _benchmarks(found)]
-    return "\n\n".join(table(*part.tables[0], left=1) for part in parts)
+    return "\n\n".join(table(rows, header, left=1) for header, rows in (part.tables[0] for part in parts))

@@ -71,7 +71,7 @@ def test_table(evaluated):
     (run,) = read_runs([evaluated])
     for key, task in results["tasks"].items():
         task["intervals"] = bootstrap.intervals(run.records(key), task["metrics"], task["main"])
-    header, *rows = (re.split(r"\s{2,}", line.strip()) for line in scores_table(results).splitlines())
+    header, _, *rows = (re.split(r"\s{2,}", line.strip()) for line in scores_table(results).splitlines())
     assert header[:6] == ["task", "examples", "metric", "score", "95 % interval", "majority"]
     for (key, task), row in zip(results["tasks"].items(), rows, strict=True):
         told = dict(zip(header, row, strict=True))
