@@ -76,9 +76,9 @@ def main(argv: list[str] | None = None, parts=None) -> int:
             row["seconds"] = time.perf_counter() - begun
             rows.append(row)
             print(lines(row), flush=True)
-    about = machine_of(torch, device) | {"toy": arguments.toy, "seconds": time.perf_counter() - started}
-    (arguments.out / "gpu.json").write_text(json.dumps(about | {"parts": rows}, indent=1))
-    (arguments.out / "gpu.md").write_text(markdown(about, rows))
+    metadata = machine_of(torch, device) | {"toy": arguments.toy, "seconds": time.perf_counter() - started}
+    (arguments.out / "gpu.json").write_text(json.dumps(metadata | {"parts": rows}, indent=1))
+    (arguments.out / "gpu.md").write_text(markdown(metadata, rows))
     print(f"\n{wrong} of {len(rows)} parts are wrong; table, JSON and log are in {arguments.out}/")
     return wrong
 
@@ -100,10 +100,11 @@ def machine_of(torch, device) -> dict:
     return {"device": name, "count": count, "python": platform.python_version(), "versions": packages}
 
 
-def markdown(about: dict, rows: list[dict]) -> str:
+def markdown(metadata: dict, rows: list[dict]) -> str:
     """The table as docs/benchmarks.md has it."""
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    text = f"{about['device']} ({about['count']}), Python {about['python']}, {versions}; {about['seconds']:.0f} s.\n\n"
+    versions = ", ".join(f"{name} {number}" for name, number in metadata["versions"].items())
+    text = f"{metadata['device']} ({metadata['count']}), Python {metadata['python']}, {versions}; "
+    text += f"{metadata['seconds']:.0f} s.\n\n"
     text += "| check | state | found |\n|---|---|---|\n"
     text += "".join(f"| {r['title']} | {r['state']} | {r['said']} |\n" for r in rows if not r["measures"])
     text += "\n| measurement | value | |\n|---|---:|---|\n"

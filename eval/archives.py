@@ -41,9 +41,9 @@ def unpack(archive: Path, to: Path, member: str | None = None) -> None:
         ValueError: The file is no archive, is damaged, lacks `member`, has a member or link that leads out of its
             folder, or would unpack to more than `MOST_TIMES` its size or than the disk holds.
     """
-    beside = to.with_name(f".{to.name}.{os.getpid()}")
-    if beside.is_dir():
-        shutil.rmtree(beside)
+    tmp_path = to.with_name(f".{to.name}.{os.getpid()}")
+    if tmp_path.is_dir():
+        shutil.rmtree(tmp_path)
     to.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _opened(archive) as opened:
@@ -54,20 +54,20 @@ def unpack(archive: Path, to: Path, member: str | None = None) -> None:
                 raise ValueError(f"{archive} unpacks to {total:,} bytes, {to.parent} has room for {free:,}: make room")
             written = 0  # what links lead to is copied, and no header says its size
             for file in tqdm(files, desc=f"unpacking {archive.name}", unit="file"):
-                path = beside / file.path
+                path = tmp_path / file.path
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with file.read() as source, path.open("xb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
                     written += target.tell()
                 _check_size(written, archive)
-        beside.replace(to)
+        tmp_path.replace(to)
     except DAMAGE as error:
         raise ValueError(f"{archive} cannot be unpacked ({error}): delete it and fetch it again") from error
     finally:
-        if beside.is_dir():
-            shutil.rmtree(beside)
+        if tmp_path.is_dir():
+            shutil.rmtree(tmp_path)
         else:
-            beside.unlink(missing_ok=True)
+            tmp_path.unlink(missing_ok=True)
 
 
 def _opened(archive: Path) -> zipfile.ZipFile | tarfile.TarFile:

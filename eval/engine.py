@@ -161,13 +161,13 @@ class SharedPrefixEngine:
 
     def _generate(self, prefix, rows, kind: Generate) -> list[Answer]:
         state = self.read(prefix, [row[1] for row in rows], [row[3] for row in rows], kind.max_new_tokens, keep=1)
-        said = torch.full((len(rows), kind.max_new_tokens), -1, device=self.device)
+        outputs = torch.full((len(rows), kind.max_new_tokens), -1, device=self.device)
         writing = torch.arange(len(rows), device=self.device)  # which row each row of the batch is
         going = torch.ones(len(rows), dtype=torch.bool, device=self.device)
         logits, layout = state.logits, SharedPrefix.of_rows(prefix, state.images, state.positions)
         for step in range(kind.max_new_tokens):
             tokens = logits[:, -1].argmax(-1)
-            said[writing[going], step] = tokens[going]
+            outputs[writing[going], step] = tokens[going]
             going &= ~torch.isin(tokens, self.eos)
             alive = int(going.sum())
             if not alive or step == kind.max_new_tokens - 1:
@@ -178,7 +178,7 @@ class SharedPrefixEngine:
                 layout = SharedPrefix.of_rows(prefix, state.images, state.positions)
                 tokens, writing, going = tokens[kept], writing[kept], going[kept]
             logits = self.step(state, tokens, layout)
-        ids = [[token for token in row if token >= 0] for row in said.tolist()]
+        ids = [[token for token in row if token >= 0] for row in outputs.tolist()]
         texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [Answer(text.strip()) for text in texts]
 
@@ -202,9 +202,9 @@ class SharedPrefixEngine:
         for start in range(0, len(pairs), self.batch_size):
             part = pairs[start : start + self.batch_size]
             logits = self.read(prefix, [images[i] for i, _, _ in part], [t for _, t, _ in part], 0, longest).logits
-            for said, (row, _, place) in zip(logits.log_softmax(-1), part, strict=True):
+            for logprobs, (row, _, place) in zip(logits.log_softmax(-1), part, strict=True):
                 option = torch.tensor(options[place], device=self.device)
-                scores[row, place] = said[-len(option) :].gather(1, option[:, None]).sum()
+                scores[row, place] = logprobs[-len(option) :].gather(1, option[:, None]).sum()
         return scores
 
 

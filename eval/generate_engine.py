@@ -48,10 +48,10 @@ class PlainEngine:
             turns = [{"from": "human", "value": prompt}] + ([{"from": "gpt", "value": answer}] if answer else [])
             return IMAGE_TOKEN + render_prompt(turns, self.processor.tokenizer)
         parts = [{"type": "image"}, {"type": "text", "text": prompt}]
-        said = [{"role": "user", "content": parts}]
+        turns = [{"role": "user", "content": parts}]
         if answer:
-            said.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        return self.processor.apply_chat_template(said, add_generation_prompt=not answer, tokenize=False)
+            turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        return self.processor.apply_chat_template(turns, add_generation_prompt=not answer, tokenize=False)
 
     def option_ids(self, options: Sequence[str]) -> list[list[int]]:
         """Token ids with which each option continues a prompt.

@@ -58,7 +58,7 @@ def appending(file: Path):
 
 def write_samples(file: Path, samples: Sequence[Record]) -> None:
     """Writes judged records, all or nothing."""
-    with replacing(file) as beside, jsonlines.open(beside, "w", dumps=json.dumps) as writer:
+    with replacing(file) as tmp_path, jsonlines.open(tmp_path, "w", dumps=json.dumps) as writer:
         writer.write_all(samples)  # by json's own dumps: outputs may hold lone surrogates
 
 
@@ -82,13 +82,13 @@ def read_results(out: Path) -> dict[str, Any]:
     return read_json(path, "delete it, or choose another --out", "tasks") if path.is_file() else {}
 
 
-def write_results(out: Path, entry: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+def write_results(out: Path, entry: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
     """Adds tasks to `results.json`, beside those of earlier runs with the same model; gives the whole content."""
     path, before = out / RESULTS, read_results(out)
-    old = before["tasks"] if before.get("model_fingerprint") == about["model_fingerprint"] else {}
+    old = before["tasks"] if before.get("model_fingerprint") == metadata["model_fingerprint"] else {}
     for key, new in entry.items():
         if new["questions_per_second"] is None and old.get(key, {}).get("fingerprint") == new["fingerprint"]:
             entry[key] = new | {name: old[key][name] for name in ("seconds", "questions_per_second")}
-    results = about | {"tasks": old | entry}
+    results = metadata | {"tasks": old | entry}
     write_json(path, results)
     return results

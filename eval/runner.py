@@ -113,10 +113,10 @@ def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: 
     state.wait_for_everyone()  # every process has read before one writes
     started = time.perf_counter()
     groups = _by_image(job, answered)[state.process_index :: state.num_processes]
-    about = {"box_frame": box_frame, "fingerprint": fingerprint}
+    metadata = {"box_frame": box_frame, "fingerprint": fingerprint}
     with appending(folder / f"rank-{state.process_index}.partial.jsonl") as writer:
         for records in _answer_all(job, groups, engine, state):
-            writer.write_all(record | about for record in records)
+            writer.write_all(record | metadata for record in records)
     state.wait_for_everyone()
     if not state.is_main_process:
         return {}

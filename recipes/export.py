@@ -88,10 +88,10 @@ def adapted(run: str) -> dict:
     folder = (latest_checkpoint(place) if (place / "checkpoints").is_dir() else place) or place
     if (folder / PARTS_FILE).is_file():
         return read_object(folder / PARTS_FILE)
-    about = read_object(folder / STATE_JSON) if (folder / STATE_JSON).is_file() else {}
-    if about.get("stage") != "lora":
+    metadata = read_object(folder / STATE_JSON) if (folder / STATE_JSON).is_file() else {}
+    if metadata.get("stage") != "lora":
         raise ValueError(f"{folder} holds no adapters to keep: leave out --keep_adapters")
-    return about["parts"]
+    return metadata["parts"]
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def main(config: FinetuneConfig) -> dict:
     checkpoints = writer.AsyncCheckpointer(
         run_dir, accelerator, model, optimizer, every=config.save_every_steps, last=batches.steps, log=log,
         keep_last=config.keep_last, keep_every=config.keep_every, timeout_minutes=config.timeout_minutes,
-        about={"parts": parts, "stage": config.stage, "lora": vars(config.lora), "data": data},
+        metadata={"parts": parts, "stage": config.stage, "lora": vars(config.lora), "data": data},
     )  # fmt: skip
     epochs = epoch_models.EpochModels(config, run_dir, accelerator, model, processor, parts, batches, done)
     loop.fit(

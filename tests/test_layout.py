@@ -45,7 +45,7 @@ def test_mains_of_recipes_read_from_top_to_bottom():
     mains = {}
     for path in sorted((ROOT / "recipes").glob("*.py")):
         found = [node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == "main"]
-        mains |= {path.stem: node for node in found}
+        mains.update((path.stem, node) for node in found)
     assert {"finetune", "align", "mim", "classify", "probe", "evaluate"} <= mains.keys()
     for name, main in mains.items():
         assert main.end_lineno - main.lineno < 60, f"recipes/{name}.py: main has more than 60 lines"

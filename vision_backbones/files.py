@@ -28,21 +28,21 @@ def describe(path: Path) -> dict:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Returns the path to write a file to; then it takes the place of `path`, or is gone where writing failed."""
-    beside = path.with_name(f".{path.name}.unfinished")
+    tmp_path = path.with_name(f".{path.name}.unfinished")
     try:
-        yield beside
-        sync(beside)
-        beside.replace(path)
+        yield tmp_path
+        sync(tmp_path)
+        tmp_path.replace(path)
         sync(path.parent)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        tmp_path.unlink(missing_ok=True)
         raise
 
 
 def write_text(path: Path, text: str, **options) -> None:
     """Writes a text file, all or nothing; `options` are those of `Path.write_text`."""
-    with replacing(path) as beside:
-        beside.write_text(text, **({"encoding": "utf-8"} | options))
+    with replacing(path) as tmp_path:
+        tmp_path.write_text(text, **({"encoding": "utf-8"} | options))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -67,16 +67,16 @@ def read_json(path: Path, remedy: str, *needed: str) -> dict[str, Any]:
     return content
 
 
-def put_folder(beside: Path, folder: Path, previous: Path | None = None) -> None:
+def put_folder(tmp_path: Path, folder: Path, previous: Path | None = None) -> None:
     """Puts a written folder, once it is on the disk, in the place of `folder`, which goes to `previous` or is gone."""
-    for path in beside.rglob("*"):
+    for path in tmp_path.rglob("*"):
         sync(path)
-    sync(beside)
+    sync(tmp_path)
     aside = previous or folder.with_name(f".{folder.name}.replaced")
     shutil.rmtree(aside, ignore_errors=True)
     if folder.exists():
         folder.rename(aside)
-    beside.rename(folder)
+    tmp_path.rename(folder)
     sync(folder.parent)
     if not previous:
         shutil.rmtree(aside, ignore_errors=True)

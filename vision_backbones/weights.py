@@ -224,5 +224,5 @@ def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, 
     """Writes a safetensors file, all or nothing: beside its place, then renamed."""
     from safetensors.torch import save_file
 
-    with replacing(path) as beside:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, beside, metadata)
+    with replacing(path) as tmp_path:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, tmp_path, metadata)

@@ -80,7 +80,7 @@ def write_classes(path: Path, names: Sequence[str], best: dict, last: dict, kind
         columns[f"{which}_found"] = found["counts"][:, 1].sum(0).tolist()
         columns |= {f"{which}_{name}": _blank(scores_of(found, kind)[f"class_{name}"]) for name in PER_CLASS}
     columns["last_calibration_error"] = _blank(metrics.calibration_error(last["reliability"]))
-    with replacing(path) as beside, beside.open("w", newline="") as file:
+    with replacing(path) as tmp_path, tmp_path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))

@@ -191,5 +191,5 @@ def _short(name: str) -> str:
 
 
 def _write(figure: Figure, path: Path) -> None:
-    with replacing(path) as beside:
-        figure.savefig(beside, format="png", dpi=110)
+    with replacing(path) as tmp_path:
+        figure.savefig(tmp_path, format="png", dpi=110)

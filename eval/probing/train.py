@@ -76,7 +76,7 @@ def train(
         short = {name: best[name] for name in best if name not in ("counts", "reliability")}
         progress = {"steps": steps_done, "epochs": epochs, "best": short}
         counts = {"counts": best["counts"]}
-        save_state(folder, parts, optimizer, progress, lambda beside: write_tensors(beside / COUNTS, counts, {}))
+        save_state(folder, parts, optimizer, progress, lambda tmp_path: write_tensors(tmp_path / COUNTS, counts, {}))
 
     def loss_sum(model: Probe, batch: dict) -> torch.Tensor:
         labels = unpack(batch["labels"], len(classes), kind)

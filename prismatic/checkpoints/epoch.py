@@ -23,7 +23,7 @@ TRAINED = "trained.json"  # after how many steps and epochs an epoch's model was
 
 
 def save_model(
-    model, processor, folder: Path, weights: dict | None = None, *, replace: bool = False, about: dict | None = None
+    model, processor, folder: Path, weights: dict | None = None, *, replace: bool = False, metadata: dict | None = None
 ) -> Path:
     """Writes model (or peft adapters) and processor to a new `folder` as `save_pretrained` does, all or nothing.
 
@@ -33,24 +33,24 @@ def save_model(
         folder: to write.
         weights: state dict of a sharded model.
         replace: put it in the place of an existing folder.
-        about: contents of JSON files beside them, by name.
+        metadata: contents of JSON files beside them, by name.
 
     Raises:
         ValueError: the folder exists.
     """
     if folder.exists() and not replace:
         raise ValueError(f"{folder} exists already: choose another folder")
-    beside = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    tmp_path = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    tmp_path.mkdir(parents=True)
     try:
-        model.save_pretrained(beside, **({} if weights is None else {"state_dict": weights}))
-        processor.save_pretrained(beside)
-        for name, content in (about or {}).items():
-            write_json(beside / name, content)
-        put_folder(beside, folder)
+        model.save_pretrained(tmp_path, **({} if weights is None else {"state_dict": weights}))
+        processor.save_pretrained(tmp_path)
+        for name, content in (metadata or {}).items():
+            write_json(tmp_path / name, content)
+        put_folder(tmp_path, folder)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(tmp_path, ignore_errors=True)
         raise
     return folder
 
@@ -75,16 +75,16 @@ def save_state(
     tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"{OPTIMIZER}.{number}.{key}": value for key, value in state.items()}
-    beside = last.with_name(".last.unfinished")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    tmp_path = last.with_name(".last.unfinished")
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    tmp_path.mkdir(parents=True)
     try:
-        export(beside)
-        write_tensors(beside / STATE_FILE, tensors, {"progress": json.dumps(progress)})
-        write_json(beside / MANIFEST, {"files": {path.name: describe(path) for path in sorted(beside.iterdir())}})
-        put_folder(beside, last, previous)
+        export(tmp_path)
+        write_tensors(tmp_path / STATE_FILE, tensors, {"progress": json.dumps(progress)})
+        write_json(tmp_path / MANIFEST, {"files": {path.name: describe(path) for path in sorted(tmp_path.iterdir())}})
+        put_folder(tmp_path, last, previous)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(tmp_path, ignore_errors=True)
         raise
 
 

@@ -97,13 +97,13 @@ def problem_with(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     """
     try:
         expected = json.loads((folder / MANIFEST).read_text())["files"]
-        for number, (name, about) in enumerate(sorted(expected.items())):
+        for number, (name, metadata) in enumerate(sorted(expected.items())):
             path = folder / name
             if Path(name).name != name or not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != about["bytes"]:
-                return f"{name} has {path.stat().st_size:,} bytes of {about['bytes']:,}"
-            if number % parts == part and describe(path) != about:
+            if path.stat().st_size != metadata["bytes"]:
+                return f"{name} has {path.stat().st_size:,} bytes of {metadata['bytes']:,}"
+            if number % parts == part and describe(path) != metadata:
                 return f"{name} is not what was written (SHA-256 differs)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error!r})"

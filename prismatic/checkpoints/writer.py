@@ -81,7 +81,7 @@ class AsyncCheckpointer:
         last: the step that training ends with, which is saved in any case.
         keep_last: how many of the newest stay.
         keep_every: steps of which every multiple stays as well.
-        about: JSON-able, stored with each: what is needed to build the model again.
+        metadata: JSON-able, stored with each: what is needed to build the model again.
         log: takes what a save cost.
         timeout_minutes: how long processes wait for one another.
     """
@@ -97,12 +97,12 @@ class AsyncCheckpointer:
         last: int | None = None,
         keep_last: int = 2,
         keep_every: int | None = None,
-        about: dict | None = None,
+        metadata: dict | None = None,
         log: Callable[[dict], None] = lambda metrics: None,
         timeout_minutes: float = 30,
     ):
         self.folder, self.run_dir, self.accelerator = run_dir / "checkpoints", run_dir, accelerator
-        self.model, self.optimizer, self.about, self.log = model, optimizer, about or {}, log
+        self.model, self.optimizer, self.metadata, self.log = model, optimizer, metadata or {}, log
         self.every, self.last, self.keep_last, self.keep_every = every, last, keep_last, keep_every
         self.group = None
         if accelerator.num_processes > 1:  # collectives of training must never meet those of a save
@@ -199,18 +199,18 @@ class AsyncCheckpointer:
         """Runs in the thread: stages, writes, and commits if every process wrote its part."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         name, started = f"{state.PREFIX}{step:08d}", time.perf_counter()
-        beside, files, problem = self.folder / f".{name}.unfinished", {}, None
+        tmp_path, files, problem = self.folder / f".{name}.unfinished", {}, None
         try:
             try:
                 staged = self.stager.stage(tensors)
             finally:
                 self.staged.set()
             if rank == 0:
-                shutil.rmtree(beside, ignore_errors=True)
-            writer = HuggingFaceStorageWriter(str(beside), save_distributed=True)
+                shutil.rmtree(tmp_path, ignore_errors=True)
+            writer = HuggingFaceStorageWriter(str(tmp_path), save_distributed=True)
             dcp.save(staged, storage_writer=writer, process_group=self.group, no_dist=world == 1)
-            write_json(beside / f"rank-{rank:05d}.json", random_state)
-            mine = [*beside.glob(f"shard-{rank + 1:05d}-*"), beside / f"rank-{rank:05d}.json"]
+            write_json(tmp_path / f"rank-{rank:05d}.json", random_state)
+            mine = [*tmp_path.glob(f"shard-{rank + 1:05d}-*"), tmp_path / f"rank-{rank:05d}.json"]
             files = {path.name: describe(path) for path in mine}
         except BaseException as error:  # torch's is no Exception; whatever it is, the others must hear of it
             problem = _root_cause(error)
@@ -221,20 +221,20 @@ class AsyncCheckpointer:
         problem = next((reason for _, reason in parts if reason), None)
         if rank == 0 and not problem:
             try:
-                self._commit(beside, name, step, {n: about for files, _ in parts for n, about in files.items()})
+                self._commit(tmp_path, name, step, {n: metadata for files, _ in parts for n, metadata in files.items()})
             except OSError as error:
                 problem = _root_cause(error)
         if rank == 0 and problem:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(tmp_path, ignore_errors=True)
         return step, time.perf_counter() - started, problem
 
-    def _commit(self, beside: Path, name: str, step: int, files: dict) -> None:
+    def _commit(self, tmp_path: Path, name: str, step: int, files: dict) -> None:
         world = self.accelerator.num_processes
-        about = {"step": step, "processes": world, "versions": state.versions(), **self.about}
-        write_json(beside / state.STATE_JSON, about)
-        files[state.STATE_JSON] = describe(beside / state.STATE_JSON)
-        write_json(beside / state.MANIFEST, {"files": files})
-        put_folder(beside, self.folder / name)
+        metadata = {"step": step, "processes": world, "versions": state.versions(), **self.metadata}
+        write_json(tmp_path / state.STATE_JSON, metadata)
+        files[state.STATE_JSON] = describe(tmp_path / state.STATE_JSON)
+        write_json(tmp_path / state.MANIFEST, {"files": files})
+        put_folder(tmp_path, self.folder / name)
         write_text(self.folder / state.LATEST, name + "\n")
         for old in state.step_folders(self.run_dir)[self.keep_last :]:
             if not (self.keep_every and state.step_of(old) % self.keep_every == 0):
@@ -275,15 +275,15 @@ def resume(where: str, run_dir: Path, accelerator, model, optimizer, data: dict 
     if folder is None:
         reason = "all of its checkpoints are damaged" if folders else "no step checkpoint is there"
         raise ValueError(f"cannot resume from {place}: {reason}; --resume never starts over")
-    about = state.read_state(folder)
+    metadata = state.read_state(folder)
     if data is not None:
-        check_same(about.get("data") or {"rows": about.get("rows")}, data, folder)
+        check_same(metadata.get("data") or {"rows": metadata.get("rows")}, data, folder)
     state.load_tensors(folder, model, optimizer)
-    if about["processes"] == accelerator.num_processes:
+    if metadata["processes"] == accelerator.num_processes:
         mine = folder / f"rank-{accelerator.process_index:05d}.json"
         state.set_random_state(read_json(mine, "give another checkpoint", "torch", "numpy", "python"))
-    changed = {n: v for n, v in state.versions().items() if about["versions"].get(n) != v}
+    changed = {n: v for n, v in state.versions().items() if metadata["versions"].get(n) != v}
     if changed:
         accelerator.print(f"versions differ from those of the checkpoint, so results may: {changed}")
-    accelerator.print(f"continues from {folder}, after step {about['step']}\n")
-    return about["step"]
+    accelerator.print(f"continues from {folder}, after step {metadata['step']}\n")
+    return metadata["step"]

@@ -44,8 +44,8 @@ def index_of(annotations: Path) -> Path:
         ValueError: the file is absent, empty or malformed (the row is named), or the cache cannot be written.
     """
     if not annotations.is_file():
-        beside = [file.name for file in annotations.parent.glob("*.json*")]
-        near = suggest(annotations.name, sorted(beside), otherwise=None if beside else "check the path")
+        neighbours = [file.name for file in annotations.parent.glob("*.json*")]
+        near = suggest(annotations.name, sorted(neighbours), otherwise=None if neighbours else "check the path")
         raise ValueError(f"no annotation file {annotations}; expected LLaVA json or jsonl: {near}")
     stat = annotations.stat()
     identity = f"{INDEX_FORMAT}|{annotations.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"

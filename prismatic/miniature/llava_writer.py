@@ -38,14 +38,14 @@ def all_or_nothing(write: Callable) -> Callable[..., Path]:
         folder = Path(folder)
         if folder.exists():
             return folder
-        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        write(beside, *arguments)
+        tmp_path = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(tmp_path, ignore_errors=True)
+        tmp_path.mkdir(parents=True)
+        write(tmp_path, *arguments)
         try:
-            beside.rename(folder)
+            tmp_path.rename(folder)
         except OSError:  # another process was faster
-            shutil.rmtree(beside)
+            shutil.rmtree(tmp_path)
         return folder
 
     return written

@@ -106,11 +106,11 @@ def main(config: Config) -> None:
     recall, precision = image_level_recall(model.eval(), seed=987_654)
     made = {"recall": recall, "precision": precision, "seconds": time.perf_counter() - started}
     made |= {"flops": counter.get_total_flops() * (config.single_steps + config.steps)}
-    about = {"made_by": "python -m prismatic.miniature.make_vit", "config": str(config)}
-    about["image_level"] = json.dumps(made)
+    metadata = {"made_by": "python -m prismatic.miniature.make_vit", "config": str(config)}
+    metadata["image_level"] = json.dumps(made)
     state = {k: v.half().contiguous() for k, v in model.state_dict().items() if not k.startswith("head.")}
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    save_backbone(config.out, state, spec, **about)
+    save_backbone(config.out, state, spec, **metadata)
     print(f"image-level recall {recall:.3f}, precision {precision:.3f}; wrote {config.out}")
 
 

@@ -216,11 +216,11 @@ def _check_files(folder: Path, model: PrismaticForConditionalGeneration) -> None
 
 
 def _load_from_hub(name: str, dtype: torch.dtype):
-    beside = [str(p) for folder in (Path(name).parent, Path("runs")) for p in folder.glob("*") if p.is_dir()]
+    neighbours = [str(p) for folder in (Path(name).parent, Path("runs")) for p in folder.glob("*") if p.is_dir()]
     try:
         return _from_pretrained(name, dtype)
     except OSError as error:
-        hint = suggest(name, beside, otherwise="give a run, its id under runs/, or a Hugging Face id")
+        hint = suggest(name, neighbours, otherwise="give a run, its id under runs/, or a Hugging Face id")
         raise ValueError(f"no model called {name!r}, neither here nor on the hub: {hint}") from error
 
 
@@ -242,13 +242,13 @@ def _load_step(path: Path, dtype: torch.dtype, merge: bool, base: str | None):
     """A checkpoint that training continues from holds what is trained; the rest is put together again."""
     if problem := problem_with(path):
         raise ValueError(f"{path} is damaged: {problem}; give an older checkpoint")
-    about = read_state(path)
-    parts = relocated(check_parts_named(about["parts"], path), base, path)
+    metadata = read_state(path)
+    parts = relocated(check_parts_named(metadata["parts"], path), base, path)
     with _not_within_itself(path):
-        model, processor = start_stage(parts, about["stage"], about["lora"], base=base)
+        model, processor = start_stage(parts, metadata["stage"], metadata["lora"], base=base)
     load_tensors(path, model)
     check_numbers(trained_parameters(model), path)
-    model = model.merge_and_unload() if merge and about["stage"] == "lora" else model
+    model = model.merge_and_unload() if merge and metadata["stage"] == "lora" else model
     return model.to(dtype).eval(), processor
 
 

@@ -28,16 +28,16 @@ def smollm2_folder(hub: str, architecture: dict) -> Path:
             "reachable"
         )
     cache.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix="smollm2-135m-", dir=cache))
+    tmp_path = Path(tempfile.mkdtemp(prefix="smollm2-135m-", dir=cache))
     try:
-        _convert(file, beside, architecture)
-        beside.chmod(0o755)
-        beside.rename(folder)
+        _convert(file, tmp_path, architecture)
+        tmp_path.chmod(0o755)
+        tmp_path.rename(folder)
     except OSError:
         if not folder.is_dir():  # another process may have come first
             raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(tmp_path, ignore_errors=True)
     return folder
 
 

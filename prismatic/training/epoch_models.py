@@ -50,7 +50,7 @@ class EpochModels:
             metadata |= {PARTS_FILE: self.parts} if config.stage == "lora" else {}
             folder = epoch_folder(self.run_dir, epoch)
             try:
-                save_model(self._unquantized(), self.processor, folder, weights, replace=True, about=metadata)
+                save_model(self._unquantized(), self.processor, folder, weights, replace=True, metadata=metadata)
             except (OSError, SafetensorError) as error:
                 if steps_done == self.steps:  # the same command saves it once there is room
                     raise

@@ -71,16 +71,16 @@ def generate_answers(
     model.to(device).eval()
     with accelerator.autocast():
         batch_size = 1 if padding_problem(model, processor) else batch_size
-    said = []
+    outputs = []
     for start in tqdm(range(0, len(items), batch_size), desc="answering", leave=False, delay=5):
         batch = items[start : start + batch_size]
         images = [source.load_images(item.row) for item in batch]
         inputs = processor.ask([list(item.turns) for item in batch], images).to(device)
         with torch.inference_mode(), accelerator.autocast():
             tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        said += processor.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        outputs += processor.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     model.train(training)
-    return [text.strip() for text in said]
+    return [text.strip() for text in outputs]
 
 
 def correct(answer: str, item: Item) -> bool:
@@ -149,7 +149,7 @@ def scores(held_out: str, items, before: Sequence[str], after: Sequence[str]) ->
 def write_samples(run_dir: Path, held_out, items, before: Sequence[str], after: Sequence[str]) -> None:
     """Writes every held-out question with both answers to `held_out.jsonl`, and the first ten as a picture."""
     samples = list(zip(items, before, after, strict=True))
-    with replacing(run_dir / "held_out.jsonl") as beside, jsonlines.open(beside, "w") as writer:
+    with replacing(run_dir / "held_out.jsonl") as tmp_path, jsonlines.open(tmp_path, "w") as writer:
         for item, early, late in samples:
             row = {"id": item.id, "question": item.question, "expected": item.answer, "before": early, "after": late}
             writer.write(row)
@@ -163,5 +163,5 @@ def write_samples(run_dir: Path, held_out, items, before: Sequence[str], after: 
             lines = (short(item.question, 40), f"before: {short(early, 30)}", f"after: {short(late, 30)}")
             color = "darkgreen" if correct(late, item) else "firebrick"
             ImageDraw.Draw(sheet).multiline_text((x, y + 238), "\n".join(lines), fill=color, font_size=12)
-        with replacing(run_dir / "samples.png") as beside:
-            sheet.save(beside, "PNG")
+        with replacing(run_dir / "samples.png") as tmp_path:
+            sheet.save(tmp_path, "PNG")

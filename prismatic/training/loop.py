@@ -111,7 +111,7 @@ def fit(
             # Counted and prepared before: the host need not wait for the device.
             group = [to_device(objective.prepare(model, b), accelerator.device) for b in group]
             counts = torch.tensor(counts, device=accelerator.device)
-            terms, units, places, stop, *lost = accelerator.reduce(counts, "sum").tolist()
+            terms, units, padded_tokens, stop, *lost = accelerator.reduce(counts, "sum").tolist()
             if not terms:
                 raise ValueError(
                     f"step {step + 1} contains no supervised tokens: its images cannot be read, or its texts are cut "
@@ -149,7 +149,7 @@ def fit(
                 "grad_norm": norm,
                 f"{unit}_per_second": rate,
                 "loss_terms": terms,
-                "padding_share": 1 - units / places,
+                "padding_share": 1 - units / padded_tokens,
                 "mfu": flops_per_unit * units / seconds / matmul_peak / accelerator.num_processes
                 if matmul_peak
                 else None,

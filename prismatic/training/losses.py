@@ -19,7 +19,7 @@ class Objective:
     Attributes:
         loss_sum: Loss of the model on a micro-batch, summed over its terms.
         terms: Number of terms in that sum.
-        work: Units of real work in a micro-batch, and places with padding; 0 places are an empty batch.
+        work: Units of real work in a micro-batch, and units with padding; 0 of these are an empty batch.
         unit: What the units are, for rates such as `tokens_per_second`.
         sample: What of a micro-batch suffices to count the operations of a unit.
         prepare: Adds to a micro-batch, while it is on the host, what would make the host wait for a device later.
@@ -82,9 +82,9 @@ def supervised_tokens(batch: Batch) -> int:
 
 
 def token_counts(batch: Batch) -> tuple[int, int]:
-    """Real tokens and places (padding included) of a micro-batch."""
-    places = batch["input_ids"].numel()
-    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else places, places
+    """Real tokens of a micro-batch, and tokens with padding."""
+    padded_tokens = batch["input_ids"].numel()
+    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else padded_tokens, padded_tokens
 
 
 def image_counts(batch: Batch) -> tuple[int, int]:

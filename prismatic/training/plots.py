@@ -49,5 +49,5 @@ def draw_patches(path: Path, source: ImageSource, backbones: dict[str, torch.nn.
         colours = ((colours - low) / (high - low)).clamp(0, 1).mul(255).byte()
         grids = colours.view(len(images), *backbone.grid, 3).numpy()
         paste(row, title, [Image.fromarray(grid) for grid in grids])
-    with replacing(path) as beside:
-        sheet.save(beside, "PNG")
+    with replacing(path) as tmp_path:
+        sheet.save(tmp_path, "PNG")

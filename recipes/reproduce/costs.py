@@ -23,8 +23,8 @@ def costs(study: Study) -> list[dict]:
             flops = evaluations[cell]
         else:
             flops = training_flops(stage)
-        about = {"name": stage.name, "kind": stage.kind, "folder": str(stage.folder), "flops": flops}
-        rows.append(about | stages.read(stage.folder))
+        metadata = {"name": stage.name, "kind": stage.kind, "folder": str(stage.folder), "flops": flops}
+        rows.append(metadata | stages.read(stage.folder))
     return rows
 
 

@@ -31,8 +31,8 @@ def write(out: Path, found: dict) -> None:
     parts = [_summary(found), _probes(found), _ablations(found), _benchmarks(found), _z_scores(found), _costs(found)]
     parts = [part for part in parts if part]
     for name, svg in (figure for part in parts for figure in part.figures):
-        with replacing(out / name) as beside:
-            beside.write_bytes(svg)
+        with replacing(out / name) as tmp_path:
+            tmp_path.write_bytes(svg)
     write_text(out / "miniature.md", "\n\n".join(["# The paper in miniature", *map(_markdown, parts)]) + "\n")
     write_text(out / "report.html", pages.render(TEMPLATE, parts=parts))
     write_json(out / "results.json", found)

@@ -222,7 +222,7 @@ def test_adapters_and_models_that_were_changed_are_refused(tmp_path):
     model, processor = prismatic.build(**parts)
     save_model(model, processor, tmp_path / "whole")
     tuned = add_lora(model.float(), rank=4, alpha=8, dropout=0.0, targets=["q_proj"])
-    save_model(tuned, processor, tmp_path / "adapters", about={PARTS_FILE: parts})
+    save_model(tuned, processor, tmp_path / "adapters", metadata={PARTS_FILE: parts})
     prismatic.load(tmp_path / "adapters")
     nan, whole_number = (lambda v: v * float("nan")), (lambda v: v.to(torch.int32))
     for name, change, said in (

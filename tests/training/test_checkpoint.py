@@ -53,7 +53,7 @@ def test_a_failed_save_leaves_nothing_and_keeps_the_one_before(tmp_path):
 
 def saved(folder, steps=None, **options):
     about = {"trained.json": {"step": steps}} if steps is not None else {}
-    return save_model(Saved("model"), Saved("processor"), folder, about=about, **options)
+    return save_model(Saved("model"), Saved("processor"), folder, metadata=about, **options)
 
 
 def test_the_newest_checkpoint_is_that_after_the_most_steps(tmp_path):

@@ -70,7 +70,7 @@ def test_what_is_kept(tmp_path, accelerator):
     (tmp_path / "checkpoints").mkdir()
     logged = []
     saves = saving.AsyncCheckpointer(tmp_path, accelerator, model, optimizer, every=1, keep_last=2, keep_every=3,
-                               about={"stage": "finetune"}, log=logged.append)  # fmt: skip
+                               metadata={"stage": "finetune"}, log=logged.append)  # fmt: skip
     for step in range(1, 9):
         saves.after_step(step)
     saves.close()
@@ -162,7 +162,7 @@ def test_other_data_are_refused(tmp_path, accelerator):
     model, optimizer = fresh()
     (tmp_path / "checkpoints").mkdir()
     then = {"rows": 1000, "images": ["a", None, "c"]}
-    saves = saving.AsyncCheckpointer(tmp_path, accelerator, model, optimizer, every=1, about={"data": then})
+    saves = saving.AsyncCheckpointer(tmp_path, accelerator, model, optimizer, every=1, metadata={"data": then})
     saves.after_step(1)
     saves.close()
     mended = {"rows": 1000, "images": ["a", "b", None], "new": 1}
