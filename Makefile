@@ -9,15 +9,15 @@ ACCELERATE := $(BIN)/accelerate launch --config_file recipes/configs/accelerate/
 finetune: setup
 	$(ACCELERATE) recipes/finetune.py $(ARGS)
 
-## Align the embedded tiny vision backbone on the miniature world.
+## Align the bundled tiny vision backbone on the miniature world.
 align: setup
 	$(ACCELERATE) recipes/align.py $(ARGS)
 
-## Probe the embedded tiny backbones, before and after alignment, patch by patch.
+## Probe the bundled tiny backbones, before and after alignment, patch by patch.
 probe: setup
 	$(ACCELERATE) recipes/probe.py $(ARGS)
 
-## Evaluate the embedded vision-language model on five spatial benchmarks of the miniature world.
+## Evaluate the bundled vision-language model on five spatial benchmarks of the miniature world.
 evaluate: setup
 	$(ACCELERATE) recipes/evaluate.py $(ARGS)
 

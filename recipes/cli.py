@@ -38,6 +38,7 @@ GROUPS = {
     "models": {
         "backbones": Job("vision_backbones", (), "list, describe or convert vision backbones"),
         "tasks": Job("eval", ("list",), "list benchmarks: examples, metric, chance, files"),
+        "llms": Job("recipes.llms", (), "list the language models that are known by name"),
         "check-llm": Job("recipes.check_llm", (), "try whether an LLM trains and answers as it should"),
         "export": Job("recipes.export", (), "write a run or a checkpoint as a plain Hugging Face folder"),
         "import-reference": Job("recipes.import_reference", (), "read a checkpoint of the reference implementation"),

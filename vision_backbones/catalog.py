@@ -97,7 +97,7 @@ add("eva02", "eva02-vit-b", "eva02_base_patch16_clip_224.merged2b", 224, CLIP_CR
 add("eva02", "eva02-vit-l", "eva02_large_patch14_clip_224.merged2b", 224, CLIP_CROPPED)
 add("dinov2", "dinov2-vit-b", "vit_base_patch14_reg4_dinov2.lvd142m", 224, DINO)
 
-# The embedded ViT: small enough for the package, deep enough to show what alignment does.
+# The bundled ViT: small enough for the package, deep enough to show what alignment does.
 MINIATURE = {"img_size": 48, "patch_size": 8, "embed_dim": 96, "depth": 8, "num_heads": 4}
 add("miniature", "miniature", "vit_tiny_patch16_224", 48, IN1K, arch_kwargs=MINIATURE, weights="miniature")
 MINIATURE_ALIGNED = {"arch_kwargs": MINIATURE, "soft_cap": 30.0, "aligned": True, "weights": "miniature-aligned"}

@@ -31,7 +31,7 @@ from vision_backbones.names import suggest
 from vision_backbones.transforms import image_transform
 from vision_backbones.weights import check_numbers, find_weights
 
-EMBEDDED = {"miniature": Path(__file__).parent.parent / "miniature" / "assets" / "vlm"}  # models shipped with this
+BUNDLED = {"miniature": Path(__file__).parent.parent / "miniature" / "assets" / "vlm"}  # models shipped with this
 _loading: ContextVar[tuple[Path, ...]] = ContextVar("folders whose parts are being loaded", default=())
 
 
@@ -155,10 +155,10 @@ def meta_config(vision_backbone: str, llm: str, projector: str, **settings) -> P
 
 
 def find_model(path_or_name: str | Path) -> Path | None:
-    """The folder that a path, a run or an embedded model means; None for none. One that names code is refused."""
+    """The folder that a path, a run or a bundled model means; None for none. One that names code is refused."""
     places = [Path(path_or_name), Path("runs") / path_or_name]
-    if path_or_name in EMBEDDED:
-        places.append(EMBEDDED[path_or_name])
+    if path_or_name in BUNDLED:
+        places.append(BUNDLED[path_or_name])
     return next((refuse_code(place) for place in places if place.exists()), None)
 
 
@@ -167,7 +167,7 @@ def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge:
 
     Args:
         path_or_name: run folder (its newest checkpoint is taken) or its name under `runs/`, checkpoint,
-            `save_pretrained` folder, `miniature` (the embedded model), or Hugging Face id.
+            `save_pretrained` folder, `miniature` (the bundled model), or Hugging Face id.
         dtype: of the weights.
         merge: fold LoRA adapters into the weights; otherwise the peft model is given.
         base: where the LLM (or the run, ...) that LoRA adapters adapt lies now, if it was moved (see `relocated`).

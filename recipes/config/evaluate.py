@@ -10,7 +10,7 @@ from recipes.config.parsing import parse
 class EvaluateConfig:
     """Evaluates a vision-language model on benchmarks: see `python -m eval list`.
 
-    Without --config_path and --model it runs recipes/configs/evaluate-miniature.yaml: the embedded model on five
+    Without --config_path and --model it runs recipes/configs/evaluate-miniature.yaml: the bundled model on five
     benchmarks of the miniature world.
     """
 

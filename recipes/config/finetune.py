@@ -101,7 +101,9 @@ class FinetuneConfig:
 
     run_root: str = "runs"  # folder of all runs
     run_id: str | None = None  # folder of this run; model, stage and time if null
-    trackers: list[str] = field(default_factory=list)  # beside jsonl: tensorboard, wandb, trackio, ... (see accelerate)
+    trackers: list[str] = field(
+        default_factory=list
+    )  # in addition to metrics.jsonl: tensorboard, wandb, trackio, ... of accelerate
     plugins: list[str] = field(default_factory=list)  # modules that register backbones of your own
 
 

@@ -55,7 +55,9 @@ class ImageTrainingConfig:
     run_root: str = "runs"  # folder of all runs
     run_id: str | None = None  # folder of this run, which continues if it was interrupted; backbone and time if null
     save_every_steps: int | None = None  # checkpoint to continue from, besides the one after every epoch
-    trackers: list[str] = field(default_factory=list)  # beside jsonl: tensorboard, wandb, trackio, ... (see accelerate)
+    trackers: list[str] = field(
+        default_factory=list
+    )  # in addition to metrics.jsonl: tensorboard, wandb, trackio, ... of accelerate
     plugins: list[str] = field(default_factory=list)  # modules that register backbones of your own
 
 

@@ -13,13 +13,13 @@ class ReproduceConfig:
     """The paper in miniature: pretrain, align, probe, finetune and evaluate, with controls, seeds and a report.
 
     Without settings it is the whole study: three to four hours on two CPU cores. `--quick` is its first seed, from the
-    embedded vision backbone, with a shorter alignment and without ablations (recipes/configs/reproduce-quick.yaml): 25
+    bundled vision backbone, with a shorter alignment and without ablations (recipes/configs/reproduce-quick.yaml): 25
     minutes. Start it again after an interruption: what has ended is not repeated, and what a changed setting does not
     touch neither.
     """
 
     seeds: int = 5  # repetitions of everything that is random: weights, order of the data, masks
-    embedded_seeds: int = 1  # seeds, the first ones, that take the embedded vision backbone; the others pretrain one
+    embedded_seeds: int = 1  # seeds, the first ones, that take the bundled vision backbone; the others pretrain one
     ablation_seeds: int = 3  # seeds, the first ones, of which the alignment is varied
     projectors: list[str] = field(default_factory=lambda: list(PROJECTORS))  # of the VLMs
     jobs: int = 2  # stages at a time; each gets its share of the cores

@@ -90,7 +90,7 @@ class Study:
     """
 
     def __init__(self, config) -> None:
-        """Plans the stages; nothing is run or read but the embedded weights, for their fingerprints."""
+        """Plans the stages; nothing is run or read but the bundled weights, for their fingerprints."""
         self.config, self.stages = config, {}
         for seed in range(config.seeds):
             self._seed(seed, own=seed >= config.embedded_seeds)
@@ -180,13 +180,13 @@ class Study:
 
 
 def fingerprint(module: str, settings: dict[str, str]) -> str:
-    """A hash of a command, which holds the fingerprints of what it reads, and of the embedded weights that it reads."""
+    """A hash of a command, which holds the fingerprints of what it reads, and of the bundled weights that it reads."""
     command = [str(WORLD_VERSION), module, *(part for pair in settings.items() for part in pair)]
     command += [str(BENCHMARKS_VERSION)] if "tasks" in settings else []
     digest = hashlib.sha256("\0".join(command).encode())
     read = ",".join(settings.get(name, "") for name in ("teacher", "vision_backbone", "backbone")).split(",")
-    embedded = [BACKBONES / "miniature.safetensors"] if "miniature" in read else []
-    embedded += sorted(LLM.iterdir()) if "vision_backbone" in settings else []
-    for path in embedded:
+    bundled = [BACKBONES / "miniature.safetensors"] if "miniature" in read else []
+    bundled += sorted(LLM.iterdir()) if "vision_backbone" in settings else []
+    for path in bundled:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:8]

@@ -12,7 +12,7 @@ import torch
 import prismatic
 from eval.generate_engine import load_engine
 from prismatic.models.llm import llm_config, load_llm, load_tokenizer
-from prismatic.models.load import EMBEDDED, build
+from prismatic.models.load import BUNDLED, build
 from prismatic.models.lora import PARTS_FILE, add_lora
 from prismatic.models.reject_remote_code import FILES, check_parts_named, refuse_code
 from recipes.config.finetune import parse_finetune
@@ -78,7 +78,7 @@ def test_the_trap_works(marker, tmp_path):
 def test_vlm_folders(file, place, marker, tmp_path):
     run = tmp_path / "model"
     folder = run / "checkpoints" / "epoch-01" if place == "run" else run
-    plant(EMBEDDED["miniature"], folder, marker, file, nested=[{"auto_map": AUTO_MAP}], tokenizer_class="Planted")
+    plant(BUNDLED["miniature"], folder, marker, file, nested=[{"auto_map": AUTO_MAP}], tokenizer_class="Planted")
     message = rf"{file} is refused: its entry 'auto_map' names Python code"
     with pytest.raises(ValueError, match=message):
         prismatic.load(run)
@@ -131,7 +131,7 @@ class Malicious:
 
 def test_pickled_weights_in_place_of_safetensors(marker, tmp_path):
     content = {"x": Malicious(marker)}
-    for source, name in ((EMBEDDED["miniature"], "pytorch_model.bin"), (LLM, "pytorch_model.bin")):
+    for source, name in ((BUNDLED["miniature"], "pytorch_model.bin"), (LLM, "pytorch_model.bin")):
         folder = tmp_path / source.name
         shutil.copytree(source, folder)
         (folder / "model.safetensors").unlink()
@@ -147,7 +147,7 @@ def test_pickled_weights_in_place_of_safetensors(marker, tmp_path):
 
 def test_a_run_of_others_imports_no_plugins(marker, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    shutil.copytree(EMBEDDED["miniature"], run / "checkpoints" / "epoch-01")
+    shutil.copytree(BUNDLED["miniature"], run / "checkpoints" / "epoch-01")
     for place in (run, run / "checkpoints" / "epoch-01"):
         (place / "config.yaml").write_text("plugins: [planted]\nseed: !!python/object/apply:planted.run []\n")
         (place / "planted.py").write_text(PLANTED.format(marker=str(marker)))
@@ -160,7 +160,7 @@ def test_a_run_of_others_imports_no_plugins(marker, tmp_path, monkeypatch):
 
 def test_chat_templates_reach_no_objects(marker, tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(EMBEDDED["miniature"], folder)
+    shutil.copytree(BUNDLED["miniature"], folder)
     escape = "{{ cycler.__init__.__globals__.os.system('touch " + str(marker) + "') }}"
     (folder / "chat_template.jinja").write_text(escape)
     _, processor = prismatic.load(folder)
@@ -197,7 +197,7 @@ def test_settings_in_yaml(text, message, marker, tmp_path, capsys):
 
 
 def test_what_is_no_code_is_left_alone(tmp_path):
-    assert refuse_code(EMBEDDED["miniature"]) == EMBEDDED["miniature"] and refuse_code(tmp_path) == tmp_path
+    assert refuse_code(BUNDLED["miniature"]) == BUNDLED["miniature"] and refuse_code(tmp_path) == tmp_path
     (tmp_path / "config.json").write_text(json.dumps({"auto_map": None, "a": [{"model_type": "auto_map"}]}))
     refuse_code(tmp_path)
     parts = {"llm": "a", "image_size": 64, "vision_backbone": None}

@@ -8,6 +8,7 @@ import forked
 import pytest
 from golden_cases import ROOT
 
+from prismatic.models.llm import list_llms
 from recipes.cli import JOBS, main, overview
 from recipes.config.evaluate import EvaluateConfig
 from recipes.config.finetune import FinetuneConfig
@@ -47,6 +48,12 @@ def test_every_setting_has_a_text(name):
     for flag in {*_flags(RECIPES[name])} - groups:
         said = re.search(rf" --{re.escape(flag)} (?:\[?[\w|\[\], ]+?\]? )?(.*?) \(default: ", shown)
         assert said and len(said[1].strip()) > 3, f"--{flag}"
+
+
+def test_llms_are_listed():
+    lines = prismatic("llms").stdout.splitlines()
+    assert {line.split()[0] for line in lines[2:]} == set(list_llms())
+    assert any(re.fullmatch(r"vicuna-v15-7b +lmsys/vicuna-7b-v1.5 +vicuna-v1.5", line) for line in lines)
 
 
 def test_names_that_are_nearly_right(capsys):
