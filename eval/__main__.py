@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def on_disk(arguments: argparse.Namespace) -> int:
-    """Runs prepare or verify; gives the exit status."""
+    """Runs prepare or verify; returns the exit status."""
     from eval import prepare as downloads
 
     return getattr(downloads, arguments.command)(arguments.task, arguments.data_root)

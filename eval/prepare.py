@@ -47,7 +47,7 @@ def needs(task_name: str) -> list[dict]:
 
 
 def prepare(task_name: str, data_root: Path, entries: list[dict] | None = None) -> int:
-    """Downloads and unpacks all that a task needs and that is not there yet; gives the exit status.
+    """Downloads and unpacks all that a task needs and that is not there yet; returns the exit status.
 
     Interrupted downloads are continued, files are checked against the sha256 of their first download (kept in
     `archives/checksums.json`). What cannot be fetched is listed with where to put it, and the status is 1.
@@ -206,7 +206,7 @@ def check_sum(name: str, path: Path, root: Path) -> None:
 
 
 def verify(task_name: str, data_root: Path) -> int:
-    """Prints what is there for every split of a task and what is wrong with it; gives the exit status.
+    """Prints what is there for every split of a task and what is wrong with it; returns the exit status.
 
     Checked are files, numbers of examples, missing images, and checksums of the files that were downloaded. Only the
     default split has to be there.

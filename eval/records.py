@@ -83,7 +83,7 @@ def read_results(out: Path) -> dict[str, Any]:
 
 
 def write_results(out: Path, entry: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
-    """Adds tasks to `results.json`, beside those of earlier runs with the same model; gives the whole content."""
+    """Adds tasks to `results.json`, beside those of earlier runs with the same model; returns the whole content."""
     path, before = out / RESULTS, read_results(out)
     old = before["tasks"] if before.get("model_fingerprint") == metadata["model_fingerprint"] else {}
     for key, new in entry.items():

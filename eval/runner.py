@@ -84,7 +84,7 @@ def default_out(model: str) -> Path:
 
 
 def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: str, overwrite: bool = False) -> dict:
-    """Answers what is not answered yet, and gives the task's entry of `results.json` (on the main process).
+    """Answers what is not answered yet, and returns the task's entry of `results.json` (on the main process).
 
     Every process works on its own images and appends records to a file of its own; the main one puts them together in
     the order of the examples and judges them. Answers of another fingerprint are not used.

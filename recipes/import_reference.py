@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
 
 
 def imported(checkpoint: Path, out: Path, model: str | None, **parts: str | None) -> str:
-    """Writes the model to the new folder `out`; gives what was written."""
+    """Writes the model to the new folder `out`; returns what was written."""
     from prismatic.models.reference import import_reference
 
     models = read_presets("models.yaml")

@@ -12,7 +12,7 @@ from vision_backbones.weights import decoder_path, fit_state, save_backbone
 
 
 def convert(checkpoint: Path, out: Path, backbone: str) -> str:
-    """Writes a checkpoint as an aligned backbone (see `save_backbone`), its decoder beside it; gives a summary.
+    """Writes a checkpoint as an aligned backbone (see `save_backbone`), its decoder beside it; returns a summary.
 
     Args:
         checkpoint: What `read_checkpoint` reads, the authors' released `.pth.tar` files above all.

@@ -20,7 +20,7 @@ _entry_points_loaded = False
 
 
 def register(spec: BackboneSpec) -> BackboneSpec:
-    """Makes `spec` known under its id, and gives it back.
+    """Makes `spec` known under its id, and returns it back.
 
     Raises:
         ValueError: If the id is taken, or begins with the reserved `timm:`.

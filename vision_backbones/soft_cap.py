@@ -60,7 +60,7 @@ def soft_capped_attention(qkv: torch.Tensor, cap: float, scale: float, dropout: 
 
 
 def flex_soft_capped_attention(qkv: torch.Tensor, cap: float, scale: float) -> torch.Tensor:
-    """Returns what `soft_capped_attention` gives, by compiled FlexAttention: its CPU form has no backward."""
+    """Returns what `soft_capped_attention` returns, by compiled FlexAttention: its CPU form has no backward."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     return _compiled_flex_attention()(q, k, v, score_mod=_score_mod(cap), scale=scale).transpose(1, 2)
 

@@ -253,7 +253,7 @@ def problems(dataset: SegmentationSet, root: Path) -> Iterator[str]:
 
 
 def main() -> int:
-    """Command line; gives the exit code."""
+    """Command line; returns the exit code."""
     parser = argparse.ArgumentParser("python -m eval.probing.data", description="Checks every pair of a data set.")
     parser.add_argument("dataset", help=", ".join(DATASETS))
     parser.add_argument("root", help="the folder that holds images/ and annotations/")

@@ -27,7 +27,7 @@ def scores_table(results: dict[str, Any]) -> str:
 
 
 def write_report(out: Path, others: Sequence[Path] = ()) -> Path:
-    """Writes `out/report.html` from the evaluation folder `out`, compared with others if there are any; gives its path.
+    """Writes `out/report.html` from the evaluation `out`, compared with others if there are any; returns the path.
 
     Raises:
         ValueError: A folder is no evaluation, or the runs cannot be compared.
@@ -37,7 +37,7 @@ def write_report(out: Path, others: Sequence[Path] = ()) -> Path:
 
 
 def write_page(path: Path, runs: Sequence[Run], comparison: dict | None) -> Path:
-    """Writes one HTML page that needs no other file; gives its path.
+    """Writes one HTML page that needs no other file; returns its path.
 
     Nothing that a model said can act: all text is escaped, and the page forbids scripts.
 

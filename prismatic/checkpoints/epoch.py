@@ -109,7 +109,7 @@ def newest_state(run_dir: Path, say: Callable[[str], None] = print) -> Path | No
 
 
 def load_state(folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict:
-    """Puts back what `save_state` wrote, and gives its `progress`.
+    """Puts back what `save_state` wrote, and returns its `progress`.
 
     Raises:
         ValueError: the file is damaged, or of another model.

@@ -252,7 +252,7 @@ def _root_cause(error: BaseException) -> str:
 
 
 def resume(where: str, run_dir: Path, accelerator, model, optimizer, data: dict | None = None) -> int:
-    """Puts back the newest whole checkpoint, and gives the steps done; 0 if there is nothing to continue from.
+    """Puts back the newest whole checkpoint, and returns the steps done; 0 if there is nothing to continue from.
 
     Args:
         where: "auto" for the newest of this run, "never", or the path of a step checkpoint or a run.

@@ -88,7 +88,7 @@ def verify(annotations: Path, image_root: Path) -> Findings:
 
 
 def verify_images(location: str) -> tuple[Findings, list[str]]:
-    """Decodes all images at a place in parallel, with a progress bar; gives the names of the classes too.
+    """Decodes all images at a place in parallel, with a progress bar; returns the names of the classes too.
 
     Raises:
         ValueError: as `open_images`.
@@ -210,7 +210,7 @@ def _problem_lines(findings: Findings, kinds: Sequence[str]) -> list[str]:
 
 
 def main() -> int:
-    """Command line; gives the exit code."""
+    """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         "python -m prismatic.data.verify",
         description=_HELP,

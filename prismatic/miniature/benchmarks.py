@@ -20,7 +20,7 @@ REFCOCO_STYLES = {"refcoco": ("unc", "place"), "refcoco+": ("unc", "appearance")
 
 @all_or_nothing
 def write_benchmarks(folder: Path, count: int) -> None:
-    """Writes a data root with refcoco, ocid-ref, tallyqa, vsr and ai2d, `count` scenes each; gives `folder`.
+    """Writes a data root with refcoco, ocid-ref, tallyqa, vsr and ai2d, `count` scenes each; returns `folder`.
 
     Every benchmark has scenes of its own. Nothing is written if the folder is there already; it appears only when it
     is complete.

@@ -61,7 +61,7 @@ def training_questions(scenes: int = 1000) -> list[Question]:
 
 @all_or_nothing
 def write_llava(folder: Path, count: int) -> None:
-    """Writes `train.json`, `held_out.json`, `priors.json` and the images they name; gives `folder`.
+    """Writes `train.json`, `held_out.json`, `priors.json` and the images they name; returns `folder`.
 
     Training rows are `count` single questions, five about a scene (one of them for a box, the others of other kinds),
     with the prompts of the five spatial benchmarks; one in twenty is about a scene in words, without an image. A row

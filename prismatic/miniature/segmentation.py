@@ -19,7 +19,7 @@ def label_map(things, owners: np.ndarray) -> np.ndarray:
 
 @all_or_nothing
 def write_ade20k(folder: Path, train: int, val: int) -> None:
-    """Writes `images/SPLIT/*.jpg` and `annotations/SPLIT/*.png` for the splits training and validation; gives `folder`.
+    """Writes `images/SPLIT/*.jpg` and `annotations/SPLIT/*.png` for training and validation; returns `folder`.
 
     JPEGs are of the highest quality. Nothing is written if the folder is there already; it appears only when it is
     complete.

@@ -65,7 +65,7 @@ def placeholder_llm(llm: str, vocabulary: int, dtype: torch.dtype):
 
 
 def _replace(model: nn.Module, new: Callable[[nn.Parameter], torch.Tensor | None]) -> None:
-    """Puts new parameters in the places of old ones, but where `new` gives None; tied weights stay tied."""
+    """Puts new parameters in the places of old ones, but where `new` returns None; tied weights stay tied."""
     made: dict[nn.Parameter, nn.Parameter | None] = {}
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

@@ -263,7 +263,7 @@ def source_of(spec: LLMSpec) -> str:
 
 
 def _reading(spec: LLMSpec, read):
-    """What `read` gives, its failure to find or understand files told in one line with the remedy."""
+    """What `read` returns, its failure to find or understand files told in one line with the remedy."""
     from safetensors import SafetensorError
 
     try:

@@ -98,7 +98,7 @@ def encode_row(row: dict, processor: PrismaticProcessor, max_length: int, stage:
 def encode_counting(
     row: dict, processor: PrismaticProcessor, max_length: int, stage: str
 ) -> tuple[list[int], list[int], int]:
-    """What `encode_row` gives, and how many tokens of text were cut off."""
+    """What `encode_row` returns, and how many tokens of text were cut off."""
     ids, labels = tokenize_conversation(
         row["conversations"], processor.tokenizer, None, "align" if stage == "align" else "finetune", row_id=row["id"]
     )

@@ -34,7 +34,7 @@ def accumulate(
     loss_sum: Callable[[torch.nn.Module, Batch], torch.Tensor],
     accelerator: Accelerator,
 ) -> list[torch.Tensor]:
-    """Adds up the gradients of `weight * loss_sum` over the micro-batches; gives the unweighted sums."""
+    """Adds up the gradients of `weight * loss_sum` over the micro-batches; returns the unweighted sums."""
     sums = []
     for number, (batch, weight) in enumerate(zip(micro_batches, weights, strict=True)):
         synchronise_gradients(model, number == len(micro_batches) - 1)

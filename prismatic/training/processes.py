@@ -7,7 +7,7 @@ from accelerate.utils import broadcast_object_list
 
 
 def on_main(accelerator, act: Callable[[], Any]) -> Any:
-    """Has the main process act, and gives what it gave to all processes, which all call this.
+    """Has the main process act, and returns what it returned to all processes, which all call this.
 
     Raises:
         ValueError: on all processes, where acting raised it or an OSError: else the others would wait.

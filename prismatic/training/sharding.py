@@ -176,7 +176,7 @@ def full_state(model: nn.Module, adapters: bool = False) -> dict[str, torch.Tens
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> float:
-    """Clips the global norm of the gradients and gives what it was.
+    """Clips the global norm of the gradients and returns what it was.
 
     A parameter that no process used gets a zero gradient, so that decay and momentum apply to it in every step,
     whatever the number of processes and the way they are sharded.

@@ -123,7 +123,7 @@ def read_images(config, accelerator: Accelerator, spec: BackboneSpec, masks: Cal
 
 @torch.no_grad()
 def validate(images: Images, measure: Callable[[Batch], dict[str, torch.Tensor]]) -> dict[str, float]:
-    """Means over all validation images and processes of what `measure` gives as means over a batch."""
+    """Means over all validation images and processes of what `measure` returns as means over a batch."""
     sums: dict[str, torch.Tensor] = {}
     seen = torch.zeros((), device=images.accelerator.device)
     with images.accelerator.autocast():

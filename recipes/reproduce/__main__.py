@@ -12,7 +12,7 @@ from recipes.config.reproduce import ReproduceConfig, parse_reproduce
 
 @releases
 def main(config: ReproduceConfig) -> dict:
-    """Runs what has not been run, and gives the findings that the report shows."""
+    """Runs what has not been run, and returns the findings that the report shows."""
     from collections import defaultdict
     from pathlib import Path
 
