@@ -140,7 +140,7 @@ def intervals(counts: torch.Tensor, places: int, kind: str, seed: int = 0) -> di
 
 
 def reliability(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
-    """Returns for each class and bin of probability, float64 `[3, C, bins]`: predictions, summed probabilities, hits."""
+    """Returns for each class and bin of probability, float64 `[3, C, bins]`: predictions, probabilities, hits."""
     classes = logits.shape[-1]
     if kind == "majority":
         there = F.one_hot(labels.reshape(logits.shape[:-1]), classes)
