@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from prismatic.models import stages
+
 IMAGES, MASKS = 8, 3
 PRECISIONS = ("fp32", "bf16")
 STEPS = 6
@@ -78,7 +80,7 @@ def run(variant: str, precision: str, micro_batch: int) -> dict:
     import numpy as np
     import torch
 
-    from prismatic.training import loop, optim
+    from prismatic.training import loop
     from prismatic.training import vision as images  # noqa: F401  images: what a recipe imports
     from vision_backbones.maskembed.loss import reconstruction_loss
     from vision_backbones.maskembed.mask_samplers import sample_masks
@@ -90,7 +92,7 @@ def run(variant: str, precision: str, micro_batch: int) -> dict:
     accelerator, imported = loop.launch(precision, [], "."), resident()
     teacher, student = make("direct" if variant == "products" else variant)
     if precision == "bf16" and variant == "ours":
-        optim.halve_frozen(teacher)
+        stages.halve_frozen(teacher)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(IMAGES, 3, 224, 224, generator=generator)

@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from prismatic.models import stages
+
 ROOT = Path(__file__).resolve().parent.parent
 EVERY, SAVES, ROWS, TEXT = 5, 5, 2, 100
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -39,7 +41,7 @@ def prepare(accelerator):
     spec = BackboneSpec("vit-tiny", arch="vit_tiny_patch16_224", image_size=224)
     config = PrismaticConfig(text_config=text, vision_config=spec.to_dict(), image_token_id=32_063)
     model = PrismaticForConditionalGeneration(config)
-    optim.set_trainable(model, "finetune")
+    stages.set_trainable(model, "finetune")
     sharding.shard(model, "full", accelerator)
     return model, torch.optim.AdamW(optim.parameter_groups(model.named_parameters(), 0.1), lr=1e-4, fused=True)
 

@@ -52,8 +52,8 @@ def measure(annotations: Path, root: Path) -> dict[str, float]:
     """Opens the data set in this process and reads from it, here and in a forked worker."""
     import psutil
 
-    from prismatic.data.batching import micro_batches, split_modality_indices
     from prismatic.data.conversation_dataset import ConversationDataset
+    from prismatic.data.samplers import micro_batches, split_modality_indices
 
     def unique() -> float:
         return psutil.Process().memory_full_info().uss / MEGABYTE

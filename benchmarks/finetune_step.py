@@ -20,7 +20,7 @@ def make_model():
     from transformers import LlamaConfig
 
     from prismatic import PrismaticConfig, PrismaticForConditionalGeneration
-    from prismatic.training.optim import set_trainable
+    from prismatic.models.stages import set_trainable
     from vision_backbones import BackboneSpec
 
     torch.manual_seed(0)

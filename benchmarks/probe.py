@@ -80,7 +80,7 @@ def direct(root: Path, spec) -> list[dict[str, float]]:
     from eval.probing.backbone import ProbedBackbone
     from eval.probing.data import get_dataset, list_pairs, read_pair
     from eval.probing.heads import make_head
-    from prismatic.data.batching import shuffle_indices
+    from prismatic.data.samplers import shuffle_indices
     from prismatic.training.optim import cosine_rate
 
     dataset = get_dataset("coco")

@@ -4,6 +4,7 @@
 """
 
 from prismatic.checkpoints.lock import releases
+from prismatic.data import image_batches
 from recipes import cli
 from recipes.config.images import ClassifyConfig, parse_classify
 
@@ -24,7 +25,7 @@ def main(config: ClassifyConfig) -> dict:
     # What can fail early fails here, before any weights are read.
     import_plugins(config.plugins)
     spec = check_spec(config.vision_backbone)
-    data = vision.read_images(config, accelerator, spec)
+    data = image_batches.read_images(config, accelerator, spec)
     classes = classification.common_classes(config, data.train, data.validation)
     with torch.device("meta"):
         build_classifier(spec, config.head, len(classes), pretrained=False)

@@ -34,6 +34,8 @@ NEAREST = {
     "vision_backbones/maskembed/student.py": "tests/vision_backbones/maskembed tests/recipes/test_align.py",
     "vision_backbones/maskembed/teacher.py": "tests/vision_backbones/maskembed tests/recipes/test_align.py",
     "prismatic/data/batching.py": "tests/data/test_batching.py tests/recipes/test_finetune.py",
+    "prismatic/data/samplers.py": "tests/data/test_batching.py tests/recipes/test_finetune.py",
+    "prismatic/models/stages.py": "tests/training/test_optim.py tests/training/test_loop.py",
     "prismatic/text/conversations.py": "tests/data/test_conversations.py tests/models/test_prompts.py",
     "prismatic/text/rendering.py": "tests/models/test_templates.py tests/models/test_prompts.py",
     "prismatic/text/speech.py": "tests/models/test_speech.py",

@@ -17,14 +17,16 @@ from torch.utils.data import DataLoader
 from eval.engine import Question, SharedPrefixEngine
 from eval.generate_engine import PlainEngine
 from eval.task import Choose, Generate
+from prismatic.data import batching
 from prismatic.data.batching import collate_packed
+from prismatic.models import stages
 from prismatic.models.attention import SEGMENTED
 from prismatic.models.llm import load_tokenizer
 from prismatic.models.load import build_processor
 from prismatic.models.vocabulary import grow_vocabulary
 from prismatic.planning.memory import plan_finetune
 from prismatic.text.speech import stop_where_answers_end
-from prismatic.training import loop, optim
+from prismatic.training import loop
 from prismatic.training import losses as objective
 from vision_backbones import get_spec
 from vision_backbones.maskembed.loss import reconstruction_loss
@@ -81,7 +83,7 @@ def alignment(machine: Machine) -> list[Row]:
         teacher = Teacher(build_vit(dataclasses.replace(spec, soft_cap=None)))
         student = MaskEmbedStudent(build_vit(dataclasses.replace(spec, soft_cap=30.0)), teacher.vit.embed_dim)
         if machine.precision == "bf16":
-            optim.halve_frozen(teacher)
+            stages.halve_frozen(teacher)
         teacher.to(machine.device), student.to(machine.device)
         patches = (spec.image_size // teacher.vit.patch_embed.patch_size[0]) ** 2
         pixels = torch.randn(images, 3, spec.image_size, spec.image_size, device=machine.device)
@@ -133,7 +135,7 @@ def finetuning(machine: Machine) -> list[Row]:
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
         image_token, vocabulary = vlm.config.image_token_id, shape.llm["vocab_size"] - 1
         batches = [
-            loop.to_device(
+            batching.to_device(
                 collate_packed(rows(shape.rows, vlm.vision_backbone.num_tokens, vlm.config.image_size,
                                     (shape.text, shape.text + 1), vocabulary, image_token)), machine.device
             )

@@ -9,8 +9,9 @@ from accelerate.state import AcceleratorState
 from transformers import LlamaConfig
 
 from prismatic import PrismaticConfig, PrismaticForConditionalGeneration
-from prismatic.models.load import as_stage
-from prismatic.training import loop, optim
+from prismatic.models import stages
+from prismatic.models.stages import as_stage
+from prismatic.training import loop
 from vision_backbones import BackboneSpec, get_spec
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4}
@@ -140,7 +141,7 @@ def large_vlm(shape: Shape, machine: Machine):
         model = PrismaticForConditionalGeneration(config_of(shape))
         model = as_stage(model, shape.stage, LORA)
     if machine.precision == "bf16":
-        optim.halve_frozen(model)
+        stages.halve_frozen(model)
     if not shape.name.startswith("toy"):
         model.activation_checkpointing_enable()
     return model.train()

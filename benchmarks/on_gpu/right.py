@@ -18,11 +18,13 @@ import prismatic
 from eval.engine import Question, SharedPrefixEngine
 from eval.generate_engine import PlainEngine
 from eval.task import Choose, Generate
+from prismatic.data import batching
 from prismatic.data.batching import collate_packed, collate_padded
 from prismatic.miniature.scenes import scene
+from prismatic.models import stages
 from prismatic.models.attention import SEGMENTED
-from prismatic.models.load import as_stage
-from prismatic.training import loop, optim
+from prismatic.models.stages import as_stage
+from prismatic.training import loop
 from prismatic.training import losses as objective
 from vision_backbones import create_backbone
 from vision_backbones.maskembed.loss import reconstruction_loss
@@ -37,7 +39,7 @@ def gradients(model, batches, precision: str, machine: Machine):
     """Mean loss and gradients of a finetune step, on the model's device."""
     accelerator = accelerator_of(precision, machine.folder)
     device = next(model.parameters()).device
-    batches = [loop.to_device(batch, device) for batch in batches]
+    batches = [batching.to_device(batch, device) for batch in batches]
     total = sum(map(objective.supervised_tokens, batches))
     with contextlib.ExitStack() as stack:
         if device != accelerator.device:  # the reference, on the CPU
@@ -95,7 +97,7 @@ def soft_cap(machine: Machine) -> str:
 def packed(machine: Machine) -> str:
     """A finetune step: on the device = on the CPU, packed = padded."""
     model = small_vlm()
-    optim.set_trainable(model, "finetune")
+    stages.set_trainable(model, "finetune")
     items = rows(8, model.vision_backbone.num_tokens, 32)
     padded, segments = [collate_padded(items, 0)], [collate_packed(items)]
     loss, expected = gradients(model, padded, "fp32", machine)
@@ -103,7 +105,7 @@ def packed(machine: Machine) -> str:
     for precision, limit in (("fp32", FP32), ("bf16", BF16)):
         there = twin(model, machine.device)
         if precision == "bf16":
-            optim.halve_frozen(there)
+            stages.halve_frozen(there)
         one = gradients(there, padded, precision, machine)
         there.set_attn_implementation({"text_config": SEGMENTED})
         other = gradients(there, segments, precision, machine)
@@ -223,7 +225,7 @@ def host_waits(machine: Machine) -> str:
         raise Skipped("needs a GPU")
     accelerator = accelerator_of("bf16", machine.folder)
     model = small_vlm()
-    optim.set_trainable(model, "finetune")
+    stages.set_trainable(model, "finetune")
     model.set_attn_implementation({"text_config": SEGMENTED})
     model.to(machine.device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)

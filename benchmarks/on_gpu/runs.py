@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from prismatic.checkpoints import writer as saving
 from prismatic.data.batching import collate_padded
+from prismatic.models import stages
 from prismatic.training import loop, optim, sharding
 from prismatic.training import losses as objective
 from prismatic.training.tracking import read_metrics
@@ -106,7 +107,7 @@ def sharded(machine: Machine) -> str:
 
     def train(accelerator, shards: bool, steps: int, folder: Path | None = None):
         model = small_vlm()
-        optim.set_trainable(model, "finetune")
+        stages.set_trainable(model, "finetune")
         model.to(machine.device)
         if shards:
             sharding.fully_sharded(model, "full", accelerator)

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from eval.probing import metrics
 from eval.probing.features import Probe, Split
 from eval.probing.labels import unpack
+from prismatic.data.batching import to_device
 from prismatic.table import table
-from prismatic.training.loop import to_device
 from vision_backbones.files import replacing
 
 HEADLINES = ("macro_recall", "macro_f1_or_0", "micro_recall", "micro_precision", "accuracy")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from eval.probing.backbone import ProbedBackbone
 from eval.probing.data import PatchExamples
-from prismatic.training.loop import to_device
+from prismatic.data.batching import to_device
 from prismatic.training.losses import Batch
 
 

@@ -14,7 +14,8 @@ from eval.probing.features import Probe, Split, check_room, features_size
 from eval.probing.heads import check_head, make_head, tokens_for
 from eval.probing.labels import check_labels
 from eval.probing.train import train
-from prismatic.data.batching import fill_batches
+from prismatic.data import batching
+from prismatic.data.samplers import fill_batches
 from prismatic.training import console, loop
 from vision_backbones import BackboneSpec, check_spec, import_plugins
 from vision_backbones.files import read_json, write_json
@@ -86,9 +87,9 @@ def run_probes(
             probe = Probe(backbone, head, finetune=config.full_finetune, dtype=dtype)
             title = f"{name}: {labels} labels of {dataset.name}, {config.head} head on {keep} tokens"
             console.print_parts(accelerator, title, console.parameters(backbone=backbone, head=head))
-            plans = {"val": list(loop.batched(range(len(pairs["val"])), config.batch_size))}
+            plans = {"val": list(batching.batched(range(len(pairs["val"])), config.batch_size))}
             rows = fill_batches(range(len(pairs["train"])), config.batch_size).tolist()
-            plans["train"] = list(loop.batched(rows, config.batch_size))
+            plans["train"] = list(batching.batched(rows, config.batch_size))
             if config.cache != "off" and splits["train"].features is None:
                 _keep_features(config, accelerator, probe, splits, plans, run_dir)
             folder.mkdir(parents=True, exist_ok=True)

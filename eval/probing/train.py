@@ -17,7 +17,8 @@ from eval.probing.labels import unpack
 from eval.probing.metrics import jsonable, probe_loss
 from eval.probing.plots import draw_classes, draw_samples, sample_rows
 from prismatic.checkpoints.epoch import load_state, newest_state, save_state
-from prismatic.data.batching import shuffle_indices, training_length
+from prismatic.data import batching
+from prismatic.data.samplers import shuffle_indices, training_length
 from prismatic.training import loop, optim
 from prismatic.training.losses import Objective
 from prismatic.training.tracking import open_metrics
@@ -70,7 +71,7 @@ def train(
 
     def batches(epoch: int):
         rows = shuffle_indices(len(splits["train"]), config.batch_size, config.seed, epoch)
-        return splits["train"].batches(list(loop.batched(rows, config.batch_size)), kind)
+        return splits["train"].batches(list(batching.batched(rows, config.batch_size)), kind)
 
     def save(steps_done: int) -> None:
         short = {name: best[name] for name in best if name not in ("counts", "reliability")}
@@ -142,7 +143,7 @@ def draw(probe: Probe, split: Split, kind: str, accelerator: Accelerator, last: 
     (batch,) = split.batches([rows], kind)
     probe.eval()
     with accelerator.autocast():
-        logits = probe(loop.to_device(batch, accelerator.device)).cpu()
+        logits = probe(batching.to_device(batch, accelerator.device)).cpu()
     labels = unpack(batch["labels"], classes, kind)
     if kind == "majority":
         one_hot = torch.eye(classes, dtype=torch.bool)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from prismatic.data import batching
+from prismatic.data import batching, samplers
 from prismatic.data.conversation_dataset import ConversationDataset
 from prismatic.models.processing import encode_counting
 
@@ -23,7 +23,7 @@ class FinetuneBatches:
     def accumulation(self) -> int:
         """Micro-batches of this process that make an optimizer step."""
         config = self.config
-        return batching.accumulation_steps(config.global_batch_size, self.world, config.per_device_batch_size)
+        return samplers.accumulation_steps(config.global_batch_size, self.world, config.per_device_batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -37,7 +37,7 @@ class FinetuneBatches:
 
     @property
     def _length(self) -> tuple[int, int]:
-        return batching.training_length(self.config.epochs, self.config.max_steps, self.steps_per_epoch)
+        return samplers.training_length(self.config.epochs, self.config.max_steps, self.steps_per_epoch)
 
     def describe(self) -> str:
         """Steps, passes and rows, in a line."""
@@ -47,11 +47,11 @@ class FinetuneBatches:
         """The rows of every micro-batch of an epoch."""
         config, size = self.config, self.config.global_batch_size
         if config.data.sampler == "shuffle":
-            rows = batching.shuffle_indices(len(self.source), size, config.seed, epoch)
+            rows = samplers.shuffle_indices(len(self.source), size, config.seed, epoch)
         else:
             images, lengths = self.source.image_counts, self.source.word_counts
-            rows = batching.split_modality_indices(images, lengths, size, self.world, config.seed, epoch)
-        return batching.micro_batches(rows, self.rank, self.world, size, config.per_device_batch_size)
+            rows = samplers.split_modality_indices(images, lengths, size, self.world, config.seed, epoch)
+        return samplers.micro_batches(rows, self.rank, self.world, size, config.per_device_batch_size)
 
     def epochs(self, done_steps: int = 0) -> Iterator:
         """Number and loader of each epoch, without the first `done_steps` optimizer steps."""

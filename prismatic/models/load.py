@@ -15,17 +15,17 @@ from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.deferred_weights import placeholder_llm
 from prismatic.models.image_processing import PrismaticImageProcessor
 from prismatic.models.llm import VOCAB_MULTIPLE, get_llm_spec, llm_config, load_llm, load_tokenizer
-from prismatic.models.lora import PARTS_FILE, add_lora, relocated, with_adapters
+from prismatic.models.lora import PARTS_FILE, relocated, with_adapters
 from prismatic.models.lora import save_parts as save_parts  # where scripts look for it
 from prismatic.models.modeling import PrismaticForConditionalGeneration
 from prismatic.models.processing import PrismaticProcessor
 from prismatic.models.projectors import TAIL_BLOCKS, check_projector, decoder_config, decoder_file
 from prismatic.models.reject_remote_code import check_parts_named, read_object, refuse_code
 from prismatic.models.self_check import check_causal
+from prismatic.models.stages import as_stage
 from prismatic.models.vocabulary import grow_vocabulary
 from prismatic.text.prompts import IMAGE_TOKEN
 from prismatic.text.speech import speak, stop_where_answers_end, template_of
-from prismatic.training.optim import set_trainable
 from vision_backbones import BackboneSpec, check_spec, create_backbone, get_spec
 from vision_backbones.names import suggest
 from vision_backbones.transforms import image_transform
@@ -287,12 +287,6 @@ def start_stage(
     if quantized:
         quantized(model.llm)
     return as_stage(model, stage, lora), processor
-
-
-def as_stage(model: PrismaticForConditionalGeneration, stage: str, lora: dict):
-    """The model with what a stage does not train frozen, adapters of `add_lora` included."""
-    set_trainable(model, stage)
-    return add_lora(model, **lora) if stage == "lora" else model
 
 
 def start(init_from: str | None = None, prompt_style: str = "auto", base: str | None = None, **parts):

@@ -17,11 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import masking_utils
 
+from prismatic.models import stages
 from prismatic.models.configuration import PrismaticConfig
-from prismatic.models.load import as_stage
 from prismatic.models.modeling import PrismaticForConditionalGeneration
+from prismatic.models.stages import as_stage
 from prismatic.training import losses as objective
-from prismatic.training import optim, sharding
+from prismatic.training import sharding
 from vision_backbones import soft_cap
 
 KINDS = ("activations", "logits", "gradients of blocks", "gradients of the root")
@@ -41,7 +42,7 @@ def meta_model(config: PrismaticConfig, stage: str, *, lora: dict, precision: st
         model.llm.set_attn_implementation("sdpa")
         model = as_stage(model, stage, lora)
     if precision == "bf16":
-        optim.halve_frozen(model)
+        stages.halve_frozen(model)
     if gradient_checkpointing:
         model.activation_checkpointing_enable()
     return model.train()

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from prismatic.data.batching import accumulation_steps, training_length
+from prismatic.data.samplers import accumulation_steps, training_length
+from prismatic.models import stages
 from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.lora import linear_layers
 from prismatic.models.quantize import quantized_bytes
 from prismatic.planning.fake_step import Step, meta_model
-from prismatic.training import optim, sharding
+from prismatic.training import sharding
 
 PER_NODE = 8  # accelerators of a node
 ADAMW_BYTES = 8  # two float32 moments of a trained parameter
@@ -208,7 +209,7 @@ def plan_finetune(
     model = meta_model(
         config, stage, lora=lora, precision=precision, gradient_checkpointing=gradient_checkpointing
     )  # fmt: skip
-    sizes, parameters = measure(model), optim.trained_and_frozen(model)
+    sizes, parameters = measure(model), stages.trained_and_frozen(model)
     if quantize:
         if sharding.shards(sharding_mode, gpus):
             raise ValueError("--quantize does not shard the LLM: set --sharding none, or leave it out")

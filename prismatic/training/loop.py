@@ -2,12 +2,11 @@
 
 import ctypes
 import gc
-import itertools
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 
 import torch
@@ -16,6 +15,7 @@ from accelerate.tracking import get_available_trackers
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from prismatic.data.batching import batched, to_device
 from prismatic.training.losses import Batch, Objective
 from prismatic.training.sharding import (
     check_processes,
@@ -182,18 +182,6 @@ def count_flops(model, optimizer, batch: Batch, objective: Objective, accelerato
         accumulate(model, [batch], [0.0], objective.loss_sum, accelerator)
     optimizer.zero_grad(set_to_none=True)
     return counter.get_total_flops() / max(1, objective.work(batch)[0])
-
-
-def batched(items: Iterable, size: int) -> Iterator[list]:
-    """Lists of `size` consecutive items; the last one may be shorter."""
-    iterator = iter(items)
-    while group := list(itertools.islice(iterator, size)):
-        yield group
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on `device`."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
 def launch(

@@ -9,7 +9,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from prismatic.training import console, optim, vision
+from prismatic.data import image_batches
+from prismatic.models import stages
+from prismatic.training import console, vision
 from prismatic.training.losses import Batch
 from vision_backbones import BackboneSpec, import_plugins
 from vision_backbones.maskembed.loss import check_loss
@@ -28,7 +30,7 @@ class Pair:
 
 def check(
     config, accelerator: Accelerator, made: str, build: Callable[[Pair, bool], tuple[nn.Module, nn.Module]]
-) -> tuple[Pair, vision.Images]:
+) -> tuple[Pair, image_batches.Images]:
     """What a run trains on, once all is checked that needs no weights.
 
     Args:
@@ -44,7 +46,7 @@ def check(
     teacher, student = check_pair(config.teacher, config.student, config.soft_cap, made)
     check_loss(config.loss, prefix_only=getattr(config, "prefix_only", False))
     pair = Pair(teacher, student, mask_sampler(student, as_reference=config.as_reference, **vars(config.masks)))
-    data = vision.read_images(config, accelerator, student, pair.masks)
+    data = image_batches.read_images(config, accelerator, student, pair.masks)
     with torch.device("meta"):
         build(pair, False)
     return pair, data
@@ -55,7 +57,7 @@ def start(config, accelerator: Accelerator, pair: Pair, build: Callable) -> tupl
     set_seed(config.seed)
     teacher, student = build(pair, True)
     if config.precision == "bf16":
-        optim.halve_frozen(teacher)
+        stages.halve_frozen(teacher)
     teacher.to(accelerator.device), student.to(accelerator.device)
     parts = {name: getattr(student, name) for name in ("encoder", "decoder") if hasattr(student, name)}
     title = f"{pair.teacher.id} -> {pair.student.id}, {config.loss}"
@@ -66,7 +68,7 @@ def start(config, accelerator: Accelerator, pair: Pair, build: Callable) -> tupl
 def train(
     config,
     run_dir: Path,
-    data: vision.Images,
+    data: image_batches.Images,
     teacher: Teacher,
     student: nn.Module,
     *,

@@ -7,31 +7,6 @@ from functools import partial
 import torch
 from torch import nn
 
-from prismatic.models.deferred_weights import is_placeholder, placeholder
-from prismatic.models.quantize import parameter_count
-
-STAGES = ("align", "finetune", "full-finetune", "lora")
-
-
-def set_trainable(model: nn.Module, stage: str) -> None:
-    """Freezes what a stage does not train: align trains the projector, finetune also the LLM, full-finetune all.
-
-    For lora it freezes all but the projector; peft adds the adapters (`prismatic.models.lora.add_lora`).
-
-    Raises:
-        ValueError: the stage is unknown.
-    """
-    if stage not in STAGES:
-        raise ValueError(f"unknown stage {stage!r}: expected one of {', '.join(STAGES)}")
-    trained = {
-        "align": ("projector",),
-        "finetune": ("projector", "llm"),
-        "full-finetune": ("projector", "llm", "vision_backbone"),
-        "lora": ("projector",),
-    }[stage]
-    for name, part in model.named_children():
-        part.requires_grad_(name in trained)
-
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
     """Whether weight decay applies: to matrices and embeddings, not to vectors and biases."""
@@ -88,21 +63,3 @@ def cosine_rate(
     if step < warmup_steps:
         return warmup_from + (peak - warmup_from) * step / warmup_steps
     return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total_steps)))
-
-
-def trained_and_frozen(model: nn.Module) -> list[tuple[str, int, int]]:
-    """Rows `(part, trained parameters, frozen parameters)` of backbone, projector and LLM."""
-    rows = []
-    named = [(n, p) for n, p in model.named_parameters() if "original_module" not in n]  # peft keeps an unused copy
-    for part in ("vision_backbone", "projector", "llm"):
-        sizes = [(parameter_count(p), p.requires_grad) for n, p in named if part in n.split(".")[:3]]
-        rows.append((part, sum(n for n, t in sizes if t), sum(n for n, t in sizes if not t)))
-    return rows
-
-
-def halve_frozen(model: nn.Module) -> None:
-    """Casts frozen parameters to bfloat16: nothing is added to them, so float32 would only cost memory."""
-    for parameter in model.parameters():
-        if not parameter.requires_grad and parameter.is_floating_point() and type(parameter.data) is torch.Tensor:
-            later = is_placeholder(parameter)
-            parameter.data = placeholder(parameter.shape, torch.bfloat16) if later else parameter.data.bfloat16()

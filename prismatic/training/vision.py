@@ -2,32 +2,25 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from prismatic.checkpoints.epoch import load_state, newest_state, save_state
 from prismatic.checkpoints.run_folder import slower
 from prismatic.checkpoints.writer import StopSignals
-from prismatic.data import batching
+from prismatic.data import samplers
 from prismatic.data.fingerprints import check_same, of_images
-from prismatic.data.image_datasets import ImageSource, open_images
-from prismatic.data.images import TrainingImages, collate_images, evaluation_transform, training_transform
+from prismatic.data.image_batches import Images
 from prismatic.training import console as report
 from prismatic.training import loop, optim, sharding
 from prismatic.training.losses import Batch, Objective, image_counts, two_images
 from prismatic.training.processes import on_main
 from prismatic.training.tracking import metrics_log, read_metrics
-from vision_backbones import BackboneSpec
 from vision_backbones.files import write_json
 from vision_backbones.maskembed.teacher import merge_moments, moments
 
@@ -35,90 +28,6 @@ MAY_CHANGE = (  # settings in which a run may differ from the unfinished one tha
     "data.workers", "per_device_batch_size", "save_every_steps", "trackers", "run_root",
     "learning_rate", "min_learning_rate", "max_grad_norm",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Images:
-    """Training and validation images of a run, and how this process batches them."""
-
-    config: object
-    accelerator: Accelerator
-    train: ImageSource
-    validation: ImageSource
-    spec: BackboneSpec
-    masks: Callable | None
-    per_device: int
-    accumulation: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps; the last global batch is filled up from the epoch's start."""
-        return -(-len(self.train) // self.config.global_batch_size)
-
-    def epochs(self, done_steps: int = 0) -> Iterator[tuple[int, DataLoader]]:
-        """Number of each epoch and its micro-batches, without those of the first `done_steps` optimizer steps."""
-        config, data = self.config, self.config.data
-        transform = training_transform(
-            self.spec, crop_mode=data.crop_mode, hflip=data.horizontal_flip, auto_augment=data.auto_augment
-        )
-
-        def plan(epoch: int) -> list:
-            rows = batching.fill_batches(self.train.order((config.seed, epoch)), config.global_batch_size)
-            world, rank = self.accelerator.num_processes, self.accelerator.process_index
-            return batching.micro_batches(rows, rank, world, config.global_batch_size, self.per_device)
-
-        yield from batching.epoch_loaders(
-            lambda epoch: self._examples(self.train, transform, epoch),
-            collate_images,
-            plan,
-            batching.training_length(config.epochs, config.max_steps, self.steps_per_epoch)[1],
-            data.workers,
-            config.seed,
-            done=done_steps * self.accumulation,
-        )
-
-    def validation_batches(self) -> Iterator[Batch]:
-        """This process's part of the validation images, on its device, with the same masks every time."""
-        mine = range(self.accelerator.process_index, len(self.validation), self.accelerator.num_processes)
-        rows = [mine[i : i + self.per_device] for i in range(0, len(mine), self.per_device)]
-        loader = DataLoader(
-            self._examples(self.validation, evaluation_transform(self.spec), epoch=0),
-            batch_sampler=rows,
-            collate_fn=collate_images,
-            num_workers=self.config.data.workers,
-            generator=torch.Generator(),
-        )
-        bar = tqdm(loader, desc="validation", leave=False, disable=not self.accelerator.is_main_process)
-        for batch in bar:
-            if len(batch["pixel_values"]):
-                yield loop.to_device(batch, self.accelerator.device)
-
-    def stand_in(self) -> Batch:
-        """A batch of one black image for a process that could read none: the others wait for it."""
-        masks = self.masks(np.random.default_rng(0)) if self.masks else torch.zeros(0, 0, dtype=torch.bool)
-        pixels = torch.zeros(1, 3, self.spec.image_size, self.spec.image_size)
-        batch = {"pixel_values": pixels, "labels": torch.zeros(1, dtype=torch.long), "masks": masks}
-        return loop.to_device(batch, self.accelerator.device)
-
-    def _examples(self, source: ImageSource, transform: Callable, epoch: int) -> TrainingImages:
-        config = self.config
-        return TrainingImages(
-            source, transform, seed=config.seed, epoch=epoch, masks=self.masks, on_bad_image=config.data.on_bad_image
-        )
-
-
-def read_images(config, accelerator: Accelerator, spec: BackboneSpec, masks: Callable | None = None) -> Images:
-    """Opens the images of a run; nothing is decoded yet.
-
-    Raises:
-        ValueError: nothing is there, or the processes cannot share the global batch.
-    """
-    world = accelerator.num_processes
-    per_device, accumulation = batching.share_batch(config.global_batch_size, world, config.per_device_batch_size)
-    train, validation = open_images(config.data.train), open_images(config.data.validation)
-    if len(validation) < world:
-        raise ValueError(f"{config.data.validation} holds {len(validation)} images for {world} processes: give more")
-    return Images(config, accelerator, train, validation, spec, masks, per_device, accumulation)
 
 
 @torch.no_grad()
@@ -193,7 +102,7 @@ def train(
         The content of `summary.json` on the main process, else an empty dict.
     """
     accelerator, started = images.accelerator, time.perf_counter()
-    steps, _ = batching.training_length(config.epochs, config.max_steps, images.steps_per_epoch)
+    steps, _ = samplers.training_length(config.epochs, config.max_steps, images.steps_per_epoch)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
     ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay else None
     parts = {"model": model} | ({"ema": ema.module} if ema else {})

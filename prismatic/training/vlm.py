@@ -5,7 +5,8 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 
-from prismatic.data.batching import accumulation_steps
+from prismatic.data.samplers import accumulation_steps
+from prismatic.models import stages
 from prismatic.models.attention import SEGMENTED
 from prismatic.models.deferred_weights import fill, is_placeholder, place, weight_files
 from prismatic.models.load import check_parts, start_stage
@@ -13,7 +14,7 @@ from prismatic.models.lora import lasting
 from prismatic.models.quantize import quantize
 from prismatic.models.self_check import check_context, check_packing
 from prismatic.text.speech import style_of
-from prismatic.training import console, optim, sharding
+from prismatic.training import console, sharding
 from vision_backbones import import_plugins
 
 
@@ -56,7 +57,7 @@ def build(config, parts: dict, source, accelerator: Accelerator, *, answers_firs
         options["quantized"] = partial(quantize, kind=config.quantize, accelerator=accelerator)
     model, processor = start_stage(parts, config.stage, vars(config.lora), **options)
     if config.precision == "bf16":
-        optim.halve_frozen(model)
+        stages.halve_frozen(model)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
     place(model, accelerator.device)
@@ -70,7 +71,7 @@ def build(config, parts: dict, source, accelerator: Accelerator, *, answers_firs
 def _describe(config, model, processor, source, accelerator: Accelerator) -> None:
     """Prints what is trained, and what of the data deserves a note."""
     title = f"{config.vision_backbone} -> {config.projector} -> {config.llm}, stage {config.stage}"
-    console.print_parts(accelerator, title, optim.trained_and_frozen(model))
+    console.print_parts(accelerator, title, stages.trained_and_frozen(model))
     image_tokens = int(source.image_counts.max()) * processor.num_image_tokens
     if note := check_context(sharding.base_model(model), config.max_length, image_tokens):
         accelerator.print(f"note: {note}")

@@ -12,18 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, DistributedSampler
 
-from prismatic.data.batching import (
-    TrainingExamples,
+from prismatic.data.batching import TrainingExamples, collate_packed, collate_padded, epoch_loaders
+from prismatic.data.conversation_dataset import BadImageError, ConversationDataset, RefusedPathError
+from prismatic.data.samplers import (
     accumulation_steps,
-    collate_packed,
-    collate_padded,
-    epoch_loaders,
     micro_batches,
     share_batch,
     shuffle_indices,
     split_modality_indices,
 )
-from prismatic.data.conversation_dataset import BadImageError, ConversationDataset, RefusedPathError
 
 
 def flat(batches):

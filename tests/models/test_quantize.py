@@ -15,10 +15,10 @@ from prismatic.models import quantize as quantizing
 from prismatic.models.load import build, meta_config, start_stage
 from prismatic.models.lora import linear_layers
 from prismatic.models.quantize import parameter_count, quantize, quantized_bytes
+from prismatic.models.stages import trained_and_frozen
 from prismatic.planning import memory as plan
 from prismatic.planning.fake_step import meta_model
 from prismatic.training import loop
-from prismatic.training.optim import trained_and_frozen
 from recipes.config.finetune import parse_finetune
 from recipes.config.plan import parse_plan
 from recipes.finetune import main

@@ -4,9 +4,9 @@ import pytest
 from catalogue import BUILDS, MODELS, PARTS, on_meta
 from golden_cases import load_json, requires_golden
 
-from prismatic.models.load import as_stage
+from prismatic.models import stages
+from prismatic.models.stages import as_stage
 from prismatic.planning import memory as plan
-from prismatic.training import optim
 
 
 def size(module):
@@ -29,7 +29,7 @@ def test_every_named_model_builds_on_the_meta_device(parts):
     assert model.llm.get_input_embeddings().num_embeddings % 64 == 0
     assert model.config.image_token_id < model.llm.get_input_embeddings().num_embeddings
     assert size(model) == size(model.vision_backbone) + size(model.projector) + size(model.llm)
-    optim.halve_frozen(as_stage(model, "finetune", {}))
+    stages.halve_frozen(as_stage(model, "finetune", {}))
     sizes = plan.measure(model)
     assert sizes.trained == size(model.projector) + size(model.llm) and sizes.frozen == 0
     assert sizes.root + sizes.block < sizes.trained

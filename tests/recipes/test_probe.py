@@ -20,7 +20,7 @@ from eval.probing.data import PatchExamples, find_root, get_dataset, list_pairs
 from eval.probing.heads import make_head
 from eval.probing.labels import unpack
 from eval.probing.plots import colour, paint
-from prismatic.data.batching import shuffle_indices
+from prismatic.data.samplers import shuffle_indices
 from prismatic.training.optim import cosine_rate
 from recipes.config.probe import ProbeConfig, parse_probe
 from recipes.probe import main

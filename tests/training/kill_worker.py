@@ -20,7 +20,7 @@ from sharded_worker import model_of
 from test_loop import examples
 
 from prismatic.checkpoints.writer import AsyncCheckpointer, resume
-from prismatic.data import batching
+from prismatic.data import batching, samplers
 from prismatic.training import loop, optim, sharding
 from prismatic.training import losses as objective
 
@@ -42,7 +42,7 @@ def train(folder: Path, rank: int, world: int, steps: int, port: int) -> None:
     rows = examples(SIZE * steps // EPOCHS - 3)
 
     def plan(epoch: int) -> list:
-        return batching.micro_batches(batching.shuffle_indices(len(rows), SIZE, 0, epoch), rank, world, SIZE, 4)
+        return samplers.micro_batches(samplers.shuffle_indices(len(rows), SIZE, 0, epoch), rank, world, SIZE, 4)
 
     def log(metrics: dict) -> None:
         if rank == 0:

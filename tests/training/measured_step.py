@@ -11,7 +11,8 @@ from plan_cases import CASES, LORA, SUPERVISED, TEXT, Case, small_config
 from torch import nn
 
 from prismatic import PrismaticForConditionalGeneration
-from prismatic.models.load import as_stage
+from prismatic.models import stages
+from prismatic.models.stages import as_stage
 from prismatic.training import loop, optim, sharding
 from prismatic.training import losses as objective
 
@@ -22,7 +23,7 @@ def build(stage: str, precision: str, checkpointing: bool, layers: int = 6) -> n
     model.llm.set_attn_implementation("sdpa")
     model = as_stage(model, stage, LORA)
     if precision == "bf16":
-        optim.halve_frozen(model)
+        stages.halve_frozen(model)
     if checkpointing:
         model.activation_checkpointing_enable()
     return model.train()

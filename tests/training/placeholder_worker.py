@@ -14,9 +14,10 @@ import torch
 from accelerate.utils import set_seed
 from torch.distributed.tensor import DTensor
 
+from prismatic.models import stages
 from prismatic.models.deferred_weights import fill, is_placeholder, place
 from prismatic.models.load import start_stage
-from prismatic.training import loop, optim, sharding
+from prismatic.training import loop, sharding
 
 
 def anonymous() -> int:
@@ -46,7 +47,7 @@ def main() -> None:
     set_seed(7)
     model, _ = start_stage(parts, stage, lora, llm_later=how == "slices")
     if stage == "lora":
-        optim.halve_frozen(model)
+        stages.halve_frozen(model)
     place(model, accelerator.device)
     block = max(sum(p.numel() * p.element_size() for p in b.parameters()) for b in sharding.blocks(model))
     model = sharding.shard(model, "full", accelerator)

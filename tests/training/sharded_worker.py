@@ -16,7 +16,8 @@ from test_loop import examples, tiny_model
 
 from prismatic.checkpoints.writer import AsyncCheckpointer, resume
 from prismatic.data.batching import collate_padded
-from prismatic.models.load import as_stage
+from prismatic.models import stages
+from prismatic.models.stages import as_stage
 from prismatic.training import loop, optim, sharding
 from prismatic.training import losses as objective
 
@@ -58,7 +59,7 @@ def items_of(step: int, order: str) -> list:
 def model_of(stage: str, checkpointing: bool = False, precision: str = "fp32"):
     model = as_stage(tiny_model(), stage, LORA)  # seeded by tiny_model
     if precision == "bf16":
-        optim.halve_frozen(model)
+        stages.halve_frozen(model)
     if checkpointing:
         model.activation_checkpointing_enable()
     return model

@@ -17,7 +17,7 @@ from golden_cases import ROOT
 from safetensors.torch import load_file
 
 import prismatic
-from prismatic.data import batching
+from prismatic.data import samplers
 from prismatic.training.tracking import read_metrics
 
 ROWS, SIZE, MICRO, SEED, STEPS = 32, 8, 4, 7, 7  # four steps an epoch, one micro-batch a step on each of two processes
@@ -108,7 +108,7 @@ def expected(data, tmp_path_factory) -> tuple[list[float], dict]:
 
 
 def image_of(data: Path, rank: int, step: int) -> Path:
-    plan = batching.micro_batches(batching.shuffle_indices(ROWS, SIZE, SEED, 0), rank, 2, SIZE, MICRO)
+    plan = samplers.micro_batches(samplers.shuffle_indices(ROWS, SIZE, SEED, 0), rank, 2, SIZE, MICRO)
     return data / json.loads((data / "train.json").read_text())[plan[step - 1][0]]["image"]
 
 

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from golden_cases import case_names, load_json, load_tensors, requires_golden
 from golden_vits import golden_vit, strip
 
+from prismatic.data import batching
 from prismatic.training import loop, optim
 from prismatic.training.losses import Objective, image_counts
 from vision_backbones.maskembed.loss import reconstruction_loss
@@ -93,7 +94,7 @@ def test_trajectories(name):
     assert micro[1:] == pytest.approx(case["micro_batch_losses"], abs=2e-4)  # FLOPs were counted on the first
     assert validation == pytest.approx(case["validation_loss_after_epoch"], abs=2e-4)
     epochs = [[m["loss"] for m in logged if m["epoch"] == e] for e in range(case["epochs"])]
-    sizes = [len(g) for g in loop.batched(range(case["batches_per_epoch"]), case["grad_accum_steps"])]
+    sizes = [len(g) for g in batching.batched(range(case["batches_per_epoch"]), case["grad_accum_steps"])]
     means = [sum(a * b for a, b in zip(e, sizes, strict=True)) / sum(sizes) for e in epochs]
     assert means == pytest.approx(case["epoch_mean_loss"], abs=2e-4)
     parameters = dict(student.named_parameters())

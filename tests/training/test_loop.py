@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig
 
 from prismatic import PrismaticConfig, PrismaticForConditionalGeneration, PrismaticImageProcessor, PrismaticProcessor
+from prismatic.data import batching
 from prismatic.data.batching import TrainingExamples, collate_packed, collate_padded
 from prismatic.data.conversation_dataset import ConversationDataset
+from prismatic.models import stages
 from prismatic.models.attention import SEGMENTED, segment_lengths
 from prismatic.models.processing import encode_row
 from prismatic.training import loop, optim
@@ -42,7 +44,7 @@ def tiny_model(seed=0):
     )  # fmt: skip
     config = PrismaticConfig(text_config=text, vision_config=spec.to_dict(), projector="gelu-mlp", image_token_id=95)
     model = PrismaticForConditionalGeneration(config)
-    optim.set_trainable(model, "finetune")
+    stages.set_trainable(model, "finetune")
     return model
 
 
@@ -289,12 +291,12 @@ def test_the_references_trajectory(stage, accelerator, tmp_path):
         batch_sampler=[order[i : i + size] for i in range(0, len(order), size)],
         collate_fn=partial(collate_padded, pad_token_id=tokenizer.pad_token_id),
     )
-    optim.set_trainable(model, stage)
+    stages.set_trainable(model, stage)
     groups = optim.parameter_groups(model.named_parameters(), case["weight_decay"])
     optimizer = torch.optim.AdamW(groups, lr=case["lr"])
     losses, norms = [], []
     # The reference averages the means of micro-batches, and its schedule is shorter than its run.
-    for step, group in enumerate(loop.batched(loader, case["grad_accumulation_steps"])):
+    for step, group in enumerate(batching.batched(loader, case["grad_accumulation_steps"])):
         for parameters in optimizer.param_groups:
             parameters["lr"] = case["lr_used_at_step"][step]
         counts = [objective.supervised_tokens(batch) for batch in group]

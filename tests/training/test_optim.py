@@ -5,15 +5,8 @@ import torch
 from golden_cases import golden_dir, load_json, load_tensors, requires_golden
 from reference import build, ours
 
-from prismatic.training.optim import (
-    cosine_rate,
-    decays,
-    halve_frozen,
-    learning_rate,
-    parameter_groups,
-    set_trainable,
-    trained_and_frozen,
-)
+from prismatic.models.stages import halve_frozen, set_trainable, trained_and_frozen
+from prismatic.training.optim import cosine_rate, decays, learning_rate, parameter_groups
 
 B7 = "B_prismatic/B7_training"
 
