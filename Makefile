@@ -94,4 +94,4 @@ wheels: setup
 ## Is everything right on this machine's GPU, and how fast? Eight minutes, no network, with the Python that is there.
 gpu:
 	test -z "$(wildcard .whl/*.whl)" || $(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target .whl/site .whl/*.whl
-	PYTHONPATH=".whl/site:$$PYTHONPATH" $(PYTHON) benchmarks/gpu.py $(ARGS)
+	PYTHONPATH="$(CURDIR)/.whl/site:$(CURDIR):$$PYTHONPATH" $(PYTHON) benchmarks/gpu.py $(ARGS)

@@ -8,6 +8,7 @@ half a minute anywhere.
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import platform
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None, parts=None) -> int:
         )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # else fp32 is not fp32
     arguments.out.mkdir(parents=True, exist_ok=True)
-    rows, wrong = [], 0
+    rows, wrong, described = [], 0, machine_of(torch, device)
     with tempfile.TemporaryDirectory() as folder, open(arguments.out / "log.txt", "w") as log:
         machine = Machine(device, arguments.toy, Path(folder))
         for part, measures in parts:
@@ -66,19 +67,22 @@ def main(argv: list[str] | None = None, parts=None) -> int:
                     row["values" if measures else "said"] = said
                 except Skipped as reason:
                     row |= {"state": "skipped", "said": str(reason)}
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     wrong += 1
                     first = (str(error).splitlines() or [""])[0]
                     row |= {"state": "WRONG", "said": f"{type(error).__name__}: {first}"}
                     log.write(f"{title}\n{traceback.format_exc()}\n")
+                gc.collect()  # models are in cycles
                 if machine.is_cuda:
-                    torch.cuda.empty_cache()
+                    with contextlib.suppress(RuntimeError):  # of a device that a part has left unusable
+                        torch.cuda.empty_cache()
             row["seconds"] = time.perf_counter() - begun
             rows.append(row)
             print(lines(row), flush=True)
-    metadata = machine_of(torch, device) | {"toy": arguments.toy, "seconds": time.perf_counter() - started}
-    (arguments.out / "gpu.json").write_text(json.dumps(metadata | {"parts": rows}, indent=1))
-    (arguments.out / "gpu.md").write_text(markdown(metadata, rows))
+            # After every part: what is killed keeps what it has found.
+            metadata = described | {"toy": arguments.toy, "seconds": time.perf_counter() - started}
+            (arguments.out / "gpu.json").write_text(json.dumps(metadata | {"parts": rows}, indent=1))
+            (arguments.out / "gpu.md").write_text(markdown(metadata, rows))
     print(f"\n{wrong} of {len(rows)} parts are wrong; table, JSON and log are in {arguments.out}/")
     return wrong
 

@@ -65,8 +65,8 @@ def marked(page, command):
         marks.append(pytest.mark.slow)
     if command.endswith("# network"):
         marks.append(pytest.mark.network)
-    if command.endswith("# GPUs"):
-        marks.append(pytest.mark.gpu)
+    if command.endswith("# GPUs"):  # several, and mostly the hub
+        marks.append(pytest.mark.network)
     if "$LLAVA" in command:
         marks.append(requires_samples)
     real = not marks and kind(command) != "accelerate" and command == started(kind(command))

@@ -1,6 +1,7 @@
 """`benchmarks/gpu.py`: at toy sizes on the CPU, so that it cannot rot; as it is where there is a GPU."""
 
 import json
+import os
 import sys
 
 import forked
@@ -16,7 +17,8 @@ SCRIPT = "benchmarks/gpu.py"
 
 
 def test_every_part_runs_at_toy_sizes(tmp_path):
-    done = forked.run([SCRIPT, "--device", "cpu", "--toy", "--out", str(tmp_path)])
+    alone = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = forked.run([SCRIPT, "--device", "cpu", "--toy", "--out", str(tmp_path)], env=alone)
     assert done.returncode == 0, done.stdout + (tmp_path / "log.txt").read_text()
     found = json.loads((tmp_path / "gpu.json").read_text())
     states = {part["title"]: part["state"] for part in found["parts"]}

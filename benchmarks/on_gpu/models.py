@@ -158,6 +158,7 @@ def difference(found, expected) -> float:
         assert found.keys() == expected.keys(), f"differ in {sorted(found.keys() ^ expected.keys())[:5]}"
         return max(difference(found[name], value) for name, value in expected.items())
     expected = expected.detach().double().cpu()
+    assert torch.isfinite(found).all(), "a value is not finite"  # `max` would pass over NaN
     distance = (found.detach().double().cpu() - expected).abs().max() / expected.abs().max().clamp(min=1e-9)
     return distance.item()
 

@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from on_gpu.models import FP32, Machine, Skipped, accelerator_of, difference, rows, small_vlm
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 
 from prismatic.checkpoints import writer as saving
 from prismatic.data.batching import collate_padded
@@ -20,6 +21,7 @@ from prismatic.training import losses as objective
 from prismatic.training.tracking import read_metrics
 from recipes.config.finetune import parse_finetune
 
+ROOT = Path(__file__).resolve().parents[2]
 FINETUNE = (
     "--data.annotations miniature:48 --data.workers 0 --data.held_out_limit 1 --eval_tasks [] --precision fp32 "
     "--global_batch_size 8 --per_device_batch_size 4 --max_steps 3 --save_every_steps 1"
@@ -43,14 +45,16 @@ def results(run: Path) -> tuple[list[float], dict]:
 
 @contextlib.contextmanager
 def deterministic():
-    """Algorithms that give the same bits every time."""
+    """Algorithms that give the same bits every time; memory-efficient attention adds up in any order."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cuda.enable_mem_efficient_sdp(before[1])
 
 
 @contextlib.contextmanager
@@ -104,6 +108,7 @@ def alone_in_a_group():
 
 def sharded(machine: Machine) -> str:
     """Steps under FSDP2 in a world of one = without it, and its checkpoint is read back bit for bit."""
+    _needs_sharding()
 
     def train(accelerator, shards: bool, steps: int, folder: Path | None = None):
         model = small_vlm()
@@ -132,7 +137,7 @@ def sharded(machine: Machine) -> str:
     losses, weights = train(accelerator_of("fp32", machine.folder), False, 4)
     folder = machine.folder / "fsdp"
     (folder / "checkpoints").mkdir(parents=True)
-    with alone_in_a_group():
+    with alone_in_a_group(), deterministic():
         accelerator = accelerator_of("fp32", machine.folder)
         assert torch.distributed.is_initialized(), "no group was made"
         sharp, same = train(accelerator, True, 4)
@@ -149,12 +154,18 @@ def two_devices(machine: Machine) -> str:
     """The recipe sharded over two devices under torchrun, its checkpoints beside NCCL, = on one."""
     if not machine.is_cuda or torch.cuda.device_count() < 2:
         raise Skipped("needs two GPUs")
+    _needs_sharding()
+    if not (machine.folder / "whole").is_dir():
+        finetune(machine, "whole")
     expected = results(machine.folder / "whole")
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {"PYTHONPATH": path, "NVIDIA_TF32_OVERRIDE": "0"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     place = ["--run_root", str(machine.folder), "--run_id", "two", "--sharding", "full", "--processes", "2"]
     done = subprocess.run(
-        [*torchrun, "recipes/finetune.py", *FINETUNE, *place], capture_output=True, text=True, timeout=240
-    )
+        [*torchrun, "recipes/finetune.py", *FINETUNE, *place], capture_output=True, text=True, timeout=240,
+        cwd=ROOT, env=os.environ | environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return _as_plain(*results(machine.folder / "two"), expected)
 
@@ -163,3 +174,8 @@ def _as_plain(losses, weights, expected) -> str:
     share = max(abs(a / b - 1) for a, b in zip(losses, expected[0], strict=True))
     assert share <= FP32, f"losses {losses}, of the plain run {expected[0]}"
     return f"losses differ by {share:.1e}, weights by {difference(weights, expected[1]):.1e}"
+
+
+def _needs_sharding() -> None:
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise Skipped(f"torch {torch.__version__} does not shard as this code asks: 2.13 does")
