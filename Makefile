@@ -86,7 +86,7 @@ WHEELS = draccus==0.11.6 mergedeep toml typing-inspect mypy-extensions jsonlines
 WHEELS_PYTHON ?= 3.12
 PLATFORMS := $(foreach libc,2_28 2_27 2_24 2_17 2014 2010 1,--platform manylinux$(if $(filter 2_%,$(libc)),_)$(libc)_x86_64)
 wheels: setup
-	mkdir -p .whl && rm -f .whl/*.whl
+	mkdir -p .whl && rm -f .whl/*.whl && echo '*' > .whl/.gitignore
 	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --implementation cp \
 		--python-version $(WHEELS_PYTHON) $(PLATFORMS) --dest .whl $(WHEELS)
 	du -sh .whl

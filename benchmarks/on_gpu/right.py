@@ -3,6 +3,7 @@
 References are computed on the CPU in float32. Limits are shares of the largest expected value.
 """
 
+import contextlib
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -232,14 +233,14 @@ def host_waits(machine: Machine) -> str:
         if step == 2:  # kernels are compiled and FLOPs counted
             torch.cuda.set_sync_debug_mode("warn")
 
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, contextlib.ExitStack() as stack:
         warnings.simplefilter("always")
+        stack.callback(torch.cuda.set_sync_debug_mode, "default")
         loop.fit(
             accelerator, model, optimizer, objective.TEXT, epochs=[(1, batches)], total_steps=6, accumulation=2,
             rate_at=lambda step: 1e-4, max_grad_norm=1.0, log=lambda row: None,
             end_of_epoch=lambda epoch, step: None, after_step=watch,
         )  # fmt: skip
-        torch.cuda.set_sync_debug_mode("default")
     for warning in caught:
         if "called a synchronizing" in str(warning.message):
             waits[f"{Path(warning.filename).name}:{warning.lineno}"] += 1
