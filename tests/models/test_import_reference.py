@@ -218,7 +218,7 @@ def test_what_is_not_said_is_asked_for(miniature, tmp_path, monkeypatch):
     run = write_run(tmp_path / "run", miniature[2])
     with pytest.raises(ValueError, match="which llm, projector it was trained with.*--model NAME"):
         import_reference(run, tmp_path / "out", vision_backbone="miniature")
-    with pytest.raises(ValueError, match="did you mean 'gelu-mlp'"):
+    with pytest.raises(ValueError, match="did you mean gelu-mlp"):
         import_reference(run, tmp_path / "out", **MINIATURE | {"projector": "gelu-mpl"})
     with pytest.raises(ValueError, match="no file or folder"):
         import_reference(tmp_path / "absent", tmp_path / "out")
