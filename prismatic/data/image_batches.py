@@ -15,8 +15,6 @@ from prismatic.data.image_datasets import ImageSource, open_images
 from prismatic.data.images import TrainingImages, collate_images, evaluation_transform, training_transform
 from vision_backbones import BackboneSpec
 
-Batch = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Images:
@@ -58,7 +56,7 @@ class Images:
             done=done_steps * self.accumulation,
         )
 
-    def validation_batches(self) -> Iterator[Batch]:
+    def validation_batches(self) -> Iterator[dict[str, Any]]:
         """This process's part of the validation images, on its device, with the same masks every time."""
         mine = range(self.accelerator.process_index, len(self.validation), self.accelerator.num_processes)
         rows = [mine[i : i + self.per_device] for i in range(0, len(mine), self.per_device)]
@@ -74,7 +72,7 @@ class Images:
             if len(batch["pixel_values"]):
                 yield batching.to_device(batch, self.accelerator.device)
 
-    def stand_in(self) -> Batch:
+    def stand_in(self) -> dict[str, Any]:
         """A batch of one black image for a process that could read none: the others wait for it."""
         masks = self.masks(np.random.default_rng(0)) if self.masks else torch.zeros(0, 0, dtype=torch.bool)
         pixels = torch.zeros(1, 3, self.spec.image_size, self.spec.image_size)

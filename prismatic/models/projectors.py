@@ -17,7 +17,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from vision_backbones import BackboneSpec
-from vision_backbones.names import suggest
+from vision_backbones.names import registered, suggest
 from vision_backbones.weights import check_numbers, decoder_path, find_weights, read_header
 
 TAIL_BLOCKS = 2  # ViT blocks that the `truncated` projector takes over from its backbone
@@ -58,14 +58,7 @@ def register_projector(name: str) -> Callable[[Builder], Builder]:
     Raises:
         ValueError: the name is taken.
     """
-
-    def register(build: Builder) -> Builder:
-        if name in PROJECTORS:
-            raise ValueError(f"projector {name!r} is there already: choose another name")
-        PROJECTORS[name] = build
-        return build
-
-    return register
+    return registered("projector", name, PROJECTORS)
 
 
 def check_projector(name: str, *, fused: bool, aligned: bool) -> None:

@@ -8,7 +8,6 @@ import math
 import operator
 import sys
 import tempfile
-import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import draccus
 import yaml
 
+from recipes.config.choices import choices_of, choose
 from recipes.config.presets import CONFIGS, in_stage, merged_settings, read_presets
 from vision_backbones.names import suggest
 
@@ -61,36 +61,6 @@ def _check_numbers(config, prefix: str = "") -> None:
             raise ValueError(f"--{prefix}{name} is {value}: expected 0 to {2**32 - 1}")
 
 
-def choices_of(config_class, prefix: str = "") -> dict[str, tuple]:
-    """What settings of a `Literal` type can be, by their flags."""
-    found = {}
-    for name, kind in typing.get_type_hints(config_class).items():
-        if dataclasses.is_dataclass(kind):
-            found |= choices_of(kind, f"{prefix}{name}.")
-        options = [kind, *typing.get_args(kind)]
-        if literal := next((option for option in options if typing.get_origin(option) is typing.Literal), None):
-            none = (None,) if type(None) in options else ()
-            found[prefix + name] = none + typing.get_args(literal)
-    return found
-
-
-def _choose(settings: dict, name: str, value, allowed: tuple) -> None:
-    """Puts a choice into the settings: a string, or None.
-
-    Raises:
-        ValueError: it is none of those allowed.
-    """
-    value = "off" if value is False and "off" in allowed else None if value == "null" else value  # as YAML has them
-    if value not in allowed:
-        shown = " or ".join("null" if choice is None else str(choice) for choice in allowed)
-        near = suggest(str(value), [choice for choice in allowed if choice], otherwise="")
-        raise ValueError(f"--{name} is {value!r}: expected {shown}{near and f'; {near}'}")
-    *groups, last = name.split(".")
-    for group in groups:
-        settings[group] = settings = dict(settings.get(group) or {})
-    settings[last] = value
-
-
 def check_positive(config, names: Sequence[str]) -> None:
     """Raises ValueError for a setting that is not positive where it must be."""
     for name in names:
@@ -127,8 +97,7 @@ def _parse(config_class, argv: list[str], default: str, named: str | None):
     settings = {key: value for key, value in settings.items() if not (value is None and key in nested)}
     for name, allowed in choices_of(config_class).items():
         rest, values = _without(rest, f"--{name}")
-        for value in [*_at(settings, name), *values]:
-            _choose(settings, name, value, allowed)
+        choose(settings, name, values, allowed)
     rest = ["--help"] if {"-h", "--help"} & set(rest) else _listed(config_class, rest)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as merged:
         yaml.safe_dump(settings, merged)
@@ -182,36 +151,19 @@ def _without(argv: list[str], flag: str) -> tuple[list[str], list[str]]:
     return rest, values
 
 
-def _at(settings: dict, name: str) -> list:
-    """The value of a setting, if there is one."""
-    for part in name.split("."):
-        if not isinstance(settings, dict) or part not in settings:
-            return []
-        settings = settings[part]
-    return [settings]
-
-
 def _default(config_class, name: str):
     return operator.attrgetter(name)(config_class())
 
 
 def _split(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     """`--config_path` and `--model` apart from the other arguments, and `--stage` besides: presets ask for it."""
-    given, rest, i = {}, [], 0
-    while i < len(argv):
-        flag, equals, value = argv[i].partition("=")
-        if flag in ("--config_path", "--model", "--stage"):
-            if not equals:
-                i += 1
-                if i == len(argv):
-                    raise ValueError(f"{flag} needs a value")
-                value = argv[i]
-            given[flag[2:]] = value
-            rest += ["--stage", value] if flag == "--stage" else []
-        else:
-            rest.append(argv[i])
-        i += 1
-    return given, rest
+    given = {}
+    for name in ("config_path", "model", "stage"):
+        rest, values = _without(argv, f"--{name}")
+        if values:
+            given[name] = values[-1]
+        argv = argv if name == "stage" else rest
+    return given, argv
 
 
 def _flags(config_class, prefix: str = "") -> list[str]:

@@ -87,6 +87,13 @@ def test_mistakes_are_one_line(arguments, message, capsys):
     assert message in refused(parse_finetune, arguments, capsys)
 
 
+@pytest.mark.parametrize("more", [[], ["--data.sampler", "shuffle"]])
+def test_a_value_where_settings_are_expected(more, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("data: 5\n")
+    shown = refused(parse_finetune, ["--config_path", str(tmp_path / "mine.yaml"), *more], capsys)
+    assert "data is 5: expected settings by name" in shown
+
+
 def test_unknown_keys_of_a_yaml_file_name_the_file(tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text("data:\n  paking: true\n")
     with pytest.raises(SystemExit):

@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from golden_cases import golden_dir, load_json, load_tensors, requires_golden
 from reference import ours
 from test_optim import example_model
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig
 
@@ -110,41 +109,6 @@ def test_packed_equals_padded(accelerator):
     packed = gradients(model, [collate_packed(items)], accelerator)
     assert packed[0] == pytest.approx(padded[0], rel=1e-5)
     assert_equal_gradients(packed[1], padded[1], 1e-5)
-
-
-class HostQuestions(TorchDispatchMode):
-    """Operations whose result or shape a device would have to tell the host before it can go on."""
-
-    ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount", "is_nonzero")
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        masks = name.startswith("index") and any(
-            getattr(i, "dtype", None) == torch.bool for a in args if isinstance(a, (list, tuple)) for i in a
-        )
-        if masks or name.startswith(self.ASKING):
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("with_images", [True, False])
-def test_a_packed_step_does_not_wait_for_the_device(with_images):
-    model, items = tiny_model(), examples(5)
-    items = items if with_images else [item for item in items if item["pixel_values"] is None]
-    model.set_attn_implementation({"text_config": SEGMENTED})
-    model.train()
-    batch = collate_packed(items)
-    with HostQuestions() as unprepared:
-        objective.supervised_loss(model, batch).backward()
-    assert unprepared.found
-    batch = objective.TEXT.prepare(model, batch)
-    with HostQuestions() as prepared:
-        objective.supervised_loss(model, batch).backward()
-    assert prepared.found == ["_local_scalar_dense"]  # transformers' own: whether position ids are those of packed rows
 
 
 def test_packed_examples_do_not_see_each_other():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from vision_backbones.names import suggest
+from vision_backbones.names import registered, suggest
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 LOSSES: dict[str, Loss] = {}
@@ -20,14 +20,7 @@ def register_loss(name: str) -> Callable[[Loss], Loss]:
     Raises:
         ValueError: the name is taken.
     """
-
-    def register(function: Loss) -> Loss:
-        if name in LOSSES:
-            raise ValueError(f"loss {name!r} is there already: choose another name")
-        LOSSES[name] = function
-        return function
-
-    return register
+    return registered("loss", name, LOSSES)
 
 
 @register_loss("mse")

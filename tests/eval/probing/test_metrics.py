@@ -127,7 +127,7 @@ def test_an_interval_is_that_of_the_bootstrap():
 def test_reliability_is_scikit_learns(case):
     kind, logits, labels = case
     counts = metrics.reliability(logits, labels, kind)
-    assert counts.shape[2] == 10  # bins of equal width
+    assert counts.shape[2] == 10  # bins, as docs/probe.md says
     probability = (logits.softmax(-1) if kind == "majority" else logits.sigmoid())[..., 0].flatten().numpy()
     there = ((labels == 0) if kind == "majority" else labels[..., 0]).flatten().numpy().astype(int)
     number, total, right = counts[:, 0][:, counts[0, 0] > 0].numpy()
