@@ -1,14 +1,14 @@
-import functools
 import json
 from pathlib import Path
 
 import forked
 import pytest
 import torch
-from catalogue import MODELS, PARTS
+from catalogue import MODELS, llm_on_meta
 from plan_cases import CASES, LORA, SUPERVISED, TEXT, Case, small_config
 from torch.utils.flop_counter import FlopCounterMode
 
+from prismatic.models import load
 from prismatic.planning import memory as plan
 from prismatic.planning.fake_step import Step, meta_model
 from prismatic.training import losses as objective
@@ -135,37 +135,46 @@ def test_what_is_replaced_for_the_trace_is_put_back():
     assert before == (masking_utils.find_packed_sequence_indices, soft_cap.CHUNK, soft_cap._tanh)
 
 
-@functools.cache
-def plan_of(*traced) -> plan.Plan:
-    """The plan of the models that have this backbone, LLM, projector and stage: the rest changes no memory."""
-    name = next(name for name, model in MODELS.items() if traced_of(model) == traced)
+LAYERS = 2  # of an LLM whose blocks are all alike
+OF_EACH_LLM = {(model["llm"], model.get("stage")): name for name, model in MODELS.items()}
+
+
+@pytest.fixture
+def shallow_llms(monkeypatch):
+    """LLMs of two blocks, under towers of all blocks."""
+
+    def shallow(**parts):
+        config = meta_config(**parts)
+        config.text_config.num_hidden_layers = LAYERS
+        return config
+
+    meta_config = load.meta_config
+    monkeypatch.setattr(load, "meta_config", shallow)
+
+
+def of_model(name: str) -> plan.Plan:
     return for_model("--model", name, "--gpus", "8", "--max_length", "256")
 
 
-def traced_of(model: dict) -> tuple:
-    return *(model[part] for part in PARTS[:3]), model.get("stage")
-
-
-def assert_is_planned(name):
-    done = plan_of(*traced_of(MODELS[name]))
-    assert done.fits and done.hours > 1
-
-
-CLIP = [name for name, model in MODELS.items() if model["vision_backbone"].startswith("clip")]
+@pytest.mark.slow
+class TestEveryModel:
+    @pytest.mark.parametrize("name", MODELS)
+    def test_every_named_model_is_planned(self, name, shallow_llms):
+        done = of_model(name)
+        assert done.fits and done.hours > 0.2
 
 
 @pytest.mark.slow
-class TestClip:
-    @pytest.mark.parametrize("name", CLIP)
-    def test_every_named_model_is_planned(self, name):
-        assert_is_planned(name)
-
-
-@pytest.mark.slow
-class TestOtherTowers:
-    @pytest.mark.parametrize("name", [name for name in MODELS if name not in CLIP])
-    def test_every_named_model_is_planned(self, name):
-        assert_is_planned(name)
+class TestEveryLLM:
+    @pytest.mark.parametrize("name", OF_EACH_LLM.values())
+    def test_every_llm_is_planned_in_full(self, name, request):
+        done = of_model(name)
+        assert done.fits and done.hours > 1
+        request.getfixturevalue("shallow_llms")
+        shallow = of_model(name)
+        full, two = (dict((part, trained) for part, trained, _ in p.parameters)["llm"] for p in (done, shallow))
+        blocks = [sum(p.numel() for p in block.parameters()) for block in llm_on_meta(MODELS[name]["llm"]).model.layers]
+        assert full - two == sum(blocks[LAYERS:]) and done.flops > 4 * shallow.flops
 
 
 def command(*arguments: str) -> str:
