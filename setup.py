@@ -41,7 +41,8 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require={
-        "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "hypothesis>=6.100", "psutil>=5.9"],
+        "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "hypothesis>=6.100", "psutil>=5.9", "shtab>=1.6"],
+        "completion": ["shtab>=1.6"],
         "smollm2": ["gguf>=0.10"],
         "quantize": ["bitsandbytes>=0.48"],
         "trackers": ["tensorboard", "trackio", "wandb"],

@@ -57,12 +57,11 @@ def build(config: AlignConfig, pair, pretrained: bool) -> tuple:
 def alignment_loss(config: AlignConfig, teacher, student, batch: dict, training: bool):
     """How far the student's reconstructions are from what the teacher sees of the same masked images."""
     from vision_backbones.maskembed.loss import reconstruction_loss
+    from vision_backbones.maskembed.reference_quirks import loss_options
 
     pixels, masks = batch["pixel_values"], batch["masks"]
-    return reconstruction_loss(
-        student(pixels, masks), teacher(pixels, masks), masks, config.loss,
-        masked_prefix=config.as_reference and training, pair_all=config.as_reference and config.prefix_only,
-    )  # fmt: skip
+    quirks = loss_options(prefix_only=config.prefix_only, training=training) if config.as_reference else {}
+    return reconstruction_loss(student(pixels, masks), teacher(pixels, masks), masks, config.loss, **quirks)
 
 
 def export(config: AlignConfig, spec, model, folder) -> None:

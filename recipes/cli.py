@@ -43,6 +43,9 @@ GROUPS = {
         "export": Job("recipes.export", (), "write a run or a checkpoint as a plain Hugging Face folder"),
         "import-reference": Job("recipes.import_reference", (), "read a checkpoint of the reference implementation"),
     },
+    "shell": {
+        "completion": Job("recipes.completion", (), "print a script that completes job names in your shell"),
+    },
 }
 JOBS = {name: job for group in GROUPS.values() for name, job in group.items()}
 

@@ -1,6 +1,7 @@
 """One command over all jobs, and a help text for every setting of every recipe."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -54,6 +55,16 @@ def test_llms_are_listed():
     lines = prismatic("llms").stdout.splitlines()
     assert {line.split()[0] for line in lines[2:]} == set(list_llms())
     assert any(re.fullmatch(r"vicuna-v15-7b +lmsys/vicuna-7b-v1.5 +vicuna-v1.5", line) for line in lines)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(("typed", "offered"), [("fin", ["finetune"]), ("p", ["plan", "probe", "prepare"])])
+def test_bash_completes_jobs(typed, offered, tmp_path):
+    script = tmp_path / "completion.sh"
+    script.write_text(prismatic("completion", "bash").stdout)
+    words = f"COMP_WORDS=(prismatic {typed}); COMP_CWORD=1; _shtab_prismatic; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", f"source {script}; {words}"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split() == offered, done.stderr
 
 
 def test_names_that_are_nearly_right(capsys):

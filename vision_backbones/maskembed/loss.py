@@ -75,10 +75,8 @@ def reconstruction_loss(
         target: The same shape.
         masks: `[B * R, patches]`, True where a patch is visible.
         loss: One of `LOSSES`.
-        masked_prefix: masked_mse counts prefix tokens as hidden. The reference does so in MaskEmbed training, but not
-            in its validation.
-        pair_all: Compare every row's reconstruction with every row's target, as broadcasting does in the reference
-            when prefix tokens alone are compared.
+        masked_prefix: masked_mse counts prefix tokens as hidden; see `reference_quirks.loss_options`.
+        pair_all: Compare every row's reconstruction with every row's target; see there.
     """
     reconstruction, target = reconstruction.float(), target.float()
     if pair_all:

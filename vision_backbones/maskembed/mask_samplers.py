@@ -9,6 +9,7 @@ import math
 import numpy as np
 import torch
 
+from vision_backbones.maskembed.reference_quirks import blockwise_rows
 from vision_backbones.names import suggest
 
 MIN_BLOCK = 16  # patches; BEiT's smallest block
@@ -38,8 +39,7 @@ def sample_masks(
         keep_ratio: Share of kept patches; `uniform` does not use it.
         antithetical: Follow every mask by its complement.
         null: End an image's masks with one that keeps everything.
-        as_reference: Reproduce the reference's block-wise bugs: null rows hide everything, and without null rows
-            complements are put into every third row.
+        as_reference: Complete block-wise masks by `reference_quirks.blockwise_rows`.
 
     Raises:
         ValueError: The sampler is unknown, or blocks do not fit the grid.
@@ -49,10 +49,7 @@ def sample_masks(
     rows = 1 + antithetical + null
     masks = SAMPLERS[sampler](rng, images, rows, patches, keep_ratio)
     if as_reference and sampler == "blockwise":
-        if antithetical:
-            for row in range(0, len(masks) - 1, 3):
-                masks[row + 1] = ~masks[row]
-        return torch.from_numpy(masks)
+        return torch.from_numpy(blockwise_rows(masks, antithetical))
     if antithetical:
         masks[1::rows] = ~masks[::rows]
     if null:

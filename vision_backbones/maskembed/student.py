@@ -6,6 +6,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from vision_backbones.maskembed.masked_forward import masked_features
+from vision_backbones.maskembed.reference_quirks import final_norm
 from vision_backbones.names import suggest
 
 HEADS = ("linear", "mlp")
@@ -23,7 +24,7 @@ class MaskEmbedStudent(nn.Module):
         decoder_width: Channels of the decoder; the encoder's if None.
         decoder_heads: Attention heads of the decoder; the encoder's if None.
         prefix_only: Predict prefix tokens alone.
-        as_reference: Start from a new final norm with eps 1e-5, as the reference does, instead of the ViT's own.
+        as_reference: Start from `reference_quirks.final_norm` instead of the ViT's own.
 
     Raises:
         ValueError: The head is unknown, or the decoder cannot be built.
@@ -116,7 +117,7 @@ def with_head(vit: nn.Module, width: int, head: str, as_reference: bool) -> nn.M
         raise ValueError(f"unknown student head {head!r}: {suggest(head, HEADS)}")
     vit.prune_intermediate_layers([len(vit.blocks) - 1], prune_head=True)
     if as_reference:
-        vit.norm = nn.LayerNorm(vit.embed_dim, eps=1e-5)
+        vit.norm = final_norm(vit)
     if head == "linear":
         vit.head = last = nn.Linear(vit.embed_dim, width)
     else:

@@ -9,6 +9,7 @@ from golden_vits import golden_vit, strip
 from vision_backbones.maskembed.loss import LOSSES, reconstruction_loss
 from vision_backbones.maskembed.mask_samplers import sample_masks
 from vision_backbones.maskembed.masked_forward import mask_pixels
+from vision_backbones.maskembed.reference_quirks import loss_options
 from vision_backbones.maskembed.student import MaskedImageStudent, MaskEmbedStudent
 from vision_backbones.maskembed.teacher import Teacher, merge_moments, moments, unit_scale
 
@@ -67,12 +68,13 @@ def test_losses_and_gradients(name):
     images = golden["images"]
     for kind, expected in case["train_losses"].items():
         teacher.scale.fill_(case["scaling_factor"] if kind == "mse" else 1)
-        target, pair_all = teacher(images, masks), case["prefix_only"]
+        target = teacher(images, masks)
+        training, validating = (loss_options(prefix_only=case["prefix_only"], training=t) for t in (True, False))
         student.zero_grad()
         reconstruction = student(images, masks)
-        loss = reconstruction_loss(reconstruction, target, masks, kind, masked_prefix=True, pair_all=pair_all)
+        loss = reconstruction_loss(reconstruction, target, masks, kind, **training)
         assert loss.item() == pytest.approx(expected, rel=1e-5)
-        validation = reconstruction_loss(reconstruction, target, masks, kind, pair_all=pair_all)
+        validation = reconstruction_loss(reconstruction, target, masks, kind, **validating)
         assert validation.item() == pytest.approx(case["validation_losses"][kind], rel=1e-5)
         loss.backward()
         gradients = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
