@@ -12,7 +12,7 @@ import jsonlines
 import pytest
 from safetensors.torch import load_file
 
-KILLS = 12
+KILLS = 6
 FINETUNE = ["recipes/finetune.py", "--data.annotations", "miniature:64", "--data.workers", "0", "--epochs", "2",
             "--global_batch_size", "8", "--per_device_batch_size", "4", "--data.held_out_limit", "8",
             "--save_every_steps", "1", "--eval_tasks", "vsr", "--eval_root", "miniature:20"]  # fmt: skip
