@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prismatic.data.fingerprints import speech
+from prismatic.text.prompts import without_marks
 from vision_backbones.files import describe
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def _settings(config: dict) -> dict:
 def spoken(model, processor) -> dict[str, Any]:
     """What, besides weights, decides what a model says to a prompt: tokenizer, chat templates, generation settings."""
     generation = getattr(model, "generation_config", None)
-    template = getattr(processor, "chat_template", None)
+    template = without_marks(getattr(processor, "chat_template", None))
     return speech(processor.tokenizer) | {
         "processor": template, "generation": _settings(generation.to_dict()) if generation else None
     }  # fmt: skip

@@ -43,7 +43,7 @@ GROUPS = {
         "export": Job("recipes.export", (), "write a run or a checkpoint as a plain Hugging Face folder"),
         "import-reference": Job("recipes.import_reference", (), "read a checkpoint of the reference implementation"),
     },
-    "shell": {
+    "terminal": {
         "completion": Job("recipes.completion", (), "print a script that completes job names in your shell"),
     },
 }

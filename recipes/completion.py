@@ -13,12 +13,12 @@ def main(argv: list[str] | None = None) -> None:
     from recipes.cli import JOBS
 
     command = argparse.ArgumentParser("prismatic completion", description=main.__doc__)
-    command.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
-    shell = command.parse_args(argv).shell
+    command.add_argument("program", choices=shtab.SUPPORTED_SHELLS)
+    program = command.parse_args(argv).program
     completed = argparse.ArgumentParser("prismatic")
     completed.add_argument("job", choices=list(JOBS))
     completed.add_argument("settings", nargs="*").complete = shtab.FILE
-    print(shtab.complete(completed, shell=shell))
+    print(shtab.complete(completed, program))
 
 
 if __name__ == "__main__":

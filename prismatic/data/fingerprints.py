@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prismatic.text.prompts import without_marks
 from vision_backbones.files import describe
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def speech(tokenizer) -> dict[str, Any]:
         # padding and truncation are those of the last call
         "tokenizer": _digest({key: words[key] for key in words if key not in ("padding", "truncation")}),
         "special_tokens": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
-        "chat_template": tokenizer.chat_template,
+        "chat_template": without_marks(tokenizer.chat_template),
     }
 
 

@@ -48,17 +48,24 @@ def tokenize_conversation(
         text, answers, contents = write(conversation, tokenizer)
     except ValueError as error:
         raise ValueError(str(error) if row_id is None else f"row {row_id!r}: {error}") from error
-    supervised = bytearray(len(text))
+    input_ids, spans = encode_text(text, tokenizer, () if as_reference else contents)
+    said = spoken(spans, answers)
+    labels = [token if by_assistant else IGNORE_INDEX for token, by_assistant in zip(input_ids, said, strict=True)]
+    return input_ids[:max_length], labels[:max_length]
+
+
+def spoken(spans: list[tuple[int, int]], answers: list[tuple[int, int]]) -> list[bool]:
+    """Of every token, given the span of text that it stands for, whether it begins in one of the answers' spans."""
+    supervised = bytearray(max((end for _, end in (*spans, *answers)), default=0))
     for start, end in answers:
         supervised[start:end] = bytes([1]) * (end - start)
-    input_ids, spans = encode_text(text, tokenizer, () if as_reference else contents)
-    labels, previous_end = [], 0
-    for token, (start, end) in zip(input_ids[:max_length], spans, strict=False):
+    found, previous_end = [], 0
+    for start, end in spans:
         # Byte-level tokenizers leave a token's space out of its offsets; then it begins where the last one ended.
         start = min(start, previous_end)
-        labels.append(token if start < end and supervised[start] else IGNORE_INDEX)
+        found.append(start < end and bool(supervised[start]))
         previous_end = max(previous_end, end)
-    return input_ids[:max_length], labels
+    return found
 
 
 def encode_prompt(question: str | list[dict], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -70,7 +77,7 @@ def encode_prompt(question: str | list[dict], tokenizer: "PreTrainedTokenizerBas
     messages = to_messages([{"role": "user", "content": question}] if isinstance(question, str) else question)
     if messages[-1]["role"] != "user":
         raise ValueError("the conversation ends with an answer, expected a question to be answered")
-    text, _, contents = _joined(write_turns(messages, tokenizer))
+    text, _, contents = joined(write_turns(messages, tokenizer))
     return encode_text(text, tokenizer, contents)[0]
 
 
@@ -128,10 +135,11 @@ Written = tuple[str, list[tuple[int, int]], list[tuple[int, int]]]
 
 def _all_turns(conversation: list[dict], tokenizer) -> Written:
     """Text of a conversation, the spans of it that the assistant speaks, end tokens included, and those of contents."""
-    return _joined(write_turns(conversation, tokenizer))
+    return joined(write_turns(conversation, tokenizer))
 
 
-def _joined(turns: list[Turn]) -> Written:
+def joined(turns: list[Turn]) -> Written:
+    """Text of turns, the spans of it that the assistant speaks, end tokens included, and those of contents."""
     answers, contents, start = [], [], 0
     for turn in turns:
         if turn.said:

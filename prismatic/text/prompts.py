@@ -55,7 +55,7 @@ _TEMPLATE = """\
 {%- for message in messages if message.role != "system" -%}
 {%- set text = text_of(message.content) -%}
 {%- if message.role == "assistant" -%}
-{{ ANSWER }}
+{%- generation -%}{{ ANSWER }}{%- endgeneration -%}
 {%- elif loop.first -%}
 {{ OPENING }}
 {%- else -%}
@@ -105,6 +105,22 @@ def chat_template(style: str) -> str:
         .replace("OPENING", _expression(pieces.opening or pieces.question))
         .replace("QUESTION", _expression(pieces.question))
     )
+
+
+def current_template(template: str | None) -> str | None:
+    """A chat template as it is written now, if it is how a prompt style was written before answers were marked."""
+    if isinstance(template, str):
+        for style in prompt_styles():
+            if template == without_marks(chat_template(style)):
+                return chat_template(style)
+    return template
+
+
+def without_marks(template: str | dict | None) -> str | dict | None:
+    """A chat template without the marks of a prompt style's answers, which change nothing that it writes."""
+    if not isinstance(template, str):
+        return template
+    return template.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
 
 
 def to_messages(conversation: list[dict]) -> list[dict[str, str]]:

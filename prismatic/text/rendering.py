@@ -54,10 +54,23 @@ def write_turns(conversation: list[dict], template: "str | PreTrainedTokenizerBa
         ValueError: if the conversation is malformed or longer than `MOST_TURNS`, or the template refuses it or does not
             write its contents.
     """
-    messages = to_messages(conversation)
+    return write_messages(to_messages(conversation), template)
+
+
+def write_messages(
+    messages: list[dict], template: "str | PreTrainedTokenizerBase", chat_template: str | None = None
+) -> list[Turn]:
+    """`write_turns` of messages whose contents are text and stay as they are.
+
+    Args:
+        messages: `role` and `content`; roles alternate, beginning with the user, after an optional system message.
+        template: as for `write_turns`.
+        chat_template: instead of the tokenizer's.
+    """
     if len(messages) > MOST_TURNS:
         raise ValueError(f"the conversation has {len(messages):,} turns, expected at most {MOST_TURNS:,}")
-    frames = _frames(tuple(message["role"] for message in messages), *_source(template))
+    own, *tokens = _source(template)
+    frames = _frames(tuple(message["role"] for message in messages), chat_template or own, *tokens)
     return [_filled(frame, said, [message["content"] for message in messages]) for frame, said in frames]
 
 

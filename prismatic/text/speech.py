@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prismatic.text.conversations import tokenize_conversation
-from prismatic.text.prompts import chat_template, prompt_styles
+from prismatic.text.prompts import chat_template, current_template, prompt_styles
 from prismatic.text.rendering import control_tokens
 
 ASKED = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes"}]
@@ -29,7 +29,10 @@ def template_of(style: str) -> str | None:
 
 def style_of(tokenizer) -> str:
     """Name of a tokenizer's prompt style; "its own" if it is none of those known by name."""
-    return next((name for name in prompt_styles() if chat_template(name) == tokenizer.chat_template), "its own")
+    return next(
+        (name for name in prompt_styles() if chat_template(name) == current_template(tokenizer.chat_template)),
+        "its own",
+    )
 
 
 def speak(model, processor, style: str) -> None:

@@ -67,7 +67,8 @@ def documented():
     """The table of docs/llms.md: what is said of every family."""
     text = (ROOT / "docs" / "llms.md").read_text().split("## Adapters")[0]
     lines = [line for line in text.splitlines() if line.startswith("| `")]
-    return {cells[0].strip(" `"): [c.strip() for c in cells[1:]] for cells in (x.strip("|").split("|") for x in lines)}
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+    return {name: cells for name, *cells in rows}
 
 
 @pytest.mark.parametrize("family", WORK | PACK | ELSE | ALONE)
