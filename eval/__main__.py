@@ -7,6 +7,7 @@ from pathlib import Path
 from eval.task import Task
 from eval.tasks import list_tasks
 from prismatic.table import table
+from vision_backbones.names import take_plugins
 from vision_backbones.registry import import_plugins
 
 
@@ -14,24 +15,24 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m eval", description="Benchmarks: what there is.")
     commands = parser.add_subparsers(dest="command", required=True)
-    plugins = argparse.ArgumentParser(add_help=False)
-    plugins.add_argument("--plugins", nargs="*", default=[], metavar="MODULE", help="modules that register tasks")
-    listing = commands.add_parser("list", parents=[plugins], help="every benchmark: examples, metric, chance, files")
+    parser.add_argument("--plugins", metavar="MODULE,...", help="modules that register tasks, imported first")
+    listing = commands.add_parser("list", help="every benchmark: examples, metric, chance, files")
     listing.set_defaults(run=lambda arguments: print(listed(list_tasks())))
     for name, does in (("prepare", "download what a benchmark needs"), ("verify", "check what is there")):
-        command = commands.add_parser(name, parents=[plugins], help=does)
+        command = commands.add_parser(name, help=does)
         command.add_argument("task", help="id of a benchmark")
         command.add_argument("--data_root", type=Path, required=True, help="folder of all data sets")
         command.set_defaults(run=on_disk)
-    command = commands.add_parser("compare", parents=[plugins], help="compare runs of recipes/evaluate.py")
+    command = commands.add_parser("compare", help="compare runs of recipes/evaluate.py")
     command.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="evaluation folder; others are held to the first"
     )
     command.add_argument("--out", type=Path, help="folder for compare.json and report.html (beside the first run)")
     command.set_defaults(run=compared)
-    arguments = parser.parse_args()
     try:
-        import_plugins(arguments.plugins)
+        argv, plugins = take_plugins(sys.argv[1:])
+        arguments = parser.parse_args(argv)
+        import_plugins(plugins)
         status = arguments.run(arguments)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")

@@ -34,7 +34,7 @@ def main(config: AlignConfig) -> dict:
     if summary:
         pictured = {"before": create_backbone(pair.teacher), "after": create_backbone(str(run_dir))}
         draw_patches(run_dir / "patches.png", data.validation, pictured)
-        console.print_summary(run_dir, summary, f"python recipes/finetune.py --vision_backbone {run_dir} ...")
+        console.print_summary(run_dir, summary, f"prismatic finetune --vision_backbone {run_dir} ...")
     return summary
 
 

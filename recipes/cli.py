@@ -6,28 +6,32 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vision_backbones.names import suggest
+from vision_backbones.names import suggest, take_plugins
 
 
 class Job(NamedTuple):
-    """Module that does a job, words that stand before the user's own, and what it does in a line."""
+    """A module that does a job, and what stands before the user's own words.
+
+    The last says whether plugins are among the settings that its runs record, so that they are there when one resumes.
+    """
 
     module: str
     words: tuple[str, ...]
     does: str
+    records_plugins: bool = False
 
 
 GROUPS = {
     "train": {
-        "finetune": Job("recipes.finetune", (), "train a vision-language model: backbone, projector, LLM"),
-        "align": Job("recipes.align", (), "teach a vision backbone what is where (MaskEmbed)"),
-        "mim": Job("recipes.mim", (), "pretrain a vision backbone by masked image modelling"),
-        "classify": Job("recipes.classify", (), "finetune a vision backbone to classify images"),
-        "plan": Job("recipes.plan", (), "memory, arithmetic and hours of a finetune, before it is started"),
+        "finetune": Job("recipes.finetune", (), "train a vision-language model: backbone, projector, LLM", True),
+        "align": Job("recipes.align", (), "teach a vision backbone what is where (MaskEmbed)", True),
+        "mim": Job("recipes.mim", (), "pretrain a vision backbone by masked image modelling", True),
+        "classify": Job("recipes.classify", (), "finetune a vision backbone to classify images", True),
+        "plan": Job("recipes.plan", (), "memory, arithmetic and hours of a finetune, before it is started", True),
     },
     "evaluate": {
-        "evaluate": Job("recipes.evaluate", (), "run a model on benchmarks"),
-        "probe": Job("recipes.probe", (), "ask patch by patch what vision backbones know"),
+        "evaluate": Job("recipes.evaluate", (), "run a model on benchmarks", True),
+        "probe": Job("recipes.probe", (), "ask patch by patch what vision backbones know", True),
         "compare": Job("eval", ("compare",), "compare runs of evaluate, with intervals and paired tests"),
         "reproduce": Job("recipes.reproduce", (), "the paper in miniature, with controls, seeds and a report"),
     },
@@ -39,6 +43,8 @@ GROUPS = {
         "backbones": Job("vision_backbones", (), "list, describe or convert vision backbones"),
         "tasks": Job("eval", ("list",), "list benchmarks: examples, metric, chance, files"),
         "llms": Job("recipes.llms", (), "list the language models that are known by name"),
+        "projectors": Job("recipes.parts", ("projectors",), "list the projectors between backbone and LLM"),
+        "losses": Job("recipes.parts", ("losses",), "list the losses of align and mim"),
         "check-llm": Job("recipes.check_llm", (), "try whether an LLM trains and answers as it should"),
         "export": Job("recipes.export", (), "write a run or a checkpoint as a plain Hugging Face folder"),
         "import-reference": Job("recipes.import_reference", (), "read a checkpoint of the reference implementation"),
@@ -51,21 +57,27 @@ JOBS = {name: job for group in GROUPS.values() for name, job in group.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a job as `python -m` of its module does; `--plugins` may stand before its name."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    before = []
-    while argv[:1] == ["--plugins"] and len(argv) > 1:
-        before += argv[:2]
-        argv = argv[2:]
-    if not argv or argv[0] in ("-h", "--help"):
-        print(overview())
-        return
-    name, *rest = argv
-    if name not in JOBS:
-        print(f"error: unknown job {name!r}: {suggest(name, JOBS)}", file=sys.stderr)
-        raise SystemExit(2)
-    job = JOBS[name]
-    sys.argv = [f"prismatic {name}", *job.words, *rest, *before]
+    """Runs a job as `python -m` of its module does; `--plugins MODULE,...` may stand anywhere."""
+    try:
+        argv, plugins = take_plugins(list(sys.argv[1:] if argv is None else argv))
+        if not argv or argv[0] in ("-h", "--help"):
+            print(overview())
+            return
+        name, *rest = argv
+        if name.startswith("-"):
+            raise ValueError(f"unknown option {name}: the name of a job comes first; prismatic --help lists them")
+        if name not in JOBS:
+            raise ValueError(f"unknown job {name!r}: {suggest(name, JOBS)}")
+        job = JOBS[name]
+        if plugins and not job.records_plugins:
+            from vision_backbones import import_plugins
+
+            import_plugins(plugins)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    taken = ["--plugins", ",".join(plugins)] if plugins and job.records_plugins else []
+    sys.argv = [f"prismatic {name}", *job.words, *rest, *taken]
     runpy.run_module(job.module, run_name="__main__", alter_sys=True)
 
 

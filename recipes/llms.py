@@ -12,14 +12,11 @@ List the language models that --llm knows by name, where they come from and how 
 def main(argv: list[str]) -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(prog="prismatic llms", description=HELP)
-    parser.add_argument("--plugins", nargs="*", default=[], metavar="MODULE", help="modules that are imported first")
-    arguments = parser.parse_args(argv)
+    parser.parse_args(argv)
 
     from prismatic.models.llm import get_llm_spec, list_llms
     from prismatic.table import table
-    from vision_backbones import import_plugins
 
-    import_plugins(arguments.plugins)
     specs = map(get_llm_spec, list_llms())
     rows = [(s.id, "in this package" if s.id == "miniature" else s.hub, s.prompt_style or "its own") for s in specs]
     print(table(rows, ("id", "Hugging Face id", "prompt style")))

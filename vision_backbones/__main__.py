@@ -1,9 +1,11 @@
 """`python -m vision_backbones list`, `describe ID` and `convert IN OUT --backbone ID`."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from vision_backbones import create_backbone, get_spec, import_plugins, list_backbones
+from vision_backbones.names import take_plugins
 
 CONVERT = """\
 Write a checkpoint of locality alignment as an aligned backbone:
@@ -23,17 +25,13 @@ are dropped. The rest has to fit the backbone exactly. No code in the file is ru
 def main() -> None:
     """Lists the registered backbones, describes one without loading its weights, or converts a checkpoint to one."""
     parser = argparse.ArgumentParser(prog="python -m vision_backbones", description=main.__doc__)
-    about = {"action": "extend", "metavar": "MODULE", "help": "modules that register backbones"}
-    parser.add_argument("--plugins", nargs=1, default=[], **about)  # more would take the command for a module
-    plugins = argparse.ArgumentParser(add_help=False)
-    plugins.add_argument("--plugins", nargs="*", default=argparse.SUPPRESS, **about)
+    parser.add_argument("--plugins", metavar="MODULE,...", help="modules that register backbones, imported first")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", parents=[plugins], help="every registered id with its family, image size and timm id")
-    described = commands.add_parser("describe", parents=[plugins], help="one backbone in full")
+    commands.add_parser("list", help="every registered id with its family, image size and timm id")
+    described = commands.add_parser("describe", help="one backbone in full")
     described.add_argument("id", help="registered id, timm:<timm id>, or a run folder of recipes/align.py")
     converted = commands.add_parser(
         "convert",
-        parents=[plugins],
         help="a checkpoint of others to an aligned backbone",
         description=CONVERT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -41,9 +39,10 @@ def main() -> None:
     converted.add_argument("checkpoint", type=Path, metavar="IN", help="e.g. clip-vit-b.pth.tar")
     converted.add_argument("out", type=Path, metavar="OUT.safetensors", help="a new file")
     converted.add_argument("--backbone", required=True, metavar="ID", help="which ViT it is, e.g. clip-vit-b-aligned")
-    args = parser.parse_args()
     try:
-        import_plugins(args.plugins)
+        argv, plugins = take_plugins(sys.argv[1:])
+        args = parser.parse_args(argv)
+        import_plugins(plugins)
         if args.command == "list":
             for id in list_backbones():
                 spec = get_spec(id)

@@ -89,8 +89,10 @@ def import_plugins(names: list[str]) -> None:
     Raises:
         ValueError: If a module is not found.
     """
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    # In an editable install the finder of these packages comes after sys.path: folders called eval would win over ours.
+    for folder in (str(Path(__file__).resolve().parents[1]), os.getcwd()):
+        if folder not in sys.path:
+            sys.path.append(folder)
     for name in names:
         try:
             importlib.import_module(name)

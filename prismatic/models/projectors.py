@@ -64,7 +64,10 @@ def register_projector(name: str) -> Callable[[Builder], Builder]:
 def check_projector(name: str, *, fused: bool, aligned: bool) -> None:
     """Raises ValueError when the projector is unknown or does not fit the backbone."""
     if name not in PROJECTORS:
-        raise ValueError(f"unknown projector {name!r}: {suggest(name, PROJECTORS)}")
+        raise ValueError(
+            f"unknown projector {name!r}: {suggest(name, PROJECTORS)} If it is yours, import its module first, or name "
+            "it by --plugins"
+        )
     if name == "fused-gelu-mlp" and not fused:
         raise ValueError("projector 'fused-gelu-mlp' joins several backbones, this is a single one: use 'gelu-mlp'")
     if name in ("transformer", "pretrained-decoder", "truncated") and fused:
@@ -179,27 +182,32 @@ def decoder_options(shapes: dict[str, list[int]]) -> dict[str, Any]:
 
 @register_projector("linear")
 def _linear(sizes: Sizes) -> nn.Module:
+    """One matrix."""
     return zero_linear(sizes.vision_dim, sizes.llm_dim)
 
 
 @register_projector("gelu-mlp")
 def _gelu_mlp(sizes: Sizes) -> nn.Module:
+    """Two layers with GELU, as in LLaVA 1.5."""
     return mlp(sizes.vision_dim, sizes.llm_dim, sizes.llm_dim)
 
 
 @register_projector("fused-gelu-mlp")
 def _fused_gelu_mlp(sizes: Sizes) -> nn.Module:
+    """Three layers with GELU, for fused backbones."""
     return mlp(sizes.vision_dim, sizes.vision_dim * 4, sizes.llm_dim, sizes.llm_dim)
 
 
 @register_projector("transformer")
 def _transformer(sizes: Sizes) -> nn.Module:
+    """Two ViT blocks and a matrix, from scratch."""
     own = {"num_tokens": sizes.num_tokens, "num_heads": sizes.num_heads}
     return TransformerProjector(sizes.vision_dim, sizes.llm_dim, **own)
 
 
 @register_projector("pretrained-decoder")
 def _pretrained_decoder(sizes: Sizes) -> nn.Module:
+    """The MaskEmbed decoder of an aligned backbone, and a matrix."""
     own = {"num_heads": sizes.num_heads, "zero_prefix": sizes.num_prefix_tokens, "act_layer": sizes.act_layer}
     own |= sizes.options or {}
     own["act_layer"] = get_act_layer(own["act_layer"])
@@ -208,6 +216,7 @@ def _pretrained_decoder(sizes: Sizes) -> nn.Module:
 
 @register_projector("truncated")
 def _truncated(sizes: Sizes) -> nn.Module:
+    """The backbone's own last two blocks, trained, and a matrix."""
     blocks, norm = sizes.tail
     return nn.Sequential(*blocks, norm, zero_linear(sizes.vision_dim, sizes.llm_dim))
 
@@ -219,7 +228,10 @@ def build_projector(name: str, vision_dim: int, llm_dim: int, **sizes) -> nn.Mod
         ValueError: there is none of that name.
     """
     if name not in PROJECTORS:
-        raise ValueError(f"unknown projector {name!r}: {suggest(name, PROJECTORS)}")
+        raise ValueError(
+            f"unknown projector {name!r}: {suggest(name, PROJECTORS)} If it is yours, import its module first, or name "
+            "it by --plugins"
+        )
     return PROJECTORS[name](Sizes(vision_dim, llm_dim, **sizes))
 
 

@@ -21,6 +21,9 @@ StudentHead = Literal["linear", "mlp"]
 ClassifierHead = Literal["linear", "transformer", "attention"]
 FeatureCache = Literal["memory", "disk", "off"]
 BoxFrame = Literal["image", "padded-square"]
+ResizeStrategy = Literal["resize-naive", "resize-crop", "letterbox"]
+ProbeDataset = Literal["coco", "coco-things", "ade20k", "miniature"]
+ProbeHead = Literal["linear", "mlp", "transformer", "transformer-cls", "transformer-separate"]
 
 
 def choices_of(config_class, prefix: str = "") -> dict[str, tuple]:

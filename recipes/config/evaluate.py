@@ -15,24 +15,29 @@ class EvaluateConfig:
     """
 
     model: str | None = None  # run (or its name), saved model, or Hugging Face id of any image-text-to-text model
-    base: str | None = None  # where the LLM that a LoRA run adapts lies now, if it was moved (or PART=PATH,...)
-    tasks: list[str] = field(default_factory=list)  # such as refcoco,refcoco:testA,vsr
-    data_root: str = ""  # folder that holds the data sets; "miniature:400" draws that many scenes as five benchmarks
-    out: str | None = None  # folder of the results; a second call continues there; eval/ in the run, or runs/eval-NAME
-    slim: bool = False  # a fixed random subset of each task: 1,024 examples of each subset, mostly
-    limit: int | None = None  # so many random examples of each task, always the same ones
-    allow_partial: bool = False  # accept another number of examples than the official one
-    overwrite: bool = False  # forget stored answers
-    max_error_share: float = 0.01  # of a task's questions; more that end in errors make exit status 1
+    # current path of the base LLM of a LoRA run, if it has moved; PART=PATH,... for other parts
+    base: str | None = None
+    # benchmarks such as refcoco,refcoco:testA,vsr (list: prismatic tasks)
+    tasks: list[str] = field(default_factory=list)
+    data_root: str = ""  # folder with the data sets; "miniature:N" generates five benchmarks of N drawn scenes each
+    # folder of the results, an unfinished evaluation there is resumed; null: eval/ in the run, or runs/eval-NAME
+    out: str | None = None
+    slim: bool = False  # evaluate a fixed random subset of each task, mostly 1,024 examples per subset
+    limit: int | None = None  # number of random examples per task, always the same ones
+    allow_partial: bool = False  # accept a number of examples that differs from the official one
+    overwrite: bool = False  # discard stored answers
+    # highest tolerated fraction of failed questions per task; above it the exit status is 1
+    max_error_share: float = 0.01
 
-    batch_size: int = 128  # questions at once; halved when memory does not suffice
-    precision: Precision = "bf16"  # of weights and computation
+    batch_size: int = 128  # questions per batch; halved when memory runs out
+    precision: Precision = "bf16"  # bf16 or fp32, for weights and computation
     prompt_style: str = "auto"  # chat template: a name, FILE.jinja, or auto: the model's own (see docs/llms.md)
-    strict: bool = False  # one question at a time through generate, nothing shared: for audits
+    strict: bool = False  # answer one question at a time through generate, without shared computation: for audits
     compile: bool = False  # torch.compile the language model; pays off on long evaluations
-    box_frame: BoxFrame | None = None  # of what boxes are fractions; null: as the model says
-    compare: list[str] = field(default_factory=list)  # folders of other evaluations to draw beside this one
-    plugins: list[str] = field(default_factory=list)  # modules that register tasks or backbones of your own
+    box_frame: BoxFrame | None = None  # reference frame of box fractions; null takes the model's
+    compare: list[str] = field(default_factory=list)  # folders of other evaluations to compare with in the report
+    # modules to import first, which register your backbones, projectors, losses, prompt styles or tasks
+    plugins: list[str] = field(default_factory=list)
 
 
 def parse_evaluate(argv: list[str]) -> EvaluateConfig:

@@ -3,7 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from recipes.config.choices import Decay, OnBadImage, Precision, Quantization, ReduceDtype, Sampler, Sharding, Stage
+from recipes.config.choices import (
+    Decay,
+    OnBadImage,
+    Precision,
+    Quantization,
+    ReduceDtype,
+    ResizeStrategy,
+    Sampler,
+    Sharding,
+    Stage,
+)
 from recipes.config.parsing import check_positive, parse
 from recipes.config.presets import read_presets
 
@@ -20,16 +30,15 @@ MAY_CHANGE = (  # settings in which a run may differ from the unfinished one tha
 class DataConfig:
     """What is trained on."""
 
-    annotations: str = ""  # LLaVA json or jsonl; "miniature:10000" asks so many questions about drawn scenes
-    image_root: str | None = None  # folder that image paths are relative to; the annotations' own folder if null
-    # LLaVA json of single questions, answered before and after; the miniature world has one
+    annotations: str = ""  # LLaVA json or jsonl; "miniature:N" generates N questions about drawn scenes
+    image_root: str | None = None  # folder that image paths are relative to; null: the folder of the annotations
+    # LLaVA json of single questions, answered before and after training; the miniature world brings its own
     held_out: str | None = None
-    held_out_limit: int = 500  # how many of them
-    on_bad_image: OnBadImage = (
-        "error"  # "error" stops at a missing or corrupt image, "skip" leaves its row out and counts
-    )
-    exif_rotation: bool = False  # turn images as their EXIF tag says (the paper does not)
-    # "split-modality" groups by length and never mixes text-only rows in
+    held_out_limit: int = 500  # maximum number of held-out questions
+    # "error" stops at a missing or corrupt image; "skip" drops its row and counts it in the metrics
+    on_bad_image: OnBadImage = "error"
+    exif_rotation: bool = False  # rotate images by their EXIF tag (the paper does not)
+    # "split-modality": text-only rows in batches of their own, lengths balanced over processes; "shuffle": random order
     sampler: Sampler = "split-modality"
     packing: bool = False  # concatenate the rows of a micro-batch instead of padding them; same loss, less work
     workers: int = 4  # processes that decode images
@@ -39,10 +48,10 @@ class DataConfig:
 class LoraConfig:
     """Low-rank adapters, used by stage "lora"."""
 
-    rank: int = 16  # rank of the update of each matrix
+    rank: int = 16  # rank of the update of each weight matrix
     alpha: int = 32  # the update is scaled by alpha / rank
-    dropout: float = 0.0  # on the adapters' input
-    targets: list[str] = field(default_factory=list)  # names of the LLM's layers; none takes all linear ones
+    dropout: float = 0.0  # dropout probability on the adapters' input
+    targets: list[str] = field(default_factory=list)  # names of the LLM layers to adapt; empty: all linear layers
 
 
 @dataclass
@@ -52,59 +61,65 @@ class FinetuneConfig:
     Without --config_path and --model it runs recipes/configs/miniature.yaml, a complete finetune on a laptop.
     """
 
-    model: str | None = None  # named model that presets what follows, such as aligned-clip-vit-l-336px+7b
-    vision_backbone: str = "clip-vit-l-336px"  # registered id, "timm:<timm id>", or see python -m vision_backbones list
-    llm: str = "llama2-7b-pure"  # registered id, Hugging Face id or local folder
-    projector: str = "gelu-mlp"  # linear, gelu-mlp, fused-gelu-mlp, transformer, pretrained-decoder or truncated
-    image_resize_strategy: str = "resize-naive"  # resize-naive, resize-crop or letterbox
-    image_size: int | None = None  # side of the input image in pixels; the backbone's own if null
-    prompt_style: str = "auto"  # chat template: a name, FILE.jinja, or auto: the LLM's own, else "pure"; docs/llms.md
-    init_from: str | None = None  # run or save_pretrained folder to start from, such as the run of stage align
-    # where the LLM of a LoRA run --init_from lies now, if it was moved; or PART=PATH of several
+    model: str | None = None  # preset for the settings below, such as aligned-clip-vit-l-336px+7b
+    # registered id, timm:<id>, or a run of align (list: prismatic backbones list)
+    vision_backbone: str = "clip-vit-l-336px"
+    llm: str = "llama2-7b-pure"  # registered id, Hugging Face id or local folder (list: prismatic llms)
+    projector: str = "gelu-mlp"  # name of the projector (list: prismatic projectors)
+    # how images become square: stretch (resize-naive), crop (resize-crop) or pad (letterbox)
+    image_resize_strategy: ResizeStrategy = "resize-naive"
+    image_size: int | None = None  # side of the input image in pixels; null: the backbone's own
+    # chat template: a name, FILE.jinja, or auto: the LLM's own, else "pure" (see docs/llms.md)
+    prompt_style: str = "auto"
+    # run or save_pretrained folder to load initial weights from, such as a run of stage align
+    init_from: str | None = None
+    # current path of the base LLM, if --init_from is a LoRA run whose LLM has moved; PART=PATH,... for other parts
     base: str | None = None
 
     data: DataConfig = field(default_factory=DataConfig)
-    # align: projector; finetune: and LLM; full-finetune: and backbone; lora: adapters on the LLM
+    # what is trained: align = projector; finetune = projector and LLM; full-finetune = vision backbone too; lora =
+    # projector and LLM adapters
     stage: Stage = "finetune"
     lora: LoraConfig = field(default_factory=LoraConfig)
-    quantize: Quantization | None = None  # keeps the frozen LLM of stage lora or align in so few bits
+    quantize: Quantization | None = None  # load the frozen LLM in 4 or 8 bits (stages lora, align)
 
     epochs: int = 2  # passes over the data
-    max_steps: int | None = None  # optimizer steps to stop after, through as many epochs as that takes
-    global_batch_size: int = 128  # examples an optimizer step, over all processes
-    per_device_batch_size: int = 16  # examples a micro-batch on one process
-    max_length: int = 2048  # text tokens an example; what is longer is cut
-    learning_rate: float = 2e-5  # peak
-    min_learning_rate: float = 0.0  # where the cosine ends
-    warmup_ratio: float = 0.03  # share of the steps with linear warm-up
-    weight_decay: float = 0.1  # AdamW
-    # what decays; "as-reference": nothing, as when the reference trains on several GPUs
+    max_steps: int | None = None  # total number of optimizer steps; overrides --epochs
+    global_batch_size: int = 128  # examples per optimizer step, over all processes
+    per_device_batch_size: int = 16  # examples per micro-batch on each process
+    max_length: int = 2048  # maximum number of text tokens per example; longer ones are truncated
+    learning_rate: float = 2e-5  # peak learning rate
+    min_learning_rate: float = 0.0  # learning rate at the end of the cosine schedule
+    warmup_ratio: float = 0.03  # fraction of the steps used for linear warm-up
+    weight_decay: float = 0.1  # AdamW weight decay
+    # which parameters decay: "matrices", or "as-reference": none, as in the reference code on several GPUs
     decay: Decay = "matrices"
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW
-    max_grad_norm: float = 1.0  # global norm that gradients are clipped to
-    precision: Precision = "bf16"  # "bf16" computes in bfloat16 with float32 weights, "fp32" does not
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW beta1,beta2
+    max_grad_norm: float = 1.0  # global norm to which gradients are clipped
+    precision: Precision = "bf16"  # bf16: compute in bfloat16 with float32 weights; fp32: compute in float32
     gradient_checkpointing: bool = True  # recompute activations in the backward pass: less memory, a third slower
-    seed: int = 7  # of new weights and of the order of the data
+    seed: int = 7  # random seed for new weights and the order of the data
 
-    processes: int | None = None  # how many must have joined one group, else it is an error; null takes any number
-    # of several processes; grad-op has less traffic, hybrid shards within a node, none is DDP
+    processes: int | None = None  # expected number of processes, any other is an error; null: any number
+    # how parameters are split over processes: full; grad-op (less traffic); hybrid (full within a node); none (DDP)
     sharding: Sharding = "full"
-    reduce_dtype: ReduceDtype = "float32"  # in which sharded gradients are summed over processes
-    timeout_minutes: float = 30.0  # a process that waits longer for the others ends the run with an error
-    save_every_steps: int | None = 500  # steps between the checkpoints that an interrupted run continues from
-    keep_last: int = 2  # how many of the newest stay
-    keep_every: int | None = None  # those of every so many steps stay as well
-    resume: str = "auto"  # auto continues the unfinished run of this run_id; never; or a step checkpoint or other run
+    reduce_dtype: ReduceDtype = "float32"  # dtype in which sharded gradients are summed over processes
+    timeout_minutes: float = 30.0  # a process that waits longer than this for the others ends the run with an error
+    save_every_steps: int | None = 500  # steps between the checkpoints from which an interrupted run resumes
+    keep_last: int = 2  # number of newest step checkpoints to keep
+    keep_every: int | None = None  # also keep every N-th step
+    # auto: resume the unfinished run of this --run_id; never: start over; or a step checkpoint or another run to resume
+    resume: str = "auto"
 
-    eval_tasks: list[str] = field(default_factory=list)  # benchmarks to evaluate at the end; see python -m eval list
-    eval_root: str = ""  # folder that holds their data sets; "miniature:400" draws that many scenes as five benchmarks
+    eval_tasks: list[str] = field(default_factory=list)  # benchmarks to evaluate at the end (list: prismatic tasks)
+    eval_root: str = ""  # folder with their data sets; "miniature:N" generates five benchmarks of N drawn scenes each
 
-    run_root: str = "runs"  # folder of all runs
-    run_id: str | None = None  # folder of this run; model, stage and time if null
-    trackers: list[str] = field(
-        default_factory=list
-    )  # in addition to metrics.jsonl: tensorboard, wandb, trackio, ... of accelerate
-    plugins: list[str] = field(default_factory=list)  # modules that register backbones of your own
+    run_root: str = "runs"  # parent folder of all runs
+    run_id: str | None = None  # name of this run's folder; null: model, stage and time
+    # accelerate's trackers to use besides metrics.jsonl: tensorboard, wandb, trackio, ...
+    trackers: list[str] = field(default_factory=list)
+    # modules to import first, which register your backbones, projectors, losses, prompt styles or tasks
+    plugins: list[str] = field(default_factory=list)
 
 
 def parse_finetune(argv: list[str]) -> FinetuneConfig:

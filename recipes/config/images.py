@@ -10,14 +10,15 @@ from recipes.config.parsing import check_positive, parse
 class ImageDataConfig:
     """What is trained on."""
 
-    # folder with a folder for each class, tar shards (DIR/*.tar, DIR/in21k-{000..123}.tar), or miniature:20000
+    # folder with one subfolder per class, tar shards (DIR/*.tar, DIR/in21k-{000..123}.tar), or miniature:20000
     train: str = ""
-    validation: str = ""  # likewise; the loss is measured on all of it after every epoch
+    validation: str = ""  # validation images, in the same forms as --data.train; all of them are used after every epoch
     # timm's training crops: rkrc (resize keeping the ratio, centre), rkrr, rrc; none: as in validation
     crop_mode: CropMode = "rkrc"
-    horizontal_flip: float = 0.5  # probability
-    auto_augment: str | None = None  # timm's notation of a policy, such as rand-m9-mstd0.5-inc1
-    on_bad_image: OnBadImage = "error"  # "error" stops at an unreadable image, "skip" leaves it out and counts
+    horizontal_flip: float = 0.5  # probability of a horizontal flip
+    auto_augment: str | None = None  # augmentation policy in timm's notation, such as rand-m9-mstd0.5-inc1
+    # "error" stops at an unreadable image; "skip" drops it and counts it in the metrics
+    on_bad_image: OnBadImage = "error"
     workers: int = 4  # processes that decode images
 
 
@@ -25,11 +26,12 @@ class ImageDataConfig:
 class MaskConfig:
     """Which patches stay visible."""
 
-    # in a uniform mask, any share of visible patches is as likely
+    # uniform: visible share drawn uniformly from 0 to 1 for each mask; bernoulli: each patch visible with probability
+    # keep_ratio; blockwise: rectangles until keep_ratio of the patches is visible
     sampler: MaskSampler = "uniform"
-    keep_ratio: float = 0.5  # share of visible patches, for bernoulli and blockwise
+    keep_ratio: float = 0.5  # share of visible patches for bernoulli and blockwise
     antithetical: bool = True  # follow every mask by its complement
-    null: bool = True  # and add one that hides nothing
+    null: bool = True  # also use an all-visible mask
 
 
 @dataclass
@@ -38,41 +40,45 @@ class ImageTrainingConfig:
 
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     epochs: int = 5  # passes over the training images
-    max_steps: int | None = None  # optimizer steps to stop after, through as many epochs as that takes
-    global_batch_size: int = 1024  # images an optimizer step, over all processes
-    per_device_batch_size: int = 128  # images a micro-batch on one process, at most; the rest is accumulated
-    learning_rate: float = 3e-4  # peak
-    min_learning_rate: float = 3e-5  # where the cosine ends
-    warmup_epochs: float = 0.0  # linear warm-up
-    warmup_learning_rate: float = 0.0  # where it begins
-    weight_decay: float = 0.01  # AdamW
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # AdamW
-    max_grad_norm: float = 1.0  # global norm that gradients are clipped to
-    ema_decay: float | None = None  # keep a moving average of the weights, and take it for validation and as the result
-    precision: Precision = "bf16"  # "bf16" computes in bfloat16 with float32 weights, "fp32" does not
-    seed: int = 0  # of new weights, of the order of the images, crops and masks
+    max_steps: int | None = None  # total number of optimizer steps; overrides --epochs
+    global_batch_size: int = 1024  # images per optimizer step, over all processes
+    # maximum images per micro-batch on each process; gradients are accumulated up to the global batch
+    per_device_batch_size: int = 128
+    learning_rate: float = 3e-4  # peak learning rate
+    min_learning_rate: float = 3e-5  # learning rate at the end of the cosine schedule
+    warmup_epochs: float = 0.0  # epochs of linear warm-up
+    warmup_learning_rate: float = 0.0  # learning rate at the start of warm-up
+    weight_decay: float = 0.01  # AdamW weight decay
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # AdamW beta1,beta2
+    max_grad_norm: float = 1.0  # global norm to which gradients are clipped
+    # decay of a moving average of the weights, which is then validated and saved as the result; null: off
+    ema_decay: float | None = None
+    precision: Precision = "bf16"  # bf16: compute in bfloat16 with float32 weights; fp32: compute in float32
+    seed: int = 0  # random seed for new weights, the order of the images, crops and masks
 
-    run_root: str = "runs"  # folder of all runs
-    run_id: str | None = None  # folder of this run, which continues if it was interrupted; backbone and time if null
-    save_every_steps: int | None = None  # checkpoint to continue from, besides the one after every epoch
-    trackers: list[str] = field(
-        default_factory=list
-    )  # in addition to metrics.jsonl: tensorboard, wandb, trackio, ... of accelerate
-    plugins: list[str] = field(default_factory=list)  # modules that register backbones of your own
+    run_root: str = "runs"  # parent folder of all runs
+    run_id: str | None = None  # name of this run's folder, an unfinished run there is resumed; null: backbone and time
+    # steps between checkpoints to resume from, in addition to the one after every epoch
+    save_every_steps: int | None = None
+    # accelerate's trackers to use besides metrics.jsonl: tensorboard, wandb, trackio, ...
+    trackers: list[str] = field(default_factory=list)
+    # modules to import first, which register your backbones, projectors, losses, prompt styles or tasks
+    plugins: list[str] = field(default_factory=list)
 
 
 @dataclass
 class MaskedTrainingConfig(ImageTrainingConfig):
     """What align and mim have in common."""
 
-    # frozen: registered id, "timm:<timm id>", or a run; see python -m vision_backbones list
+    # frozen backbone: registered id, timm:<id>, or a run of align (list: prismatic backbones list)
     teacher: str = "clip-vit-b"
-    student: str | None = None  # what is trained, likewise; a copy of the teacher if null
-    soft_cap: float | None = 30.0  # attention logits of the student stay below it; null for plain attention
-    student_head: StudentHead = "linear"  # on the student's tokens
-    loss: str = "mse"  # mse (on targets scaled to unit variance), cosine, l1, masked_mse or unmasked_mse
+    # backbone to train: registered id, timm:<id>, or a run of align; null: a copy of the teacher
+    student: str | None = None
+    soft_cap: float | None = 30.0  # upper bound of the student's attention logits (soft cap); null: plain attention
+    student_head: StudentHead = "linear"  # output layer of the student
+    loss: str = "mse"  # name of the loss (list: prismatic losses)
     masks: MaskConfig = field(default_factory=MaskConfig)
-    # weight decay on every parameter as in the paper; false spares biases, norms and other vectors
+    # weight decay on every parameter, as in the paper; false exempts biases, norms and other vectors
     decay_all: bool = True
     as_reference: bool = False  # reproduce the bugs of the paper's code (see docs/align.md)
 
@@ -86,11 +92,11 @@ class AlignConfig(MaskedTrainingConfig):
 
     # preset of the paper: clip-vit-b-aligned, siglip-vit-so400m-aligned, ... (configs/alignments.yaml)
     model: str | None = None
-    teacher_skip_blocks: int = 1  # blocks of the teacher left out at the end
-    prefix_only: bool = False  # predict the teacher's prefix tokens alone (class token, registers)
-    decoder_blocks: int = 2  # ViT blocks of the decoder
-    decoder_width: int | None = None  # its channels; the student's if null
-    decoder_heads: int | None = None  # its attention heads; the student's if null
+    teacher_skip_blocks: int = 1  # number of the teacher's last blocks to leave out
+    prefix_only: bool = False  # predict only the teacher's prefix tokens (class token, registers)
+    decoder_blocks: int = 2  # number of ViT blocks in the decoder
+    decoder_width: int | None = None  # channels of the decoder; null: the student's
+    decoder_heads: int | None = None  # attention heads of the decoder; null: the student's
 
 
 @dataclass
@@ -110,18 +116,19 @@ class ClassifyConfig(ImageTrainingConfig):
     Defaults are those usual for finetuning ViTs on ImageNet. Without --config_path it runs on the miniature world.
     """
 
-    vision_backbone: str = "clip-vit-b"  # registered id, "timm:<timm id>", or a run of align
-    # linear reads the mean patch, transformer has one more block, attention a learned query
+    vision_backbone: str = "clip-vit-b"  # registered id, timm:<id>, or a run of align (list: prismatic backbones list)
+    # linear: on the mean patch; transformer: one more block first; attention: pooling with a learned query
     head: ClassifierHead = "linear"
-    layer_decay: float | None = 0.75  # each block learns this much slower than the next; null for one rate
-    mixup: float = 0.8  # alpha of mixup; 0 is off
-    cutmix: float = 1.0  # alpha of cutmix; 0 is off
-    label_smoothing: float = 0.1  # share of a target spread over all classes
+    # learning rate of each block as a fraction of the next one's; null: one rate for all
+    layer_decay: float | None = 0.75
+    mixup: float = 0.8  # alpha of mixup; 0: off
+    cutmix: float = 1.0  # alpha of cutmix; 0: off
+    label_smoothing: float = 0.1  # share of each target spread over all classes
     epochs: int = 50  # passes over the training images
-    min_learning_rate: float = 1e-6  # where the cosine ends
-    warmup_epochs: float = 5.0  # linear warm-up
-    weight_decay: float = 0.05  # AdamW
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW
+    min_learning_rate: float = 1e-6  # learning rate at the end of the cosine schedule
+    warmup_epochs: float = 5.0  # epochs of linear warm-up
+    weight_decay: float = 0.05  # AdamW weight decay
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW beta1,beta2
 
 
 def parse_classify(argv: list[str]) -> ClassifyConfig:

@@ -3,7 +3,9 @@
 Lives here and not in `prismatic`, whose import brings torch and transformers: `--help` must answer at once.
 """
 
+import contextlib
 import dataclasses
+import io
 import math
 import operator
 import sys
@@ -17,9 +19,10 @@ import yaml
 
 from recipes.config.choices import choices_of, choose
 from recipes.config.presets import CONFIGS, in_stage, merged_settings, read_presets
-from vision_backbones.names import suggest
+from vision_backbones.names import suggest, take_plugins
 
 MOST_VALUES = 10_000  # of a settings file
+RENAMED = {"embedded_seeds": "bundled_seeds"}  # settings of earlier versions: what they are called now
 
 
 def unknown(kind: str, name: str, known) -> ValueError:
@@ -72,15 +75,18 @@ def check_positive(config, names: Sequence[str]) -> None:
 
 def _parse(config_class, argv: list[str], default: str, named: str | None):
     """Named preset < YAML file < command line."""
-    given, rest = _split(argv)
+    argv, plugins = take_plugins(argv)
+    given, rest = _split(_renamed(argv) + (["--plugins", ",".join(plugins)] if plugins else []))
     fields = _flags(config_class)
     for flag in (a.split("=")[0] for a in rest if a.startswith("--")):
         if flag[2:] not in {*fields, "help"}:
             raise unknown("setting", flag, [f"--{f}" for f in fields])
+        if inner := [f"--{f}" for f in fields if f.startswith(f"{flag[2:]}.")]:
+            raise ValueError(f"{flag} is a group of settings: set {', '.join(inner)}")
     path = given.get("config_path")
     if path is None and "model" not in given:
         path = CONFIGS / default
-    settings = _read_settings(Path(path)) if path else {}
+    settings = {RENAMED.get(k, k): v for k, v in (_read_settings(Path(path)) if path else {}).items()}
     for key in _flatten(settings):
         if key not in fields:
             raise unknown(f"setting in {path}", key, fields)
@@ -102,10 +108,29 @@ def _parse(config_class, argv: list[str], default: str, named: str | None):
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as merged:
         yaml.safe_dump(settings, merged)
         merged.flush()
+        said = io.StringIO()
+        prog = f"prismatic {config_class.__name__.removesuffix('Config').lower()}"
         try:
-            return draccus.parse(config_class, config_path=merged.name, args=rest)
+            with contextlib.redirect_stderr(said):
+                return draccus.parse(config_class, config_path=merged.name, args=rest, prog=prog)
         except draccus.ParsingError as error:
             raise ValueError(" ".join(str(error).split())) from None
+        except SystemExit as end:
+            if not end.code:
+                raise
+            raise ValueError(said.getvalue().rpartition("error: ")[2].strip()) from None
+
+
+def _renamed(argv: list[str]) -> list[str]:
+    """The arguments with today's names of settings; one line of notice for each that was renamed."""
+    found = []
+    for argument in argv:
+        name, *value = argument.split("=", 1)
+        if name[2:] in RENAMED and name.startswith("--"):
+            print(f"note: {name} is called --{RENAMED[name[2:]]} now", file=sys.stderr)
+            argument = "=".join([f"--{RENAMED[name[2:]]}", *value])
+        found.append(argument)
+    return found
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -20,16 +20,19 @@ class PlanConfig(FinetuneConfig):
     plans recipes/configs/miniature.yaml. Example: python -m prismatic plan --model prism-clip+7b --gpus 8
     """
 
-    gpus: int = 1  # GPUs, one process each; beyond 8 in nodes of 8
-    gpu_memory: float = 80.0  # GB (1e9 bytes) of each
-    reserve: float = 0.08  # share of it kept for the driver, communication and fragmentation
+    gpus: int = 1  # number of GPUs, one process each; more than 8 means nodes of 8
+    gpu_memory: float = 80.0  # memory of each GPU in GB (1e9 bytes)
+    reserve: float = 0.08  # fraction of GPU memory reserved for the driver, communication and fragmentation
     tflops: float = 312.0  # dense peak TFLOP/s of a GPU in the run's precision; bf16: A100 312, H100 989
-    mfu: float = 0.4  # share of that peak that is reached; metrics.jsonl of a run says what yours was
-    supervised: float = 1.0  # share of the longest examples' text that is answers; 1 is the worst case
-    text_length: int | None = None  # mean text tokens of an example; null estimates LLaVA-1.5's at 300, align 30
-    text_only: float | None = None  # share of examples without an image; null is LLaVA-1.5's: 0.061, align 0
-    examples: int | None = None  # examples of the data set; null is LLaVA-1.5's: 665298, align 558128
-    json: str | None = None  # file that the plan is also written to
+    # fraction of that peak that is reached (model FLOP/s utilisation); measured values are in a run's metrics.jsonl
+    mfu: float = 0.4
+    supervised: float = 1.0  # fraction of the text tokens of the longest examples that are answers; 1 is the worst case
+    # mean text tokens per example; null: 300, an estimate for LLaVA-1.5, or 30 for stage align
+    text_length: int | None = None
+    # fraction of examples without an image; null: LLaVA-1.5's 0.061, or 0 for stage align
+    text_only: float | None = None
+    examples: int | None = None  # number of examples; null: LLaVA-1.5's 665298, or 558128 for stage align
+    json: str | None = None  # JSON file to write the plan to as well
 
 
 def parse_plan(argv: list[str]) -> PlanConfig:

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, field
 
-from recipes.config.choices import FeatureCache, Precision
+from recipes.config.choices import FeatureCache, Precision, ProbeDataset, ProbeHead
 from recipes.config.parsing import check_positive, parse
 
 
@@ -15,29 +15,32 @@ class ProbeConfig:
     comparison on a laptop.
     """
 
-    backbone: list[str] = field(default_factory=lambda: ["clip-vit-b"])  # ids, "timm:<timm id>", runs of align: a,b
-    dataset: str = "coco"  # coco (183 classes), coco-things (92), ade20k (151) or miniature (17)
+    # comma-separated registered ids, timm:<id>, or runs of align (list: prismatic backbones list)
+    backbone: list[str] = field(default_factory=lambda: ["clip-vit-b"])
+    dataset: ProbeDataset = "coco"  # coco (183 classes), coco-things (92), ade20k (151) or miniature (17)
     data_root: str = ""  # folder that holds images/ and annotations/, or miniature:TRAIN:VAL to draw scenes
-    partial: bool = False  # accept another number of images than the data set has
-    labels: list[str] = field(default_factory=lambda: ["union"])  # union, majority or global-union; several: a,b
-    head: str = "transformer"  # linear, mlp, transformer, transformer-cls (sees prefix tokens only) or ...-separate
-    skip_blocks: int = 0  # blocks of the backbone left out at the end
+    partial: bool = False  # accept a number of images that differs from the official one
+    labels: list[str] = field(default_factory=lambda: ["union"])  # comma-separated: union, majority, global-union
+    # probe head: linear, mlp, transformer, transformer-cls (sees prefix tokens only) or transformer-separate (one query
+    # per patch)
+    head: ProbeHead = "transformer"
+    skip_blocks: int = 0  # number of the backbone's last blocks to leave out
     full_finetune: bool = False  # train the backbone too; needs --cache off
-    # where features are kept, which are computed once; off computes them in every epoch
-    cache: FeatureCache = "memory"
+    cache: FeatureCache = "memory"  # where features, computed once, are kept; off: recompute them in every epoch
     epochs: int = 5  # passes over the training images
-    max_steps: int | None = None  # optimizer steps to stop after, through as many epochs as that takes
-    batch_size: int = 32  # images an optimizer step
-    learning_rate: float = 1e-3  # peak
-    min_learning_rate: float = 1e-4  # where the cosine ends
-    warmup_steps: int = 500  # linear warm-up, in optimizer steps
-    weight_decay: float = 0.01  # AdamW, of every parameter
-    precision: Precision = "bf16"  # "bf16" computes in bfloat16 with float32 weights, "fp32" does not
-    seed: int = 0  # of new weights and of the order of the images
+    max_steps: int | None = None  # total number of optimizer steps; overrides --epochs
+    batch_size: int = 32  # images per optimizer step
+    learning_rate: float = 1e-3  # peak learning rate
+    min_learning_rate: float = 1e-4  # learning rate at the end of the cosine schedule
+    warmup_steps: int = 500  # optimizer steps of linear warm-up
+    weight_decay: float = 0.01  # AdamW weight decay, on every parameter
+    precision: Precision = "bf16"  # bf16: compute in bfloat16 with float32 weights; fp32: compute in float32
+    seed: int = 0  # random seed for new weights and the order of the images
     workers: int = 4  # processes that decode images
-    run_root: str = "runs"  # folder of all runs
-    run_id: str | None = None  # folder of this run; backbone and time if null
-    plugins: list[str] = field(default_factory=list)  # modules that register backbones of your own
+    run_root: str = "runs"  # parent folder of all runs
+    run_id: str | None = None  # name of this run's folder; null: backbone and time
+    # modules to import first, which register your backbones, projectors, losses, prompt styles or tasks
+    plugins: list[str] = field(default_factory=list)
 
 
 def parse_probe(argv: list[str]) -> ProbeConfig:
@@ -58,7 +61,7 @@ def check_probe(config: ProbeConfig) -> None:
         if not given or len(set(given)) < len(given):
             raise ValueError(f"--{name} is {','.join(given) or 'empty'}: expected one or several different ones")
     if config.full_finetune and config.cache != "off":
-        raise ValueError("a backbone that is finetuned gives other features every step: add --cache off")
+        raise ValueError("features change while the backbone is trained: add --cache off")
     if not config.data_root:
         raise ValueError(
             f"no data: give --data_root the folder of {config.dataset} that holds images/ and annotations/, or "

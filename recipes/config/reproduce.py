@@ -18,19 +18,21 @@ class ReproduceConfig:
     touch neither.
     """
 
-    seeds: int = 5  # repetitions of everything that is random: weights, order of the data, masks
-    embedded_seeds: int = 1  # seeds, the first ones, that take the bundled vision backbone; the others pretrain one
-    ablation_seeds: int = 3  # seeds, the first ones, of which the alignment is varied
-    projectors: list[str] = field(default_factory=lambda: list(PROJECTORS))  # of the VLMs
-    jobs: int = 2  # stages at a time; each gets its share of the cores
+    seeds: int = 5  # number of seeds; each repeats everything that is random: weights, order of the data, masks
+    # number of seeds, the first ones, that use the bundled vision backbone; the others pretrain their own
+    bundled_seeds: int = 1
+    ablation_seeds: int = 3  # number of seeds, the first ones, for which the alignment is ablated
+    projectors: list[str] = field(default_factory=lambda: list(PROJECTORS))  # projectors of the vision-language models
+    jobs: int = 2  # stages to run in parallel; each gets its share of the cores
 
-    pretrain_steps: int = 1500  # optimizer steps on scenes of several objects; there are 500 on single ones before
-    align_scenes: int = 48_000  # that an alignment sees
-    ablation_scenes: int = 12_000  # that each of the varied alignments sees
-    probe_scenes: int = 4800  # that a probe is trained on; a sixth of it more is for validation
-    finetune_rows: int = 10_000  # questions that a VLM is trained on, five about a scene
-    finetune_epochs: int = 2  # passes over these
-    eval_scenes: int = 200  # of each benchmark
+    # optimizer steps of pretraining on scenes of several objects, after 500 on single objects
+    pretrain_steps: int = 1500
+    align_scenes: int = 48_000  # number of scenes for each alignment
+    ablation_scenes: int = 12_000  # number of scenes for each ablated alignment
+    probe_scenes: int = 4800  # number of training scenes for each probe; a sixth as many more are for validation
+    finetune_rows: int = 10_000  # number of training questions for each vision-language model, five per scene
+    finetune_epochs: int = 2  # passes over the training questions
+    eval_scenes: int = 200  # number of scenes in each benchmark
 
     run_root: str = "runs/reproduce"  # folder of all stages
     out: str = "docs/results"  # folder of the report
@@ -47,7 +49,7 @@ def check_reproduce(config: ReproduceConfig) -> None:
     """Raises ValueError for values that make no sense."""
     numbers = {name: value for name, value in vars(config).items() if isinstance(value, int)}
     for name, value in numbers.items():
-        least = 0 if name in ("embedded_seeds", "ablation_seeds") else 1
+        least = 0 if name in ("bundled_seeds", "ablation_seeds") else 1
         if value < least:
             raise ValueError(f"--{name} is {value}: expected at least {least}")
     if other := set(config.projectors) - set(PROJECTORS):

@@ -50,7 +50,7 @@ def main(config: ReproduceConfig) -> dict:
 if __name__ == "__main__":
     try:
         main(parse_reproduce(sys.argv[1:]))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("stopped: start it again to go on") from None

@@ -93,7 +93,7 @@ class Study:
         """Plans the stages; nothing is run or read but the bundled weights, for their fingerprints."""
         self.config, self.stages = config, {}
         for seed in range(config.seeds):
-            self._seed(seed, own=seed >= config.embedded_seeds)
+            self._seed(seed, own=seed >= config.bundled_seeds)
 
     def backbones(self, seed: int) -> dict[str, str]:
         """The backbones "original" and "aligned" of a seed, as recipes take them."""

@@ -43,7 +43,7 @@ def _summary(found: dict) -> Section:
     own = sum(row["own"] for row in seeds)
     said = [
         f"{len(seeds)} seed{'s' * (len(seeds) > 1)}; {own} of them pretrained a vision backbone, the rest take the "
-        "embedded one, with an alignment, heads and VLMs of their own. Intervals are 95 % t-intervals over seeds, "
+        "bundled one, with an alignment, heads and VLMs of their own. Intervals are 95 % t-intervals over seeds, "
         "p-values of paired t-tests over seeds, two-sided, not corrected for their number. Nothing was chosen by these "
         "scores: probes report their last epoch, VLMs their last step. Earlier designs: designs.md.",
         f"A scene holds one to four objects, none hidden, so the attainable image-level recall is 1. "
@@ -52,7 +52,7 @@ def _summary(found: dict) -> Section:
         f"{settings['eval_scenes']:,} scenes for a benchmark.",
     ]
     rows = [
-        (str(row["seed"]), "its own" if row["own"] else "embedded", f"{row['recall']:.3f}", f"{row['precision']:.3f}")
+        (str(row["seed"]), "its own" if row["own"] else "bundled", f"{row['recall']:.3f}", f"{row['precision']:.3f}")
         for row in seeds
     ]
     header = ("seed", "backbone", "image-level recall", "precision")

@@ -79,7 +79,7 @@ def start(stage: Stage, jobs: int) -> subprocess.Popen:
     stage.folder.parent.mkdir(parents=True, exist_ok=True)
     with open(log_path(stage), "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", stages_.__name__, str(stage.folder), stage.module, *stage.arguments],
+            [sys.executable, stages_.__file__, str(stage.folder), stage.module, *stage.arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

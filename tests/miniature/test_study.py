@@ -161,7 +161,7 @@ def test_bad_settings(argv, message, capsys):
 
 def test_quick_is_a_preset_that_settings_change():
     config = parse_reproduce(["--quick", "--eval_scenes", "7"])
-    assert (config.seeds, config.embedded_seeds, config.eval_scenes) == (1, 1, 7)
+    assert (config.seeds, config.bundled_seeds, config.eval_scenes) == (1, 1, 7)
 
 
 FORKED_STAGES = f"""

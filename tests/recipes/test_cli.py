@@ -10,6 +10,7 @@ import pytest
 from golden_cases import ROOT
 
 from prismatic.models.llm import list_llms
+from prismatic.models.projectors import PROJECTORS
 from recipes.cli import JOBS, main, overview
 from recipes.config.evaluate import EvaluateConfig
 from recipes.config.finetune import FinetuneConfig
@@ -17,7 +18,8 @@ from recipes.config.images import AlignConfig, ClassifyConfig, MimConfig
 from recipes.config.parsing import _flags
 from recipes.config.plan import PlanConfig
 from recipes.config.probe import ProbeConfig
-from recipes.config.reproduce import ReproduceConfig
+from recipes.config.reproduce import ReproduceConfig, parse_reproduce
+from vision_backbones.maskembed.loss import LOSSES
 
 RECIPES = {
     "finetune": FinetuneConfig, "align": AlignConfig, "mim": MimConfig, "classify": ClassifyConfig,
@@ -44,11 +46,15 @@ def test_every_job_explains_itself(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_setting_has_a_text(name):
-    shown = " ".join(prismatic(name, "--help").stdout.split("\n\n", 1)[1].split())
+    shown = prismatic(name, "--help").stdout.split("\n\n", 1)[1]
+    texts = {  # each stands between its own flag and the next
+        found[1]: " ".join(found[2].split()).partition("(default: ")[0]
+        for found in re.finditer(r"^ +--([\w.]+)(.*?)(?=^ +--|\Z)", shown, re.M | re.S)
+    }
     groups = {flag.partition(".")[0] for flag in _flags(RECIPES[name]) if "." in flag}
     for flag in {*_flags(RECIPES[name])} - groups:
-        said = re.search(rf" --{re.escape(flag)} (?:\[?[\w|\[\], ]+?\]? )?(.*?) \(default: ", shown)
-        assert said and len(said[1].strip()) > 3, f"--{flag}"
+        text = re.sub(r"^(\[?\w+(\[[^ ]*\])?\]?|\{[^}]*\}) ?", "", texts[flag])  # what it takes
+        assert len(text.split()) > 1 or len(text) > 6, f"--{flag}: {texts[flag]!r}"
 
 
 def test_llms_are_listed():
@@ -58,7 +64,7 @@ def test_llms_are_listed():
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-@pytest.mark.parametrize(("typed", "offered"), [("fin", ["finetune"]), ("p", ["plan", "probe", "prepare"])])
+@pytest.mark.parametrize(("typed", "offered"), [("fin", ["finetune"]), ("pr", ["probe", "prepare", "projectors"])])
 def test_bash_completes_jobs(typed, offered, tmp_path):
     script = tmp_path / "completion.sh"
     script.write_text(prismatic("completion", "bash").stdout)
@@ -83,9 +89,59 @@ def test_plugins_before_and_after_a_job(tmp_path):
         "from vision_backbones import BackboneSpec, register\n"
         "register(BackboneSpec('of-mine', arch='vit_tiny_patch16_224', image_size=224))\n"
     )
-    for argv in (["--plugins", "mine", "backbones", "list"], ["backbones", "--plugins", "mine", "list"]):
+    (tmp_path / "other.py").write_text("import mine")
+    (tmp_path / "eval").mkdir()  # plugins are searched for in this folder, our packages are not
+    (tmp_path / "eval" / "__init__.py").write_text("raise RuntimeError('the wrong one')")
+    for argv in (
+        ["--plugins", "mine", "backbones", "list"],
+        ["backbones", "--plugins", "mine", "list"],
+        ["--plugins=other", "backbones", "list", "--plugins", "mine,other"],
+    ):
         done = prismatic(*argv, cwd=tmp_path)
         assert "of-mine" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_takes_plugins(job, tmp_path):
+    (tmp_path / "mine.py").write_text("raise SystemExit('was imported')")
+    settings = ["--config_path", "/dev/null"] if JOBS[job].records_plugins else []
+    done = prismatic(job, *settings, "--plugins", "mine", cwd=tmp_path)
+    assert "was imported" in done.stderr or (settings and not re.search("unknown|unrecognized", done.stderr))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--plugins"], "--plugins needs a module"),
+        (["--foo"], "unknown option --foo: the name of a job comes first"),
+        (["finetune", "extra"], "unrecognized arguments: extra"),
+        (["finetune", "--max_steps"], "argument --max_steps: expected one argument"),
+        (["finetune", "--data", "a.yaml"], "--data is a group of settings: set --data.annotations, "),
+        (["llms", "--plugins", "nope"], "no plugin module 'nope'"),
+        (["compare", "--plugins", "nope", "RUN"], "no plugin module 'nope'"),
+    ],
+)
+def test_mistakes_are_one_line(argv, message):
+    done = prismatic(*argv)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+
+
+def test_settings_that_were_renamed_keep_working(tmp_path, capsys):
+    (tmp_path / "old.yaml").write_text("embedded_seeds: 3")
+    assert parse_reproduce(["--embedded_seeds", "2"]).bundled_seeds == 2
+    assert capsys.readouterr().err == "note: --embedded_seeds is called --bundled_seeds now\n"
+    assert parse_reproduce(["--config_path", str(tmp_path / "old.yaml")]).bundled_seeds == 3
+
+
+def test_parts_are_listed_with_those_of_plugins(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nfrom prismatic.models.projectors import register_projector\n"
+        "@register_projector('of-mine')\ndef build(sizes):\n    'Mine.'\n    return nn.Identity()\n"
+    )
+    found = prismatic("projectors", "--plugins", "mine", cwd=tmp_path).stdout
+    assert re.search(r"^of-mine +Mine\.$", found, re.M)
+    assert re.findall(r"^(\w[\w-]*) ", found, re.M) == ["name", *PROJECTORS, "of-mine"]
+    assert re.findall(r"^(\w+) ", prismatic("losses").stdout, re.M) == ["name", *LOSSES]
 
 
 def test_a_folder_of_the_users_called_eval_is_no_obstacle(tmp_path):

@@ -276,8 +276,6 @@ def test_genuine_pairs(drawn, tmp_path, dataset, where, classes):
 
 def test_every_failure_comes_before_the_work(tmp_path):
     for arguments, message in (
-        (["--dataset", "ade20"], "did you mean ade20k"),
-        (["--head", "transfomer"], "did you mean transformer"),
         (["--labels", "unoin"], "did you mean union"),
         (["--head", "transformer-cls", "--labels", "global-union"], "answers for every patch"),
         (["--backbone", "miniatur"], "did you mean miniature"),
@@ -300,6 +298,8 @@ def test_every_failure_comes_before_the_work(tmp_path):
         ([*WORLD, "--labels", "union,union"], "several different ones"),
         ([*WORLD, "--warmup_steps", "-1"], "expected 0 or more"),
         ([*WORLD, "--haed", "linear"], "did you mean --head"),
+        (["--dataset", "ade20"], "did you mean ade20k"),
+        ([*WORLD, "--head", "transfomer"], "did you mean transformer"),
         ([*WORLD, "--batch_size", "0"], "expected more than 0"),
     ],
 )

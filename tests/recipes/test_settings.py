@@ -104,7 +104,7 @@ def test_unknown_keys_of_a_yaml_file_name_the_file(tmp_path, capsys):
 def test_help_names_every_setting_at_once():
     done = forked.run(["recipes/finetune.py", "--processes", "2", "--help"])
     assert done.returncode == 0
-    for word in ("--vision_backbone", "--data.on_bad_image", "fused-gelu-mlp", "--lora.rank", "pad", "miniature.yaml"):
+    for word in ("--vision_backbone", "--data.on_bad_image", "full-finetune", "--lora.rank", "pad", "miniature.yaml"):
         assert word in done.stdout
     imported = "import sys; sys.argv = ['f', '--help']\nimport recipes.finetune\nprint('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True).stdout.strip() == "False"

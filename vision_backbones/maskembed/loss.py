@@ -25,26 +25,31 @@ def register_loss(name: str) -> Callable[[Loss], Loss]:
 
 @register_loss("mse")
 def _mse(reconstruction: torch.Tensor, target: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Squared error, on targets scaled to unit variance."""
     return F.mse_loss(reconstruction, target)
 
 
 @register_loss("cosine")
 def _cosine(reconstruction: torch.Tensor, target: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """1 - cosine similarity of tokens."""
     return 1 - F.cosine_similarity(reconstruction, target, dim=-1).mean()
 
 
 @register_loss("l1")
 def _l1(reconstruction: torch.Tensor, target: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Absolute error."""
     return F.l1_loss(reconstruction, target)
 
 
 @register_loss("masked_mse")
 def _masked_mse(reconstruction: torch.Tensor, target: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Squared error of hidden patches."""
     return ((1 - visible)[..., None] * (reconstruction - target) ** 2).mean()
 
 
 @register_loss("unmasked_mse")
 def _unmasked_mse(reconstruction: torch.Tensor, target: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Squared error of visible patches."""
     return (visible[..., None] * (reconstruction - target) ** 2).mean()
 
 
