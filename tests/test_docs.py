@@ -173,4 +173,4 @@ def test_the_readme_says_what_the_study_found():
     for head, name in (("linear", "linear head"), ("mlp", "MLP"), ("transformer", "transformer")):
         before, after = (local[head][which]["mean"] for which in ("original", "aligned"))
         assert f"{before:.2f} to {after:.2f} ({name})" in said
-    assert f"In {('no', 'one', 'two', 'three', 'four', 'five')[found['settings']['seeds']]} seeds" in said
+    assert f"Over {('no', 'one', 'two', 'three', 'four', 'five')[found['settings']['seeds']]} seeds" in said

@@ -86,6 +86,8 @@ def _parse(config_class, argv: list[str], default: str, named: str | None):
     path = given.get("config_path")
     if path is None and "model" not in given:
         path = CONFIGS / default
+    elif path and not Path(path).exists() and (CONFIGS / Path(path).name).is_file():
+        path = CONFIGS / Path(path).name  # those that come with the package are found from any folder
     settings = {RENAMED.get(k, k): v for k, v in (_read_settings(Path(path)) if path else {}).items()}
     for key in _flatten(settings):
         if key not in fields:
@@ -96,7 +98,8 @@ def _parse(config_class, argv: list[str], default: str, named: str | None):
     if name is not None:
         models = read_presets(named) if named else {name: {}}
         if name not in models:
-            raise unknown("model", name, models)
+            near = suggest(name, models, otherwise=f"{CONFIGS / named} names them all")
+            raise ValueError(f"unknown model {name!r}: {near}")
         preset = in_stage(models[name], given.get("stage", settings.get("stage")))
         settings = merged_settings(preset, settings) | {"model": name}
     nested = {flag.partition(".")[0] for flag in fields if "." in flag}
@@ -137,6 +140,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
     """Settings in a YAML file: plain values by name. Tags that make Python objects are refused, and run nothing."""
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = suggest(path.name, sorted(file.name for file in CONFIGS.glob("*.yaml")))
+        raise ValueError(f"no settings file {path}; of those that come with the package, {near}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is refused: {reason}; expected YAML of plain values, settings by name") from None
