@@ -52,8 +52,7 @@ def save(folder: Path) -> dict:
 
     from prismatic.checkpoints import writer as saving
     from prismatic.data.batching import collate_padded
-    from prismatic.training import loop
-    from prismatic.training import losses as objective
+    from prismatic.training import loop, losses
 
     accelerator = loop.launch("fp32", [], str(folder))
     model, optimizer = prepare(accelerator)
@@ -64,7 +63,7 @@ def save(folder: Path) -> dict:
     batch = collate_padded(make_examples([TEXT] * rows, 0.4, accelerator.process_index), 0)
     total = (SAVES + 1) * EVERY - 1  # the last save, too, has steps beside it
     loop.fit(
-        accelerator, model, optimizer, objective.TEXT, epochs=[(0, [batch] * total)], total_steps=total,
+        accelerator, model, optimizer, losses.TEXT, epochs=[(0, [batch] * total)], total_steps=total,
         accumulation=1, rate_at=lambda step: 1e-4, max_grad_norm=1.0, log=steps.append,
         end_of_epoch=lambda epoch, step: None, after_step=checkpoints.after_step,
         before_update=checkpoints.before_update,

@@ -74,7 +74,7 @@ def run(variant: str, lengths: list[int], share: float, repeats: int) -> dict:
     from prismatic.data.batching import collate_packed, collate_padded
     from prismatic.models.attention import SEGMENTED
     from prismatic.training import loop
-    from prismatic.training import losses as objective
+    from prismatic.training.losses import supervised_loss, supervised_tokens
 
     accelerator = loop.launch("fp32", [], ".")
     model = make_model()
@@ -90,7 +90,7 @@ def run(variant: str, lengths: list[int], share: float, repeats: int) -> dict:
         if variant == "plain":
             loss = model(**{k: v for k, v in batch.items() if hasattr(v, "shape")}, use_cache=False).loss
         else:
-            loss = objective.supervised_loss(model, batch) / objective.supervised_tokens(batch)
+            loss = supervised_loss(model, batch) / supervised_tokens(batch)
         loss.backward()
         model.zero_grad()
         return loss.item()
@@ -109,7 +109,7 @@ def run(variant: str, lengths: list[int], share: float, repeats: int) -> dict:
         "seconds": best,
         "gigabytes": peak,
         "gflop": counter.get_total_flops() / 1e9,
-        "supervised": sum(map(objective.supervised_tokens, batches)),
+        "supervised": sum(map(supervised_tokens, batches)),
         "peak": loop.matmul_peak(accelerator) / 1e9,
     }
 

@@ -1,7 +1,7 @@
 """The first hour on a GPU in eight minutes: is everything right there, and how fast is it?
 
 `make gpu`, or `python benchmarks/gpu.py`, on one GPU or several, without network. Every part is on its own: one that
-fails is a line of the table, its traceback is in the log, and the rest goes on. The exit status is the number of parts
+fails is a line of the table, its traceback is in the log, and the rest runs. The exit status is the number of parts
 that are wrong. When time is short, measurements are left out, never checks. `--device cpu --toy` runs the same code in
 half a minute anywhere.
 """

@@ -64,7 +64,7 @@ class PlainEngine:
         start = tokenizer(before, add_special_tokens=False)["input_ids"]
         ids = [tokenizer(opening + option, add_special_tokens=False)["input_ids"] for option in options]
         if any(option[: len(start)] != start for option in ids):
-            raise ValueError(f"options {', '.join(options)} melt into the prompt's last token and cannot be scored")
+            raise ValueError(f"options {', '.join(options)} merge with the prompt's last token and cannot be scored")
         return [option[len(start) :] for option in ids]
 
     @torch.inference_mode()
@@ -186,8 +186,8 @@ def load_engine(
         return SharedPrefixEngine(model, processor, batch_size)
     alone = padding_problem(model, processor)
     say(
-        f"questions share nothing with this LLM ({model.config.text_config.model_type}): {problem}; they go through "
-        + (f"generate one by one, for in a padded batch {alone}" if alone else "generate in batches")
+        f"questions share no computation with this LLM ({model.config.text_config.model_type}): {problem}; using "
+        + (f"generate, one question at a time, because in a padded batch {alone}" if alone else "generate in batches")
     )
     return PlainEngine(model, processor, 1 if alone else batch_size)
 

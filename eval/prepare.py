@@ -110,7 +110,7 @@ def _fetch_any(urls: list[str], target: Path, root: Path) -> None:
 
 
 def fetch(url: str, path: Path) -> None:
-    """Downloads a file, going on where an earlier attempt stopped if the server still has the same version of it.
+    """Downloads a file, resuming where an earlier attempt stopped if the server still has the same version of it.
 
     Raises:
         FetchError: The server cannot be reached, refuses, sends a web page instead, or breaks off again and again.
@@ -194,7 +194,7 @@ def check_sum(name: str, path: Path, root: Path) -> None:
         ValueError: It is another one.
     """
     recorded_path = root / ARCHIVES / "checksums.json"
-    recorded = read_json(recorded_path, "delete it to take files as they are") if recorded_path.exists() else {}
+    recorded = read_json(recorded_path, "delete it to accept files as they are") if recorded_path.exists() else {}
     digest = describe(path)["sha256"]
     if recorded.setdefault(name, digest) != digest:
         raise ValueError(
@@ -236,7 +236,7 @@ def verify(task_name: str, data_root: Path) -> int:
                 problems += 1
                 print(error)
     recorded_path = root / ARCHIVES / "checksums.json"
-    recorded = read_json(recorded_path, "delete it to take files as they are") if recorded_path.exists() else {}
+    recorded = read_json(recorded_path, "delete it to accept files as they are") if recorded_path.exists() else {}
     for name in recorded.keys() & {entry.get("save", entry["to"]) for entry in _entries_or_none(default.name)}:
         for path in (root / ARCHIVES / name, root / name):
             if path.is_file() and describe(path)["sha256"] != recorded[name]:

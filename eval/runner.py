@@ -91,12 +91,12 @@ def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: 
 
     Args:
         job: What is evaluated.
-        engine: Gives the answers; has `prepare`, `answer` and `batch_size`.
+        engine: Returns the answers; has `prepare`, `answer` and `batch_size`.
         state: accelerate's `PartialState` or `Accelerator`: the processes.
         out: Folder of the evaluation.
         fingerprint: From `job_fingerprint`.
         box_frame: What box coordinates are fractions of: `image` or `padded-square`.
-        overwrite: Answer everything anew.
+        overwrite: Answer everything again.
     """
     for kind in {job.task.answer(example) for example in job.examples}:
         if isinstance(kind, Choose):
@@ -123,7 +123,7 @@ def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: 
     seconds = time.perf_counter() - started
     records = stored(folder, fingerprint)
     if missing := [e.id for e in job.examples if e.id not in records]:
-        raise ValueError(f"{folder}: {len(missing)} answers are not there, the first of example '{missing[0]}'")
+        raise ValueError(f"{folder}: {len(missing)} answers are missing, the first of example '{missing[0]}'")
     samples = [judge(job.task, records[example.id]) for example in job.examples]
     write_samples(folder / SAMPLES, samples)
     for file in folder.glob("*.partial.jsonl"):
@@ -250,11 +250,11 @@ def answer_within_memory(task: Task, engine, asked: Sequence[tuple[Any, Example]
             if not _lacks_memory(error):
                 raise
             if engine.batch_size == 1:
-                raise ValueError(f"memory does not suffice for one question: {error}") from error
+                raise ValueError(f"not enough memory for one question: {error}") from error
             engine.batch_size = max(1, min(engine.batch_size, len(part)) // 2)
             if torch.accelerator.is_available():
                 torch.accelerator.empty_cache()
-            tqdm.write(f"out of memory: going on with {engine.batch_size} questions at once")
+            tqdm.write(f"out of memory: continuing with batch size {engine.batch_size}")
     return answers
 
 

@@ -52,9 +52,9 @@ class Example:
         for name in ("id", "image", "question", "subset"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-                raise ValueError(f"{name} {ascii(value)[:80]}, expected a text")
+                raise ValueError(f"{name} {ascii(value)[:80]}, expected a string")
         if leads_out(self.image):
-            raise ValueError(f"image {self.image[:80]!r}, expected a path that does not lead out of the data root")
+            raise ValueError(f"image {self.image[:80]!r}, expected a path inside the data root")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Scorer:
 
     Attributes:
         main: Name of the metric that stands for the task.
-        judge: Gives what is to be added to a record: `score` in [0, 1], and details such as the parsed box.
+        judge: Returns what is to be added to a record: `score` in [0, 1], and details such as the parsed box.
         summarise: Metrics of judged records, by name; None where one is undefined on these. A metric of one subset is
             named `metric/subset`.
         about: What counts as right, in a few words for people.

@@ -1,7 +1,7 @@
 """Vision-language models on vision backbones that know where things are.
 
-Importing this makes transformers' Auto classes know the models; `prismatic.load` gives a trained one. What is heavy is
-imported when it is first asked for.
+Importing this makes transformers' Auto classes know the models; `prismatic.load` returns a trained one. What is heavy
+is imported when it is first asked for.
 """
 
 import importlib

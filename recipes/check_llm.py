@@ -1,4 +1,4 @@
-"""Tries a language model before GPUs are rented for it: `python -m recipes.check_llm ID|FOLDER ...` prints a table."""
+"""Checks whether a language model works here, before GPUs are rented: `prismatic check-llm ID|FOLDER ...`."""
 
 import argparse
 import tempfile
@@ -54,10 +54,11 @@ def _trains(tokenizer, conversation: list[dict]) -> str:
             asked = tokenize_conversation(conversation[:end], tokenizer, LONG)[0]
             row, labels = tokenize_conversation(conversation[: end + 1], tokenizer, LONG)
             if ids[: len(asked)] != asked or row[: len(asked)] != asked:
-                return f"no: answer {end // 2 + 1} stands after other tokens than it is asked with"
-            said = tokenizer.decode([label for label in labels[len(asked) :] if label >= 0], skip_special_tokens=True)
-            if said.strip() != conversation[end]["value"]:
-                return f"no: answer {end // 2 + 1} is {said[:40]!r}"
+                return f"no: answer {end // 2 + 1} follows other tokens in training than in evaluation"
+            supervised = [label for label in labels[len(asked) :] if label >= 0]
+            decoded = tokenizer.decode(supervised, skip_special_tokens=True)
+            if decoded.strip() != conversation[end]["value"]:
+                return f"no: answer {end // 2 + 1} is {decoded[:40]!r}"
     except ValueError as error:
         return f"no: {error}"
     return "yes"
@@ -102,7 +103,7 @@ def main(config: argparse.Namespace) -> None:
     for llm in config.llm:
         try:
             found = check(llm, config.prompt_style)
-        except Exception as error:  # of a stranger's architecture: anything, and the others go on
+        except Exception as error:  # of a stranger's architecture: anything, and the others continue
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             failed.append(f"{llm}: {kind}{error}")
             continue

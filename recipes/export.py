@@ -26,12 +26,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder or checkpoint")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="of all weights (default: float32, which training keeps)"
+        "--dtype", choices=DTYPES, default="float32", help="dtype of all weights (default: float32, as in training)"
     )
     parser.add_argument(
-        "--base", help="where the LLM that adapters adapt lies now, if it was moved; or PART=PATH of several"
+        "--base", help="current path of the base LLM of LoRA adapters, if it has moved; PART=PATH,... for other parts"
     )
-    parser.add_argument("--keep_adapters", action="store_true", help="write LoRA adapters as such instead of merging")
+    parser.add_argument("--keep_adapters", action="store_true", help="write LoRA adapters without merging them")
     try:
         print(f"wrote {export(**vars(parser.parse_args(argv)))}")
     except (ValueError, OSError) as error:
@@ -84,7 +84,7 @@ def adapted(run: str) -> dict:
 
     place = find_model(run)
     if place is None:
-        raise ValueError(f"no folder {run}, whose adapters could be kept")
+        raise ValueError(f"no folder {run}, with adapters to keep")
     folder = (latest_checkpoint(place) if (place / "checkpoints").is_dir() else place) or place
     if (folder / PARTS_FILE).is_file():
         return read_object(folder / PARTS_FILE)

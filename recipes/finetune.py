@@ -45,7 +45,7 @@ def main(config: FinetuneConfig) -> dict:
     trained = vlm.distribute(config, model, accelerator)
     optimizer = optim.adamw(config, model)
 
-    # The data, and where an interrupted run goes on.
+    # The data, and where an interrupted run resumes.
     data = processes.on_main(accelerator, lambda: fingerprints.of_conversations(source, processor.tokenizer))
     batches = rows.FinetuneBatches(config, source, processor, accelerator.process_index, accelerator.num_processes)
     accelerator.print(batches.describe())

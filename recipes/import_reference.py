@@ -14,7 +14,7 @@ Write a checkpoint of the reference implementation as a save_pretrained folder, 
   prismatic import-reference latest-checkpoint.pt imported/mine --model prism-clip+7b
 
 CHECKPOINT is a run folder (checkpoints/latest-checkpoint.pt is taken) or a .pt file. Which parts it was trained with is
-read from the run's config.json or config.yaml; --model, or the flags for single parts, say it otherwise. What the file
+read from the run's config.json or config.yaml; --model, or the flags for single parts, override it. What the file
 does not hold is what training started from: the pretrained vision backbone, unless that was trained, and after stage
 align the pretrained LLM. Otherwise only the LLM's configuration and tokenizer are read. On a machine without network,
 --llm names a folder that holds them. The weights have to fit exactly. No code in the file is run: one that asks for it

@@ -26,13 +26,15 @@ def main(config: ProbeConfig) -> dict:
 
     accelerator = loop.launch(config.precision, [], config.run_root)
     if accelerator.num_processes > 1:
-        raise ValueError(f"{accelerator.num_processes} processes were started: a probe is one, on one device")
+        raise ValueError(f"{accelerator.num_processes} processes were started: probing uses one process")
 
     # What can fail early fails here, before any weights are read.
     dataset, specs = run.check(config)
     root = data.find_root(dataset, config.data_root)
     pairs = {split: data.list_pairs(dataset, root, split, config.partial) for split in dataset.folders}
-    accelerator.print(f"{dataset.name}: {', '.join(f'{len(p):,} {s}' for s, p in pairs.items())} images, all in pairs")
+    accelerator.print(
+        f"{dataset.name}: {', '.join(f'{len(p):,} {s}' for s, p in pairs.items())} images with label maps"
+    )
     run_dir = open_run(config, accelerator, f"{'+'.join(config.backbone)}+probe", MAY_CHANGE, finished=RESULTS)
     if content := finished_run(run_dir, accelerator, RESULTS):
         return content

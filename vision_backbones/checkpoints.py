@@ -71,7 +71,7 @@ def _state_dict(path: Path) -> tuple[str, dict]:
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
     if not path.name.endswith(SUFFIXES):
-        raise ValueError(f"{path} is no weights file: expected a name that ends with {', '.join(SUFFIXES)}")
+        raise ValueError(f"{path} is not a valid weights file: expected a name that ends with {', '.join(SUFFIXES)}")
     content = unpickle(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a state dict or a dict with 'state_dict'")

@@ -125,7 +125,7 @@ def load_classifier(path: Path | str) -> tuple[nn.Module, list[str]]:
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata() or {}
     if "classes" not in metadata:
-        raise ValueError(f"{file} is no classifier that recipes/classify.py wrote")
+        raise ValueError(f"{file} is not a classifier written by recipes/classify.py")
     classes = json.loads(metadata["classes"])
     spec = BackboneSpec.from_dict(json.loads(metadata["spec"]))
     model = build_classifier(spec, metadata["head"], len(classes), pretrained=False)

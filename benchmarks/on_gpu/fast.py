@@ -27,8 +27,7 @@ from prismatic.models.load import build_processor
 from prismatic.models.vocabulary import grow_vocabulary
 from prismatic.planning.memory import plan_finetune
 from prismatic.text.speech import stop_where_answers_end
-from prismatic.training import loop
-from prismatic.training import losses as objective
+from prismatic.training import loop, losses
 from vision_backbones import get_spec
 from vision_backbones.maskembed.loss import reconstruction_loss
 from vision_backbones.maskembed.mask_samplers import sample_masks
@@ -137,15 +136,15 @@ def finetuning(machine: Machine) -> list[Row]:
         image_token, vocabulary = vlm.config.image_token_id, shape.llm["vocab_size"] - 1
         batches = [
             batching.to_device(
-                objective.with_positions(model, collate_packed(
+                losses.with_positions(model, collate_packed(
                     rows(shape.rows, vlm.vision_backbone.num_tokens, vlm.config.image_size,
                          (shape.text, shape.text + 1), vocabulary, image_token))), machine.device
             )
         ]  # fmt: skip
-        terms = objective.supervised_tokens(batches[0])
+        terms = losses.supervised_tokens(batches[0])
 
         def step(model=model, optimizer=optimizer, batches=batches, terms=terms, accelerator=accelerator):
-            loop.accumulate(model, batches, [1 / terms], objective.supervised_loss, accelerator)
+            loop.accumulate(model, batches, [1 / terms], losses.supervised_loss, accelerator)
             torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

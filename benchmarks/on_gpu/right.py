@@ -24,8 +24,7 @@ from prismatic.miniature.scenes import scene
 from prismatic.models import stages
 from prismatic.models.attention import SEGMENTED
 from prismatic.models.stages import as_stage
-from prismatic.training import loop
-from prismatic.training import losses as objective
+from prismatic.training import loop, losses
 from vision_backbones import create_backbone
 from vision_backbones.maskembed.loss import reconstruction_loss
 from vision_backbones.maskembed.mask_samplers import sample_masks
@@ -39,9 +38,9 @@ def gradients(model, batches, precision: str):
     """Mean loss and gradients of a finetune step, on the model's device."""
     device = next(model.parameters()).device
     batches = [batching.to_device(batch, device) for batch in batches]
-    total = sum(map(objective.supervised_tokens, batches))
+    total = sum(map(losses.supervised_tokens, batches))
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        loss = sum(objective.supervised_loss(model, batch) for batch in batches) / total
+        loss = sum(losses.supervised_loss(model, batch) for batch in batches) / total
     loss.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -189,7 +188,7 @@ def evaluation(machine: Machine) -> str:
 
 
 def out_of_memory(machine: Machine) -> str:
-    """An evaluation that lacks memory goes on in smaller batches, with the same answers."""
+    """An evaluation that lacks memory continues in smaller batches, with the same answers."""
     if not machine.is_cuda:
         raise Skipped("needs a GPU, whose memory can be limited")
     from eval.runner import answer_within_memory
@@ -237,7 +236,7 @@ def host_waits(machine: Machine) -> str:
         warnings.simplefilter("always")
         stack.callback(torch.cuda.set_sync_debug_mode, "default")
         loop.fit(
-            accelerator, model, optimizer, objective.TEXT, epochs=[(1, batches)], total_steps=6, accumulation=2,
+            accelerator, model, optimizer, losses.TEXT, epochs=[(1, batches)], total_steps=6, accumulation=2,
             rate_at=lambda step: 1e-4, max_grad_norm=1.0, log=lambda row: None,
             end_of_epoch=lambda epoch, step: None, after_step=watch,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Whole runs on the device: interrupted and going on, sharded, on two devices."""
+"""Whole runs on the device: interrupted and resumed, sharded, on two devices."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from prismatic.checkpoints import writer as saving
 from prismatic.data.batching import collate_padded
 from prismatic.models import stages
 from prismatic.training import loop, optim, sharding
-from prismatic.training import losses as objective
+from prismatic.training.losses import TEXT
 from prismatic.training.tracking import read_metrics
 from recipes.config.finetune import parse_finetune
 
@@ -76,7 +76,7 @@ def interrupted_at(step: int):
 
 
 def resume(machine: Machine) -> str:
-    """A run that is interrupted goes on bit for bit, with deterministic algorithms."""
+    """A run that is interrupted resumes bit for bit, with deterministic algorithms."""
     with deterministic():
         losses, weights = finetune(machine, "whole")
         with interrupted_at(2), contextlib.suppress(KeyboardInterrupt):
@@ -124,7 +124,7 @@ def sharded(machine: Machine) -> str:
             options = {"after_step": checkpoints.after_step, "before_update": checkpoints.before_update}
         batches = [collate_padded(rows(8, model.vision_backbone.num_tokens, 32), 0) for _ in range(done, steps)]
         loop.fit(
-            accelerator, model, optimizer, objective.TEXT, epochs=[(1, batches)], total_steps=steps, accumulation=1,
+            accelerator, model, optimizer, TEXT, epochs=[(1, batches)], total_steps=steps, accumulation=1,
             rate_at=lambda step: 1e-3, max_grad_norm=1.0, log=lambda row: losses.append(row["loss"]),
             end_of_epoch=lambda epoch, step: None, done_steps=done, **options,
         )  # fmt: skip

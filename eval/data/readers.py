@@ -40,7 +40,7 @@ def image_folder(root: Path, folders: Sequence[str], *names: str) -> str:
 def reading(path: Path, task: str, shape: str) -> Iterator[Callable[[Iterable], Iterator]]:
     """Turns whatever goes wrong inside, while a file is taken apart, into a ValueError that names file and `shape`.
 
-    Gives a function that passes rows on, and by which the error also tells the row, counted from 0.
+    Returns a function that passes rows on, and by which the error also tells the row, counted from 0.
     """
     reached = None
 
@@ -69,7 +69,7 @@ def text(value: Any) -> str:
         TypeError: It is anything else.
     """
     if not isinstance(value, str):
-        raise TypeError(f"{shown(value)} is no text")
+        raise TypeError(f"{shown(value)} is not a valid string")
     return value
 
 
@@ -81,7 +81,7 @@ def texts(value: Any) -> list[str]:
         UnicodeEncodeError: A text holds half a surrogate pair.
     """
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise TypeError(f"{shown(value)} is no list of texts")
+        raise TypeError(f"{shown(value)} is not a valid list of strings")
     "".join(value).encode()
     return value
 
@@ -93,7 +93,7 @@ def name_of(value: Any) -> str:
         TypeError: It is anything else.
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise TypeError(f"{shown(value)} is neither a text nor a whole number")
+        raise TypeError(f"{shown(value)} is neither a string nor a whole number")
     return str(value)
 
 
@@ -108,7 +108,7 @@ def whole(value: Any, below: int | None = None) -> int:
     except (ValueError, OverflowError):
         number = None
     if number is None or (not isinstance(value, str) and number != value):
-        raise ValueError(f"{shown(value)} is no whole number")
+        raise ValueError(f"{shown(value)} is not a valid whole number")
     if below is not None and not 0 <= number < below:
         raise ValueError(f"{number}, expected 0 to {below - 1}")
     return number

@@ -32,5 +32,5 @@ def load_plain(path: Path) -> Any:
         except UnicodeDecodeError:
             continue
         except Exception as error:  # a damaged pickle can raise nearly anything
-            raise ValueError(f"{path} is no pickle of plain data: {type(error).__name__}: {error}") from None
-    raise ValueError(f"{path} is no pickle of plain data: its text cannot be decoded")
+            raise ValueError(f"{path} is not a valid pickle of plain data: {type(error).__name__}: {error}") from None
+    raise ValueError(f"{path} is not a valid pickle of plain data: its text cannot be decoded")

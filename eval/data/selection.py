@@ -59,7 +59,7 @@ def check_counts(task: Task, examples: Sequence[Example], *, allow_partial: bool
         ValueError: The numbers differ (unless partial data is allowed), nothing was read, or an id occurs twice.
     """
     if not examples:
-        raise ValueError(f"{task.name}:{task.split} has no examples: its files hold none of this split")
+        raise ValueError(f"{task.name}:{task.split} has no examples: its files contain none of this split")
     twice = [id for id, count in Counter(example.id for example in examples).items() if count > 1]
     if twice:
         raise ValueError(f"{task.name}:{task.split}: {len(twice)} ids occur more than once, the first is '{twice[0]}'")
@@ -72,8 +72,8 @@ def check_counts(task: Task, examples: Sequence[Example], *, allow_partial: bool
     ]
     if wrong and not allow_partial:
         raise ValueError(
-            f"{task.name}:{task.split} has not the official number of examples ({'; '.join(wrong)}): complete the data "
-            f"(python -m eval verify {task.name}), or pass --allow_partial to evaluate what is there"
+            f"{task.name}:{task.split} does not have the official number of examples ({'; '.join(wrong)}): complete "
+            f"the data (python -m eval verify {task.name}), or pass --allow_partial to evaluate what is there"
         )
 
 

@@ -137,7 +137,7 @@ def list_pairs(dataset: SegmentationSet, root: Path, split: str, partial: bool =
     if expected and len(images) != expected and not partial:
         raise ValueError(
             f"{root / 'images' / folder} holds {len(images):,} pairs, {dataset.name} {split} has {expected:,}: "
-            "complete the download, or take what is there with --partial true (the results then compare with nothing)"
+            "complete the download, or use what is there with --partial true (results are then not comparable)"
         )
     return [(images[name], maps[name]) for name in sorted(images)]
 
@@ -163,8 +163,8 @@ def read_pair(dataset: SegmentationSet, image_path: Path, map_path: Path) -> tup
     image, values = (_open(path) for path in (image_path, map_path))
     if values.mode not in ("L", "P"):
         raise BadImageError(
-            f"{map_path} is of mode {values.mode}, expected 8 bits a pixel, one value a class: "
-            "is it of a release with another coding?"
+            f"{map_path} is of mode {values.mode}, expected 8 bits per pixel, one value per class: "
+            "is it from a release with a different encoding?"
         )
     if values.size != image.size:
         raise BadImageError(
@@ -174,8 +174,8 @@ def read_pair(dataset: SegmentationSet, image_path: Path, map_path: Path) -> tup
     present = np.flatnonzero(np.bincount(np.asarray(values).ravel(), minlength=256))
     if (wrong := present[dataset.class_of[present] == INVALID]).size:
         raise BadImageError(
-            f"{map_path} has the values {', '.join(map(str, wrong[:SHOWN]))}, which are no classes of {dataset.name} "
-            f"({len(dataset.classes)} classes): it is of another set, or coded in another way"
+            f"{map_path} has the values {', '.join(map(str, wrong[:SHOWN]))}, which are not classes of {dataset.name} "
+            f"({len(dataset.classes)} classes): it is from another data set, or encoded differently"
         )
     return to_rgb(image), values
 

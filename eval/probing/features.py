@@ -21,7 +21,7 @@ class Probe(nn.Module):
     """Logits `[B, N, C]` of a batch of `Split.batches`: a head on a backbone, which is frozen unless it is finetuned.
 
     Args:
-        backbone: Gives tokens; used where the batch holds pixels.
+        backbone: Returns tokens; used where the batch holds pixels.
         head: Takes them.
         finetune: Train the backbone too.
         dtype: Of frozen features.
@@ -77,8 +77,8 @@ class Split:
 
         Args:
             plan: Batches that hold every row, as large as those of training: sums are then rounded alike.
-            accelerator: Gives device and precision.
-            probe: Gives the tokens.
+            accelerator: Provides device and precision.
+            probe: Returns the tokens.
             path: File that features are mapped to, which is nameless from then on; None keeps them in memory.
         """
         shape = (len(self), probe.backbone.num_tokens, probe.backbone.embed_dim)
@@ -119,7 +119,7 @@ def check_room(size: int, cache: str, folder: Path) -> None:
     if cache == "disk" and size > (free := shutil.disk_usage(folder).free):
         raise ValueError(
             f"the features take {size / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB left: choose another --run_root, "
-            "or compute them anew every epoch with --cache off"
+            "or recompute them every epoch with --cache off"
         )
     meminfo = Path("/proc/meminfo")
     if cache == "memory" and meminfo.is_file():
@@ -128,5 +128,5 @@ def check_room(size: int, cache: str, folder: Path) -> None:
         if size > free:
             raise ValueError(
                 f"the features take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free: use --cache disk, or "
-                "compute them anew every epoch with --cache off"
+                "recompute them every epoch with --cache off"
             )

@@ -34,7 +34,7 @@ def reduce_labels(label_map: np.ndarray, patch: int, num_classes: int, kind: str
     check_labels(kind)
     low, high = int(label_map.min()), int(label_map.max())
     if low < 0 or high >= num_classes:
-        raise ValueError(f"labels are {low} to {high}, expected 0 to {num_classes - 1}: is it the map of another set?")
+        raise ValueError(f"labels are {low} to {high}, expected 0 to {num_classes - 1}: does it belong to another set?")
     rows, columns = (side // patch for side in label_map.shape)
     if not rows or not columns:
         raise ValueError(f"a label map of {label_map.shape} pixels holds no patch of {patch}: resize it first")

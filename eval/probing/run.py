@@ -74,7 +74,7 @@ def run_probes(
             keep = tokens_for(config.head, labels)
             folder = run_dir / name.replace("/", "_").replace(":", "_") / labels
             if (folder / OUTCOME).is_file():  # of the run that this one continues
-                results.append(read_json(folder / OUTCOME, "delete it to probe anew", "backbone", "labels", "best"))
+                results.append(read_json(folder / OUTCOME, "delete it to probe again", "backbone", "labels", "best"))
                 continue
             if config.full_finetune or backbone is None or (backbone.spec, backbone.keep) != (spec, keep):
                 backbone = _load(config, spec, labels, pretrained=True).to(accelerator.device)

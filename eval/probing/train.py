@@ -40,11 +40,11 @@ def train(
 ) -> dict:
     """Trains a probe and writes `metrics.jsonl`, `classes.csv`, `classes.png` and `samples.png` into `folder`.
 
-    A probe that was killed goes on from its last whole epoch, of which `folder/checkpoints` holds the state.
+    A probe that was killed resumes from its last whole epoch, of which `folder/checkpoints` holds the state.
 
     Args:
         config: A `ProbeConfig`.
-        accelerator: Gives device and precision.
+        accelerator: Provides device and precision.
         probe: Its head is trained, and its backbone if it is finetuned.
         splits: `train` and `val`.
         plan: Batches of the validation rows.
@@ -91,7 +91,7 @@ def train(
         last = evaluate(probe, splits["val"], plan, kind, accelerator, reliability=steps_done == steps)
         if not math.isfinite(last["loss"]):
             raise FloatingPointError(
-                f"validation gives a loss of {last['loss']} after step {steps_done}: choose another --run_id and a "
+                f"the validation loss is {last['loss']} after step {steps_done}: choose another --run_id and a "
                 "lower --learning_rate"
             )
         last["epoch"], recall = epoch + 1, float(scores_of(last, kind)["macro_recall"])

@@ -130,7 +130,7 @@ def _check_same(key: str, runs: Sequence[Run]) -> None:
         values = {run.name: run.tasks[key].get(what) for run in runs}
         if len(set(values.values())) > 1:
             told = ", ".join(f"{value} in {name}" for name, value in values.items())
-            raise ValueError(f"{key}: the task's {what} is not the same in all runs ({told}): evaluate again")
+            raise ValueError(f"{key}: the task's {what} differs between the runs ({told}): evaluate again")
 
 
 def _identity(record: Record) -> tuple[str, ...]:

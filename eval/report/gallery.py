@@ -131,7 +131,7 @@ def _notes(record: Record) -> list[str]:
     """What the scorer made of an output."""
     if "box" in record:
         lenient = parsing.find_box(record["output"]) if not record["box"] else None
-        unread = "is no list of four fractions" + (f"; numbers found: {lenient}" if lenient else "")
+        unread = "is not a list of four fractions" + (f"; numbers found: {lenient}" if lenient else "")
         return [f"IoU {record.get('iou', 0.0):.2f}" if record["box"] else unread]
     if record.get("probabilities") and record.get("options"):
         likeliest = sorted(zip(record["probabilities"], record["options"], strict=False), key=lambda pair: -pair[0])

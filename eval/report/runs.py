@@ -44,7 +44,7 @@ class Run:
             with jsonlines.open(path) as reader:
                 records = list(reader)
         except FileNotFoundError:
-            raise ValueError(f"{path} is not there: evaluate again, to the same folder") from None
+            raise ValueError(f"{path} is missing: evaluate again, to the same folder") from None
         except (jsonlines.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is damaged ({error}): delete it and evaluate again") from None
         for number, record in enumerate(records, 1):

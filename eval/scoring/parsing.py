@@ -79,7 +79,7 @@ def box_fractions(corners: Sequence[float], width: float, height: float) -> Box:
         box = [round(x1 / width, 2), round(y1 / height, 2), round(x2 / width, 2), round(y2 / height, 2)]
         if all(map(math.isfinite, box)):
             return box
-    raise ValueError(f"{[x1, y1, x2, y2]} is no box in an image of {width} x {height} pixels")
+    raise ValueError(f"{[x1, y1, x2, y2]} is not a valid box in an image of {width} x {height} pixels")
 
 
 def true_box(corners: Sequence[float], width: float, height: float) -> Box:

@@ -102,9 +102,9 @@ def newest_state(run_dir: Path, say: Callable[[str], None] = print) -> Path | No
         if not problem:
             return folder
         problems.append(f"{folder} is damaged: {problem}")
-        say(f"{problems[-1]}; passed over")
+        say(f"{problems[-1]}; skipping it")
     if problems:
-        raise ValueError(f"{problems[0]}; there is no other to continue from: choose another --run_id")
+        raise ValueError(f"{problems[0]}; there is no other to resume from: choose another --run_id")
     return None
 
 
@@ -130,7 +130,7 @@ def load_state(folder: Path, modules: dict[str, nn.Module], optimizer: torch.opt
             prefix = f"{name}."
             module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     except RuntimeError as error:
-        raise ValueError(f"{path} is of another model: {error}") from error
+        raise ValueError(f"{path} belongs to a different model: {error}") from error
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return progress
 
@@ -148,7 +148,7 @@ def trained_steps(epoch: Path) -> float:
     path = epoch / TRAINED
     if not path.is_file():
         return math.inf
-    return read_json(path, "bring it back, or name the checkpoint itself", "step")["step"]
+    return read_json(path, "restore it, or name the checkpoint itself", "step")["step"]
 
 
 def epoch_folder(run_dir: Path, epoch: int) -> Path:

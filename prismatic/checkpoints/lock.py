@@ -45,7 +45,7 @@ def hold(folder: Path, remedy: str) -> None:
         raise ValueError(f"{folder} is in use by {holder or 'another process'}: {remedy}") from None
     except OSError as error:
         os.close(descriptor)
-        print(f"{folder} is not locked ({error}): start no second run in it", file=sys.stderr)
+        print(f"{folder} cannot be locked ({error}): do not start a second run in it", file=sys.stderr)
         return
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     os.ftruncate(descriptor, 0)

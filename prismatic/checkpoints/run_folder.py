@@ -42,8 +42,8 @@ def open_run(
 
 
 def slower(folder: Path) -> str:
-    """How a run whose loss is not finite goes on from its last checkpoint."""
-    return f"go on from the last checkpoint: the same command with --run_id {folder.name} and a lower --learning_rate"
+    """How a run whose loss is not finite resumes from its last checkpoint."""
+    return f"resume from the last checkpoint: the same command with --run_id {folder.name} and a lower --learning_rate"
 
 
 def one_writer(folder: Path, accelerator, remedy: str) -> None:
@@ -79,10 +79,10 @@ def finished_run(folder: Path, accelerator, finished: str = SUMMARY, needed: Seq
     def read() -> dict | None:
         if not (folder / finished).is_file():
             return None
-        content = read_json(folder / finished, "delete it, and start again to write it anew")
+        content = read_json(folder / finished, "delete it and rerun the same command to write it again")
         if set(needed) - content.keys():
             return None
-        print(f"{folder} is finished: nothing is left to do. With another --run_id it is done anew.")
+        print(f"{folder} is already finished; use another --run_id to run it again")
         return content
 
     return on_main(accelerator, read)
@@ -94,15 +94,15 @@ def _check_unchanged(folder: Path, config, may_change: Sequence[str]) -> None:
         old = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} cannot be read ({reason}): choose another --run_id, or bring the file back") from None
+        raise ValueError(f"{path} cannot be read ({reason}): choose another --run_id, or restore the file") from None
     new = _flat(yaml.safe_load(draccus.dump(config)))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     refused = [key for key in changed if key not in may_change]
     if refused:
         shown = "; ".join(f"--{key} was {old.get(key)}, is {new.get(key)}" for key in refused)
-        raise ValueError(f"{folder} had other settings ({shown}): use those, or another --run_id")
+        raise ValueError(f"{folder} was started with other settings ({shown}): use those, or another --run_id")
     for key in changed:
-        print(f"{folder} goes on with --{key} {new.get(key)}, which was {old.get(key)}")
+        print(f"{folder}: resuming with --{key} {new.get(key)} (was {old.get(key)})")
 
 
 def _flat(settings: dict, prefix: str = "") -> dict:

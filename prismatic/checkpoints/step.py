@@ -111,13 +111,13 @@ def problem_with(folder: Path, part: int = 0, parts: int = 1) -> str | None:
 
 
 def newest_whole(folders: list[Path], accelerator) -> Path | None:
-    """The first of `folders` whose files are as they were written; says which ones are passed over and why."""
+    """The first of `folders` whose files are as they were written; says which ones are skipped and why."""
     for folder in folders:
         mine = problem_with(folder, accelerator.process_index, accelerator.num_processes)
         problems = [problem for problem in gather_object([mine]) if problem]
         if not problems:
             return folder
-        accelerator.print(f"checkpoint {folder} is damaged and passed over: {problems[0]}")
+        accelerator.print(f"checkpoint {folder} is damaged: {problems[0]}; skipping it")
     return None
 
 
@@ -127,7 +127,7 @@ def read_state(folder: Path) -> dict:
     Raises:
         ValueError: it is damaged.
     """
-    return read_json(folder / STATE_JSON, "give another checkpoint", "step", "processes", "versions")
+    return read_json(folder / STATE_JSON, "choose another checkpoint", "step", "processes", "versions")
 
 
 def load_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -145,7 +145,8 @@ def load_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
     if stored != target.keys():
         differing = sorted(stored ^ target.keys())
         raise ValueError(
-            f"{folder} is of another model: {', '.join(differing[:3])} ({len(differing)}) is only on one side"
+            f"{folder} belongs to a different model: {len(differing)} parameters exist on one side only "
+            f"({', '.join(differing[:3])}{', ...' if len(differing) > 3 else ''})"
         )
     states = {}
     for name in shapes if optimizer else ():
@@ -158,7 +159,7 @@ def load_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
         alone = not any(isinstance(parameter, DTensor) for parameter in parameters.values())  # who reads it whole may
         dcp.load(target, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
     except (dcp.api.CheckpointException, ValueError) as error:
-        raise ValueError(f"{folder} is of another model: {str(error).splitlines()[-1]}") from error
+        raise ValueError(f"{folder} belongs to a different model: {str(error).splitlines()[-1]}") from error
     for parameter, state in states.items():
         if optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"):
             state["step"] = state["step"].to(parameter.device)

@@ -1,4 +1,4 @@
-"""Step checkpoints while training goes on: staged, written and committed in a thread with its own process group."""
+"""Step checkpoints while training continues: staged, written and committed in a thread with its own process group."""
 
 import shutil
 import signal
@@ -25,7 +25,7 @@ from prismatic.data.fingerprints import check_same
 from prismatic.training.sharding import check_finite
 from vision_backbones.files import describe, put_folder, read_json, write_json, write_text
 
-RESUMABLE = "resumable.json"  # a run that was asked to stop, stopped, and can go on
+RESUMABLE = "resumable.json"  # a run that was asked to stop, stopped, and can resume
 
 
 class StopSignals:
@@ -57,7 +57,8 @@ class StopSignals:
         self.close()
         if self.accelerator.is_main_process:
             write_json(self.run_dir / RESUMABLE, {"step": step})
-            tqdm.write(f"stopped after step {step} as asked: start {self.run_dir} again to go on")
+            again = f"rerun the same command with --run_id {self.run_dir.name} to resume"
+            tqdm.write(f"stopped after step {step} as requested; {again}")
         self.accelerator.end_training()
         raise SystemExit(0)
 
@@ -70,7 +71,7 @@ class StopSignals:
 class AsyncCheckpointer:
     """Saves every so many steps, after the last one, and when the process is asked to stop, one save at a time.
 
-    A failed save is said and training goes on; the checkpoints before stay as they are. `close` it when training ends.
+    A failed save is reported and training continues; earlier checkpoints stay as they are. `close` it at the end.
 
     Args:
         run_dir: of the run.
@@ -174,15 +175,16 @@ class AsyncCheckpointer:
         needed = self.accelerator.reduce(needed, "sum").item()
         free = broadcast_object_list([shutil.disk_usage(self.folder).free])[0]
         if free < needed * 1.02:
-            self._say(step, f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free in {self.folder}")
+            self._say(step, f"it needs {needed / 1e9:.1f} GB, and {self.folder} has {free / 1e9:.1f} GB free")
         return free >= needed * 1.02
 
     def _say(self, step: int, reason: str) -> None:
         if self.accelerator.is_main_process:
             newest = next(iter(state.step_folders(self.run_dir)), None)
             tqdm.write(
-                f"error: the checkpoint of step {step} could not be written: {reason}. Training goes on; "
-                f"{f'{newest} is good' if newest else 'there is none yet'}. Make room, or raise --save_every_steps."
+                f"error: the checkpoint of step {step} could not be written: {reason}. Training continues; "
+                f"{f'{newest} is intact' if newest else 'no earlier one exists'}. Free disk space, or raise "
+                "--save_every_steps."
             )
 
     def _finish(self) -> None:
@@ -273,7 +275,7 @@ def resume(where: str, run_dir: Path, accelerator, model, optimizer, data: dict 
         return 0
     folder = state.newest_whole(folders, accelerator)
     if folder is None:
-        reason = "all of its checkpoints are damaged" if folders else "no step checkpoint is there"
+        reason = "all of its checkpoints are damaged" if folders else "there is no step checkpoint"
         raise ValueError(f"cannot resume from {place}: {reason}; --resume never starts over")
     metadata = state.read_state(folder)
     if data is not None:
@@ -281,9 +283,9 @@ def resume(where: str, run_dir: Path, accelerator, model, optimizer, data: dict 
     state.load_tensors(folder, model, optimizer)
     if metadata["processes"] == accelerator.num_processes:
         mine = folder / f"rank-{accelerator.process_index:05d}.json"
-        state.set_random_state(read_json(mine, "give another checkpoint", "torch", "numpy", "python"))
+        state.set_random_state(read_json(mine, "choose another checkpoint", "torch", "numpy", "python"))
     changed = {n: v for n, v in state.versions().items() if metadata["versions"].get(n) != v}
     if changed:
-        accelerator.print(f"versions differ from those of the checkpoint, so results may: {changed}")
+        accelerator.print(f"versions differ from those of the checkpoint, so results may differ: {changed}")
     accelerator.print(f"continues from {folder}, after step {metadata['step']}\n")
     return metadata["step"]

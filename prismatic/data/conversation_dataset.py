@@ -39,7 +39,7 @@ class RefusedPathError(ValueError):
 class ConversationDataset:
     """Rows of a LLaVA annotation file and their images.
 
-    The first opening writes an Arrow index (see `arrow_index`), which this and later ones map into memory: rows are
+    The first opening writes an Arrow index (see `llava_index`), which this and later ones map into memory: rows are
     read from it one by one, and the memory a process has of its own stays small.
 
     Attributes:

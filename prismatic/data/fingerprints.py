@@ -1,4 +1,4 @@
-"""What a run was trained on, so that it does not go on with something else."""
+"""What a run was trained on, so that it does not resume with something else."""
 
 import hashlib
 import json
@@ -43,9 +43,9 @@ def of_pairs(pairs: dict[str, Sequence[tuple[Path, Path]]]) -> dict[str, Any]:
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], where: object) -> None:
-    """Compares the fingerprints of a run that goes on; what an older version did not record is not compared.
+    """Compares the fingerprints of a run that resumes; what an older version did not record is not compared.
 
-    Nor is an image that could not be read one of both times: it was mended, or is skipped.
+    Nor is an image that could not be read one of both times: it was repaired, or is skipped.
 
     Raises:
         ValueError: they differ.
@@ -57,7 +57,7 @@ def check_same(before: dict[str, Any], now: dict[str, Any], where: object) -> No
             for name in changed
         )
         raise ValueError(
-            f"{where} was trained on other data ({shown}): bring back that, or choose another --run_id to start anew"
+            f"{where} was trained on other data ({shown}): restore that data, or choose another --run_id to start over"
         )
 
 

@@ -217,7 +217,7 @@ def open_images(location: str) -> ImageSource:
         return _open_folder(path)
     shards = [path] if path.exists() else _shards(location)
     if unfit := [shard for shard in shards if shard.suffix != ".tar"]:
-        raise ValueError(f"{unfit[0]} is no folder and no .tar; expected images as a folder or as tar shards")
+        raise ValueError(f"{unfit[0]} is neither a folder nor a .tar; expected images as a folder or as tar shards")
     return TarImages(shards)
 
 
@@ -273,7 +273,7 @@ def _shards(pattern: str) -> list[Path]:
         shards = [Path(path) for path in expand_braces(pattern)]
         if missing := [shard.name for shard in shards if not shard.is_file()]:
             raise ValueError(
-                f"{len(missing)} of the {len(shards)} shards of {pattern} are not there: {', '.join(missing[:3])}"
+                f"{len(missing)} of the {len(shards)} shards of {pattern} are missing: {', '.join(missing[:3])}"
                 f"{', ...' if len(missing) > 3 else ''}; correct the range, or complete the download"
             )
         return shards

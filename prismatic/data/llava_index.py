@@ -174,9 +174,7 @@ def _read_rows(path: Path, advance: Callable[[int], Any]) -> Iterator[Any]:
         while (character := next_character()) and not (is_array and character == "]"):
             if is_array and number:
                 if character != ",":
-                    raise ValueError(
-                        f"{path}: {character!r} after row {number - 1}; expected ',' or ']': mend the JSON"
-                    )
+                    raise ValueError(f"{path}: {character!r} after row {number - 1}; expected ',' or ']': fix the JSON")
                 at += 1
                 next_character()
             while True:
@@ -188,7 +186,7 @@ def _read_rows(path: Path, advance: Callable[[int], Any]) -> Iterator[Any]:
                         reason = error.msg if isinstance(error, json.JSONDecodeError) else error
                         raise ValueError(
                             f"{path}: row {number} is not valid JSON ({reason}); expected one array of rows, or one "
-                            "row a line: mend the file or download it again"
+                            "row per line: fix the file or download it again"
                         ) from error
             yield row
             number += 1
@@ -197,4 +195,4 @@ def _read_rows(path: Path, advance: Callable[[int], Any]) -> Iterator[Any]:
                 raise ValueError(f"{path}: ends after row {number - 1} without ']': download it again")
             at += 1
             if character := next_character():
-                raise ValueError(f"{path}: {character!r} after the closing ']'; expected the end of the file: mend it")
+                raise ValueError(f"{path}: {character!r} after the closing ']'; expected the end of the file: fix it")

@@ -95,7 +95,7 @@ def _scan(shard: Path, suffixes: Sequence[str]) -> pa.Table:
                 raise tarfile.ReadError(f"no end-of-archive mark at byte {tar.offset}")
     except (tarfile.TarError, OSError) as error:
         raise ValueError(
-            f"{shard}: truncated, damaged or no uncompressed tar ({error}): download or pack it again"
+            f"{shard}: truncated, damaged or not an uncompressed tar ({error}): download or pack it again"
         ) from error
     return pa.table([names, offsets, sizes, [label_of.get(key, -1) for key in keys]], schema=SCHEMA)
 

@@ -135,7 +135,7 @@ def _decode(encoded: str, shown: str) -> bytes:
     try:
         return base64.b64decode("".join(encoded.split()), validate=True) if encoded else b""
     except (binascii.Error, ValueError):
-        raise ValueError(f"the image {shown[:60]!r} is neither a file that is there, nor a URL, nor base64") from None
+        raise ValueError(f"the image {shown[:60]!r} is neither an existing file, nor a URL, nor base64") from None
 
 
 def _fetch(url: str) -> bytes:

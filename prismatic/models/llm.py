@@ -148,7 +148,7 @@ def load_tokenizer(id_or_path: str, prompt_style: str = "auto") -> "PreTrainedTo
     tokenizer = _reading(spec, lambda: _read_tokenizer(source))
     tokenizer.init_kwargs.pop("auto_map", None)  # code that its hub folder names besides
     if not isinstance(tokenizer.chat_template, str | dict | None):
-        raise ValueError(f"the chat template of LLM {spec.id!r} is no text: {ascii(tokenizer.chat_template)[:80]}")
+        raise ValueError(f"the chat template of LLM {spec.id!r} is not a string: {ascii(tokenizer.chat_template)[:80]}")
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer of LLM {spec.id!r} knows no offsets: save it as a tokenizer.json")
     if tokenizer.eos_token is None:

@@ -108,11 +108,11 @@ def relocated(parts: dict, base: str | None, where: object) -> dict:
         place = found.get(name, alone)
         if place is None:
             raise ValueError(
-                f"{where} holds adapters of {parts[name]} ({name}), which is not there any more: bring it back, or say "
-                f"where it is: --base {name}=PATH (in Python prismatic.load(..., base=...))"
+                f"{where} holds adapters of {parts[name]} ({name}), which no longer exists: restore it, or give "
+                f"its current path: --base {name}=PATH (in Python prismatic.load(..., base=...))"
             )
         if not Path(place).exists():
-            raise ValueError(f"--base {place} is not there; {where} needs what {parts[name]} was")
+            raise ValueError(f"--base {place} does not exist; {where} needs what {parts[name]} was")
         parts, alone = parts | {name: str(Path(place).absolute())}, None
     return parts
 

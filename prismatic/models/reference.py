@@ -140,8 +140,8 @@ def read_settings(run: Path) -> dict[str, str]:
     absent = [name for name in SETTINGS if not isinstance(model, dict) or not isinstance(model.get(name), str)]
     if absent:
         raise ValueError(
-            f"{file} is no configuration of a reference run: its `model` lacks {', '.join(absent)}; give --model NAME, "
-            "or move the file away and give --vision_backbone, --llm and --projector"
+            f"{file} is not a configuration of a reference run: its `model` lacks {', '.join(absent)}; give "
+            "--model NAME, or move the file away and give --vision_backbone, --llm and --projector"
         )
     named = {own: model[theirs] for theirs, own in SETTINGS.items()}
     return named | {"projector": named["projector"].rpartition("+")[2]}  # "no-align+" says how it was trained
@@ -158,10 +158,10 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     modules = content.get("model") if isinstance(content, dict) else None
     if not isinstance(modules, dict):
         found = ", ".join(map(str, list(content)[:6])) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{file} is no checkpoint of the reference: it holds {found}; {expected}")
+        raise ValueError(f"{file} is not a checkpoint of the reference: it holds {found}; {expected}")
     if "projector" not in modules or not modules.keys() <= set(MODULES):
         found = ", ".join(map(str, list(modules)[:6])) or "nothing"
-        raise ValueError(f"{file} is no checkpoint of the reference: its 'model' holds {found}; {expected}")
+        raise ValueError(f"{file} is not a checkpoint of the reference: its 'model' holds {found}; {expected}")
     state = {}
     for module, tensors in modules.items():
         if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):

@@ -21,8 +21,7 @@ from prismatic.models import stages
 from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.modeling import PrismaticForConditionalGeneration
 from prismatic.models.stages import as_stage
-from prismatic.training import losses as objective
-from prismatic.training import sharding
+from prismatic.training import losses, sharding
 from vision_backbones import soft_cap
 
 KINDS = ("activations", "logits", "gradients of blocks", "gradients of the root")
@@ -111,7 +110,7 @@ class Step:
         self._run(batch, counter)
         return counter.total
 
-    def _batch(self, rows: int, text: int, *, image: bool) -> tuple[objective.Batch, int]:
+    def _batch(self, rows: int, text: int, *, image: bool) -> tuple[losses.Batch, int]:
         tower = self.base.vision_backbone
         count = rows * max(1, round((text - 1) * self.supervised))
         with self.fake:
@@ -124,10 +123,10 @@ class Step:
                 batch["image_positions"] = torch.empty(rows * tower.num_tokens, dtype=torch.long)
         return batch, count
 
-    def _run(self, batch: objective.Batch, mode: TorchDispatchMode) -> None:
+    def _run(self, batch: losses.Batch, mode: TorchDispatchMode) -> None:
         with _as_in_training(), self.fake, mode:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-                loss = objective.TEXT.loss_sum(self.model, batch)
+                loss = losses.TEXT.loss_sum(self.model, batch)
             loss.backward()
         self.model.zero_grad(set_to_none=True)
 

@@ -126,7 +126,7 @@ def option_token_ids(tokenizer: "PreTrainedTokenizerBase", options: list[str]) -
     result = [encode_text(opening + option.strip(), tokenizer)[0] for option in options]
     for option, ids in zip(options, result, strict=True):
         if ids[: len(prompt_ids)] != prompt_ids:
-            raise ValueError(f"option {option!r} melts into the prompt's last token and cannot be scored by itself")
+            raise ValueError(f"option {option!r} merges with the prompt's last token and cannot be scored by itself")
     return [ids[len(prompt_ids) :] for ids in result]
 
 

@@ -76,7 +76,7 @@ def register_prompt_style(name: str, template: str) -> None:
         ValueError: the name is taken by another template.
     """
     if name in _STYLES and _STYLES[name] != template:
-        raise ValueError(f"prompt style {name!r} is there already: choose another name")
+        raise ValueError(f"prompt style {name!r} already exists: choose another name")
     _STYLES[name] = template
 
 

@@ -37,16 +37,16 @@ def encode_text(text: str, tokenizer: "PreTrainedTokenizerBase", contents: Seque
     around = [number for number, span in enumerate(spans) if span == (0, 0) and ids[number] in special]
     before = [ids[number] for number in around if number < len(ids) // 2]
     after = [ids[number] for number in around if number >= len(ids) // 2]
-    middle, places, at = [], [], 0
+    middle, middle_spans, at = [], [], 0
     for found in control.finditer(text):
         if any(start < found.end() and found.start() < end for start, end in contents):
             continue
-        _append(middle, places, text, (at, found.start()), tokenizer)
+        _append(middle, middle_spans, text, (at, found.start()), tokenizer)
         middle.append(tokenizer.convert_tokens_to_ids(found[0]))
-        places.append(found.span())
+        middle_spans.append(found.span())
         at = found.end()
-    _append(middle, places, text, (at, len(text)), tokenizer)
-    return before + middle + after, [(0, 0)] * len(before) + places + [(0, 0)] * len(after)
+    _append(middle, middle_spans, text, (at, len(text)), tokenizer)
+    return before + middle + after, [(0, 0)] * len(before) + middle_spans + [(0, 0)] * len(after)
 
 
 def _append(ids: list, spans: list, text: str, span: Span, tokenizer) -> None:

@@ -20,8 +20,8 @@ def common_classes(config, train: ImageSource, validation: ImageSource) -> list[
     if train.classes != validation.classes:
         raise ValueError(
             f"{config.data.train} has {len(train.classes)} classes ({', '.join(train.classes[:3])}, ...), "
-            f"{config.data.validation} has {len(validation.classes)} others or in another order: give two splits of "
-            "one set"
+            f"{config.data.validation} has {len(validation.classes)}, and they or their order differ: give two splits "
+            "of one data set"
         )
     for source in (train, validation):
         if not train.classes or source.label(0) < 0:

@@ -38,7 +38,7 @@ class EpochModels:
 
         Raises:
             FloatingPointError: a weight is not finite.
-            OSError: there is no room for the last epoch's model. Of earlier ones, this is printed and training goes on.
+            OSError: there is no room for the last epoch's model. For earlier ones it is printed and training continues.
         """
         config, accelerator = self.config, self.accelerator
         if steps_done == self.done and has_epoch(self.run_dir, epoch, steps_done, accelerator):
@@ -54,7 +54,7 @@ class EpochModels:
             except (OSError, SafetensorError) as error:
                 if steps_done == self.steps:  # the same command saves it once there is room
                     raise
-                tqdm.write(f"error: the model of epoch {epoch + 1} could not be written: {error}. Training goes on.")
+                tqdm.write(f"error: the model of epoch {epoch + 1} could not be written: {error}. Training continues.")
         accelerator.wait_for_everyone()
 
     def _unquantized(self):

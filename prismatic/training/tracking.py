@@ -43,7 +43,7 @@ def metrics_log(accelerator: Accelerator, config, run_dir: Path, done_steps: int
             accelerator.log({k: v for k, v in metrics.items() if v is not None and k != "step"}, step=metrics["step"])
         except Exception as error:
             if not failing:
-                tqdm.write(f"a tracker fails ({_reason(error)}); training goes on, and metrics.jsonl has everything")
+                tqdm.write(f"a tracker failed ({_reason(error)}); training continues, and metrics.jsonl has everything")
             failing = True
 
     return log

@@ -58,8 +58,8 @@ def target_variance(images: Images, targets: Callable[[Batch], torch.Tensor]) ->
     gathered = images.accelerator.gather(mine.float().to(images.accelerator.device)[None])
     if not gathered[:, 0].all():
         raise ValueError(
-            f"none of the images of {images.config.data.validation} that a process validates on can be read: "
-            "replace them, or give more"
+            f"one process can read none of its validation images of {images.config.data.validation}: "
+            "replace them, or add more"
         )
     return merge_moments(gathered.cpu().double())[2].item()
 

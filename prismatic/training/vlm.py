@@ -77,7 +77,7 @@ def _describe(config, model, processor, source, accelerator: Accelerator) -> Non
         accelerator.print(f"note: {note}")
     if source.stray_rows:
         accelerator.print(
-            f'note: {source.stray_rows:,} rows say "<image>" as a word, which is taken out: '
+            f'note: {source.stray_rows:,} rows contain "<image>" as a word, which is removed: '
             "python -m prismatic.data.verify counts them"
         )
     accelerator.print(f"prompt style: {style_of(processor.tokenizer)}")

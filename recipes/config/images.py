@@ -13,7 +13,8 @@ class ImageDataConfig:
     # folder with one subfolder per class, tar shards (DIR/*.tar, DIR/in21k-{000..123}.tar), or miniature:20000
     train: str = ""
     validation: str = ""  # validation images, in the same forms as --data.train; all of them are used after every epoch
-    # timm's training crops: rkrc (resize keeping the ratio, centre), rkrr, rrc; none: as in validation
+    # timm's training crops: rkrc (resize keeping the ratio, centre crop), rkrr (the same, random crop),
+    # rrc (random resized crop); none: as in validation
     crop_mode: CropMode = "rkrc"
     horizontal_flip: float = 0.5  # probability of a horizontal flip
     auto_augment: str | None = None  # augmentation policy in timm's notation, such as rand-m9-mstd0.5-inc1
@@ -103,7 +104,8 @@ class AlignConfig(MaskedTrainingConfig):
 class MimConfig(MaskedTrainingConfig):
     """Masked image modelling: the student sees masked images and predicts the frozen teacher's tokens of whole ones.
 
-    A precursor of alignment for backbones that never saw masks. Without --config_path it runs on the miniature world.
+    A preliminary stage before alignment, for backbones that were never trained on masked images. Without --config_path
+    it runs on the miniature world.
     """
 
     masks: MaskConfig = field(default_factory=lambda: MaskConfig(null=False))
@@ -113,7 +115,7 @@ class MimConfig(MaskedTrainingConfig):
 class ClassifyConfig(ImageTrainingConfig):
     """Finetunes a vision backbone, such as an aligned one, as an image classifier.
 
-    Defaults are those usual for finetuning ViTs on ImageNet. Without --config_path it runs on the miniature world.
+    Defaults are the usual ones for finetuning ViTs on ImageNet. Without --config_path it runs on the miniature world.
     """
 
     vision_backbone: str = "clip-vit-b"  # registered id, timm:<id>, or a run of align (list: prismatic backbones list)

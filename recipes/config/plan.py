@@ -13,10 +13,10 @@ MIX = {"examples": 665_298, "text_length": 300, "text_only": 0.061}
 
 @dataclass
 class PlanConfig(FinetuneConfig):
-    """Says what a finetune needs: memory of each GPU by part, arithmetic, hours, the largest batch that fits.
+    """Estimates what a finetune needs: memory per GPU by part, arithmetic, hours, the largest batch that fits.
 
-    Give it the settings of the finetune, from --model, --config_path or single flags, and what it is to run on. No GPU,
-    no weights and no network are used: the step runs on tensors without data. Without --config_path and --model it
+    Pass the settings of the finetune (--model, --config_path or single flags) and the hardware it will run on. No GPU,
+    weights or network are needed: the step runs on tensors without data. Without --config_path and --model it
     plans recipes/configs/miniature.yaml. Example: python -m prismatic plan --model prism-clip+7b --gpus 8
     """
 

@@ -9,7 +9,7 @@ from recipes.config.parsing import check_positive, parse
 
 @dataclass
 class ProbeConfig:
-    """Patch probing: what frozen vision backbones know about what is where. Defaults are the paper's.
+    """Patch probing: what the patch features of frozen vision backbones encode. Defaults are the paper's.
 
     With neither --dataset nor --data_root nor --config_path it runs recipes/configs/probe-miniature.yaml, a complete
     comparison on a laptop.
@@ -59,7 +59,7 @@ def check_probe(config: ProbeConfig) -> None:
     for name in ("backbone", "labels"):
         given = getattr(config, name)
         if not given or len(set(given)) < len(given):
-            raise ValueError(f"--{name} is {','.join(given) or 'empty'}: expected one or several different ones")
+            raise ValueError(f"--{name} is {','.join(given) or 'empty'}: expected one or more distinct values")
     if config.full_finetune and config.cache != "off":
         raise ValueError("features change while the backbone is trained: add --cache off")
     if not config.data_root:

@@ -12,10 +12,10 @@ PROJECTORS = ("gelu-mlp", "pretrained-decoder", "truncated", "transformer")
 class ReproduceConfig:
     """The paper in miniature: pretrain, align, probe, finetune and evaluate, with controls, seeds and a report.
 
-    Without settings it is the whole study: three to four hours on two CPU cores. `--quick` is its first seed, from the
-    bundled vision backbone, with a shorter alignment and without ablations (recipes/configs/reproduce-quick.yaml): 25
-    minutes. Start it again after an interruption: what has ended is not repeated, and what a changed setting does not
-    touch neither.
+    Without settings it runs the whole study: three to four hours on two CPU cores. `--quick` runs only the first seed,
+    with the bundled vision backbone, a shorter alignment and no ablations (recipes/configs/reproduce-quick.yaml): 25
+    minutes. After an interruption, rerun the same command: finished stages are not repeated, nor are stages that a
+    changed setting does not affect.
     """
 
     seeds: int = 5  # number of seeds; each repeats everything that is random: weights, order of the data, masks
@@ -55,4 +55,4 @@ def check_reproduce(config: ReproduceConfig) -> None:
     if other := set(config.projectors) - set(PROJECTORS):
         raise ValueError(f"--projectors has {', '.join(sorted(other))}: choose from {', '.join(PROJECTORS)}")
     if "gelu-mlp" not in config.projectors:
-        raise ValueError("--projectors lacks gelu-mlp, with which the others are compared")
+        raise ValueError("--projectors lacks gelu-mlp, the baseline of all comparisons")

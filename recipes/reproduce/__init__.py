@@ -1,1 +1,1 @@
-"""The paper in miniature: what is run (`plan`), how (`run`, `stage`), what came out (`findings`) and the `report`."""
+"""The paper in miniature: what is run (`plan`), how (`run`, `job`), what came out (`findings`) and the `report`."""

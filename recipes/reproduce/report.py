@@ -41,7 +41,7 @@ def write(out: Path, found: dict) -> None:
 def _summary(found: dict) -> Section:
     settings, seeds = found["settings"], found["image_level"]
     own = sum(row["own"] for row in seeds)
-    said = [
+    paragraphs = [
         f"{len(seeds)} seed{'s' * (len(seeds) > 1)}; {own} of them pretrained a vision backbone, the rest take the "
         "bundled one, with an alignment, heads and VLMs of their own. Intervals are 95 % t-intervals over seeds, "
         "p-values of paired t-tests over seeds, two-sided, not corrected for their number. Nothing was chosen by these "
@@ -56,25 +56,28 @@ def _summary(found: dict) -> Section:
         for row in seeds
     ]
     header = ("seed", "backbone", "image-level recall", "precision")
-    return Section("What was found", said, _verdicts(found), tables=[(header, rows)])
+    return Section("What was found", paragraphs, _verdicts(found), tables=[(header, rows)])
 
 
 def _verdicts(found: dict) -> list[str]:
-    said = []
+    findings = []
     for row in found["probes"]:
         change = _difference(row["difference"])
-        said.append(f"alignment changes macro recall of {NAMES[row['labels']]} with a {row['head']} head by {change}")
+        labels = NAMES[row["labels"]]
+        findings.append(f"alignment changes macro recall of {labels} with a {row['head']} head by {change}")
     for task in TASKS:
         prior = max(value for value in found["lines"][task].values() if value is not None)
-        above = [cell for cell, scores in found["benchmarks"][task].items() if scores["mean"] > prior]
-        said.append(f"{len(above)} of {len(found['benchmarks'][task])} cells are above prior and majority on {task}")
+        cells = found["benchmarks"][task]
+        above = [cell for cell, scores in cells.items() if scores["mean"] > prior]
+        findings.append(f"{len(above)} of {len(cells)} cells are above prior and majority on {task}")
     for cell, z in found["mean_z"].items():
         if cell != BASE:
-            said.append(f"the mean z-score of “{cell}” differs from that of “{BASE}” by {_difference(z['difference'])}")
+            change = _difference(z["difference"])
+            findings.append(f"the mean z-score of “{cell}” differs from that of “{BASE}” by {change}")
     for cell, more in found["controls"].items():
-        about = f"the mean z-score of “{cell}” differs from that of its control “{CONTROLS[cell]}”"
-        said.append(f"{about} by {_difference(more)}")
-    return said
+        sentence = f"the mean z-score of “{cell}” differs from that of its control “{CONTROLS[cell]}”"
+        findings.append(f"{sentence} by {_difference(more)}")
+    return findings
 
 
 def _probes(found: dict) -> Section:
@@ -83,9 +86,9 @@ def _probes(found: dict) -> Section:
     both, rows, drawn = ("original", "aligned"), [], []
     blind = _blind(found)
     for row in found["probes"]:
-        said = (row["head"], NAMES[row["labels"]], *(_spread(row[which]) for which in both))
-        rows.append((*said, *_paired(row["difference"])))
-        drawn.append(_chart_row(f"{said[0]}, {said[1]}", {which: row[which] for which in both}) | {"prior": blind})
+        cells = (row["head"], NAMES[row["labels"]], *(_spread(row[which]) for which in both))
+        rows.append((*cells, *_paired(row["difference"])))
+        drawn.append(_chart_row(f"{cells[0]}, {cells[1]}", {which: row[which] for which in both}) | {"prior": blind})
     header = ("head", "labels", "original", "aligned", "difference", "95 % interval", "p")
     return Section(
         "Probes: macro recall before and after alignment",
@@ -113,12 +116,12 @@ def _ablations(found: dict) -> Section | None:
     rows = [(row["name"], _spread(row), *_paired(row["difference"])) for row in found["ablations"]]
     drawn = [_chart_row(row["name"], {"recall": row}) | {"prior": blind} for row in found["ablations"]]
     header = ("alignment", "local macro recall", "minus the paper's", "95 % interval", "p")
-    about = (
+    text = (
         f"Linear head, labels of patches, {seeds} seed{'s' * (seeds > 1)}, {found['settings']['ablation_scenes']:,} "
         "scenes for each alignment. Each changes one thing of it."
     )
     figures = [("ablations.svg", bars(drawn, ["recall"]))]
-    return Section("Ablations", [about], tables=[(header, rows)], figures=figures)
+    return Section("Ablations", [text], tables=[(header, rows)], figures=figures)
 
 
 def _benchmarks(found: dict) -> Section:
@@ -137,14 +140,14 @@ def _benchmarks(found: dict) -> Section:
         _chart_row(task, scores[task]) | {"majority": lines[task]["majority"], "prior": lines[task]["answer prior"]}
         for task in TASKS
     ]
-    about = (
+    text = (
         "Each cell is a vision backbone and a projector, finetuned with the miniature LLM on the same scenes. The "
         "answer prior gives the commonest training answer of each kind of question without looking; for boxes, the "
         "training box that is right most often."
     )
     return Section(
         "Vision-language models on five spatial benchmarks",
-        [about],
+        [text],
         tables=[(header, rows), (("benchmark", f"minus {BASE}", "difference", "95 % interval", "p"), differences)],
         figures=[("benchmarks.svg", bars(drawn, cells))],
     )
@@ -159,9 +162,9 @@ def _z_scores(found: dict) -> Section:
         for cell, z in found["mean_z"].items()
     ]
     drawn = radar(TASKS, {cell: [by_task[task][cell]["mean"] for task in TASKS] for cell in cells})
-    about = "Of each benchmark over the cells of a seed (population deviation), then the mean over seeds."
+    text = "Of each benchmark over the cells of a seed (population deviation), then the mean over seeds."
     tables = [(("cell", "mean z-score", f"minus {BASE}", "95 % interval", "p", *TASKS), rows)]
-    return Section("z-scores", [about], tables=tables, figures=[("radar.svg", drawn)])
+    return Section("z-scores", [text], tables=tables, figures=[("radar.svg", drawn)])
 
 
 def _costs(found: dict) -> Section:
@@ -181,14 +184,14 @@ def _costs(found: dict) -> Section:
     ]
     made = sorted({str(stage["commit"])[:8] for stage in found["stages"]})
     versions = ", ".join(f"{name} {version}" for name, version in found["stages"][-1]["versions"].items())
-    about = (
+    text = (
         f"{found['settings']['jobs']} stages ran at a time. Times are of the clock. Made with commit "
         f"{', '.join(made)} and {versions}. TFLOP: of optimizer steps, in probes of their heads alone; of evaluations, "
         "counted on some questions of each benchmark and taken for all."
     )
     return Section(
         "Cost, commands, fingerprints",
-        [about],
+        [text],
         tables=[(header, rows), (("stage", "command", "fingerprint", "minutes"), commands)],
     )
 

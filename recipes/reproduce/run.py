@@ -1,4 +1,4 @@
-"""Runs the stages of a study, several at a time, and goes on where an earlier call was stopped."""
+"""Runs the stages of a study, several at a time, and resumes where an earlier call was stopped."""
 
 import os
 import signal
@@ -108,5 +108,5 @@ def failure(stage: Stage, code: int) -> str:
     told = "\n  ".join(lines[-5:])
     return (
         f"stage {stage.name} ended with {code}; the end of {log_path(stage)}:\n  {told}\n"
-        "What has ended is kept: mend the cause and start the study again"
+        "Finished stages are kept; fix the cause and rerun"
     )

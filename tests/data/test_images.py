@@ -147,7 +147,7 @@ def test_truncated_shards_are_named(tmp_path):
         with pytest.raises(ValueError, match=r"broken\.tar: truncated, .* download"):
             open_images(str(broken))
     broken.write_bytes(b"no tar" * 1000)
-    with pytest.raises(ValueError, match=r"broken\.tar: .* no uncompressed tar"):
+    with pytest.raises(ValueError, match=r"broken\.tar: .* not an uncompressed tar"):
         open_images(str(broken))
     write_tar(broken, [("1.png", picture(1)), ("1.cls", b"cat")])
     with pytest.raises(ValueError, match=r"broken\.tar: 1\.cls holds b'cat'; expected a class number"):
@@ -187,7 +187,7 @@ def test_miniature():
         ("nowhere/at/all", "nothing at .*; expected a folder"),
         ("empty", r"no images in .*looked for \*\.jpg, .*it is empty"),
         ("texts", "no images in .*it holds a.txt, b.txt"),
-        ("texts/a.txt", "is no folder and no .tar"),
+        ("texts/a.txt", "is neither a folder nor a .tar"),
         ("both", "tar shards as well as image files"),
         ("splits", "holds the splits train, val; expected one"),
         ("tars/no-images.tar", "no images in 1 tar shards"),

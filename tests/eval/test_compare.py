@@ -141,7 +141,7 @@ def test_bad_input(root, tmp_path):
         ([a, tmp_path], "has no results.json"),
         ([a, tmp_path / "nowhere"], "has no results.json"),
         ([a, tmp_path / "no_json"], "has no tasks"),
-        ([a, b], "version is not the same in all runs (1 in a, 99 in b)"),
+        ([a, b], "version differs between the runs (1 in a, 99 in b)"),
         ([a, c], "no examples in common"),
         ([a, a], "given twice"),
         ([a, broken], "samples.jsonl is damaged"),

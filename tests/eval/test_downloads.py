@@ -228,7 +228,7 @@ def test_verify_says_what_is_wrong(tmp_path, capsys):
     root = write_benchmarks(tmp_path / "root", 4)
     assert verify("vsr", root) == 1
     said = capsys.readouterr().out
-    assert "examples, 3 images" in said and "has not the official number of examples" in said and "missing" not in said
+    assert "examples, 3 images" in said and "does not have the official number" in said and "missing" not in said
     (root / "vsr/images/000000500003.jpg").unlink()
     assert verify("vsr", root) == 1 and "1 of 3 images are missing" in capsys.readouterr().out
     assert verify("gqa", root) == 1 and "found no" in capsys.readouterr().out

@@ -165,10 +165,10 @@ def test_any_text_is_taken(text):
 
 @pytest.mark.parametrize("size", [(0, 9), (9, 0), (-1, 9), (9, -1), (math.inf, 9), (9, math.nan)])
 def test_an_image_without_a_size_has_no_boxes(size):
-    with pytest.raises(ValueError, match="is no box in an image of"):
+    with pytest.raises(ValueError, match="is not a valid box in an image of"):
         parsing.box_fractions((0, 0, 1, 1), *size)
     for corner in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="is no box"):
+        with pytest.raises(ValueError, match="is not a valid box"):
             parsing.box_fractions((0, corner, 1, 1), 9, 9)
 
 

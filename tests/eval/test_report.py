@@ -159,7 +159,7 @@ def test_boxes_are_drawn_where_they_are(tmp_path):
     assert outside.startswith("data:image/jpeg")
     record |= {"output": "about 0.2 0.3 0.4 0.5"} | get_task("refcoco").scorer.judge(record | {"output": "at 2 3 4 5"})
     (card,), _ = gallery.cards("refcoco", [type("R", (), {"name": "r"})], [[record]], tmp_path)
-    assert "no list of four fractions" in card["answers"][0]["notes"][0]
+    assert "not a list of four fractions" in card["answers"][0]["notes"][0]
 
 
 def test_what_models_say_is_inert(root, tmp_path):

@@ -44,7 +44,7 @@ def test_malicious_pickle_is_refused(protocol, tmp_path, monkeypatch):
 def test_other_bad_pickles_are_refused(content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "refs.p").write_bytes(content)
-    with pytest.raises(ValueError, match="no pickle of plain data"):
+    with pytest.raises(ValueError, match="not a valid pickle of plain data"):
         load_plain(tmp_path / "refs.p")
     assert not (tmp_path / "touched").exists()
 

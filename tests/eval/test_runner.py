@@ -185,7 +185,7 @@ def test_lack_of_memory_makes_batches_smaller(world, whole, tmp_path):
     run(world, scarce, tmp_path)
     assert 2 <= scarce.batch_size <= 3 and 1 <= scarce.refused <= 3
     same_answers(whole, tmp_path, ["vsr"])
-    with pytest.raises(ValueError, match="memory does not suffice for one question"):
+    with pytest.raises(ValueError, match="not enough memory for one question"):
         run(world, Scarce(engine, 0), tmp_path / "none")
 
 

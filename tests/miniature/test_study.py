@@ -88,7 +88,7 @@ def forked_stage(one: Stage, jobs: int) -> forked.Process:
 def test_a_failed_stage_says_which_and_shows_its_log(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "start", forked_stage)
     failing = small_stage(tmp_path, "bad", module="recipes.probe", settings=(("backbone", "minature"),))
-    with pytest.raises(ValueError, match=r"stage bad ended with 1(.|\n)*did you mean miniature(.|\n)*start"):
+    with pytest.raises(ValueError, match=r"stage bad ended with 1(.|\n)*did you mean miniature(.|\n)*rerun"):
         run.run_all([failing], jobs=1)
 
 

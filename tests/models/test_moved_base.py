@@ -38,15 +38,13 @@ def test_a_base_that_was_moved(tmp_path):
     models = {place: prismatic.load(place)[0] for place in (run, run / "checkpoints" / "step-00000001", second)}
     moved = llm.rename(tmp_path / "moved")
     for place, model in models.items():
-        with pytest.raises(
-            ValueError, match=r"holds adapters of .*/llm \(llm\), which is not there any more.*--base llm="
-        ):
+        with pytest.raises(ValueError, match=r"holds adapters of .*/llm \(llm\), which no longer exists.*--base llm="):
             prismatic.load(place)
         assert same(model, prismatic.load(place, base=str(moved))[0])
     inner = run.rename(tmp_path / "inner")
     assert same(models[second], prismatic.load(second, base=f"init_from={inner},llm={moved}")[0])
     run = inner.rename(run)
-    with pytest.raises(ValueError, match="--base .*/nowhere is not there"):
+    with pytest.raises(ValueError, match="--base .*/nowhere does not exist"):
         prismatic.load(run, base=str(tmp_path / "nowhere"))
 
     arguments = ["--model", str(run), "--tasks", "vsr", "--data_root", "miniature:4", "--allow_partial", "true"]
@@ -64,7 +62,7 @@ def test_several_parts_that_were_moved(tmp_path):
     assert found == {"llm": str(tmp_path / "a"), "vision_backbone": str(tmp_path / "b"), "projector": "linear"}
     with pytest.raises(ValueError, match=r"adapters of /gone/vit \(vision_backbone\)"):
         relocated(parts, str(tmp_path / "a"), "r")
-    with pytest.raises(ValueError, match="--base projector=.* is not there"):
+    with pytest.raises(ValueError, match="--base projector=.* does not exist"):
         relocated(parts, f"projector={tmp_path}", "r")
     strange = tmp_path / "a,b=c"
     strange.mkdir()

@@ -176,7 +176,7 @@ class TestCall:
     @pytest.mark.parametrize(
         ("image", "message"),
         [
-            ("nowhere.png", "neither a file that is there"),
+            ("nowhere.png", "neither an existing file"),
             ("http://127.0.0.1:9/a.png", "cannot fetch the image .*give a path or a data URL"),
             (b"no image", "cannot read the image"),
             (np.zeros((2, 2, 7)), r"shape \[2, 2, 7\]"),

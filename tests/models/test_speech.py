@@ -76,7 +76,7 @@ def test_styles_are_names_files_and_texts(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=message):
             template_of(style)
     prompts.register_prompt_style("mine", GEMMA), prompts.register_prompt_style("mine", GEMMA)
-    with pytest.raises(ValueError, match="'mine' is there already: choose another name"):
+    with pytest.raises(ValueError, match="'mine' already exists: choose another name"):
         prompts.register_prompt_style("mine", CHATML)
     tokenizer = byte_level_with(["<start>", "<end>"])
     assert style_of(load_tokenizer(write(tmp_path / "llm", tokenizer))) == "pure"

@@ -36,7 +36,7 @@ STRANGE = {
     ),
     "a package": (lambda f: edit(f / "config.json", quantization_config=QUANTIZED), "ImportError: .*GPTQ"),
     "not a number": (poison, "model.norm.weight has values that are infinite or not a number"),
-    "no text": (lambda f: edit(f / "tokenizer_config.json", chat_template=5), "chat template of LLM .* is no text: 5"),
+    "no text": (lambda f: edit(f / "tokenizer_config.json", chat_template=5), "chat template of .* is not a string: 5"),
     "no tokenizer": (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "a folder needs config.json"),
 }
 

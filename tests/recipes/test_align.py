@@ -187,7 +187,7 @@ def test_what_may_change_when_a_run_continues(tmp_path, monkeypatch, capsys):
     dies_at(4)  # nothing was stored: it started over
     assert validation(tmp_path / "run")[0] > 1 and "continues" not in capsys.readouterr().out
     for changed, message in (
-        (["--weight_decay", "0.5"], r"had other settings \(--weight_decay was 0\.01, is 0\.5\)"),
+        (["--weight_decay", "0.5"], r"was started with other settings \(--weight_decay was 0\.01, is 0\.5\)"),
         (["--masks.null", "false"], "--masks.null was True, is False"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -83,7 +83,7 @@ def test_unreadable_pictures_stop_the_run_or_are_counted(tmp_path):
     assert summary["skipped_images"] == 2 and summary["steps"] == 4  # once an epoch
     assert [row["loss_terms"] for row in metrics(tmp_path / "skips") if "loss" in row].count(3) == 2
     write_pictures(tmp_path / "nothing", 2, bad=[0, 1])
-    with pytest.raises(ValueError, match="none of the images of .*nothing .* can be read"):
+    with pytest.raises(ValueError, match="one process can read none of its validation images of .*nothing"):
         run_align(
             tmp_path, "blind", *data, "--data.on_bad_image", "skip", "--data.validation", str(tmp_path / "nothing")
         )
@@ -97,7 +97,7 @@ def test_a_run_does_not_continue_on_fewer_pictures(tmp_path, monkeypatch):
         run_align(tmp_path, "run", *data)
     (pictures / "3.png").unlink()
     with pytest.raises(
-        ValueError, match=r"was trained on other data \(8 images then, 7 now, other pixels now\): bring back that"
+        ValueError, match=r"was trained on other data \(8 images then, 7 now, other pixels now\): restore that data"
     ):
         run_align(tmp_path, "run", *data)
 

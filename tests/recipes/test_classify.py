@@ -64,7 +64,7 @@ def test_what_cannot_be_classified(tmp_path):
 
     (tmp_path / "flat").mkdir()
     Image.new("RGB", (48, 48)).save(tmp_path / "flat" / "1.png")
-    with pytest.raises(ValueError, match="two splits of one set"):
+    with pytest.raises(ValueError, match="two splits of one data set"):
         run(tmp_path, "--data.validation", str(tmp_path / "flat"))
     flat = str(tmp_path / "flat")
     with pytest.raises(ValueError, match="a folder for each class"):

@@ -107,7 +107,7 @@ def test_a_launcher_of_one_process_hands_sigterm_on(tmp_path):
     run.send_signal(signal.SIGTERM)
     out = run.communicate(timeout=60)[0]
     step = json.loads((run_dir / "resumable.json").read_text())["step"]
-    assert f"stopped after step {step} as asked" in out
+    assert f"stopped after step {step} as requested" in out
 
 
 @pytest.mark.slow

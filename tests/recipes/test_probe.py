@@ -91,9 +91,9 @@ def test_what_a_run_leaves(tmp_path, capsys, drawn):
         "comparison.png", "config.yaml", "data.json", "miniature", "miniature-aligned", "results.json"
     ]  # fmt: skip
     printed = capsys.readouterr().out
-    assert "20 train, 7 val images, all in pairs" in printed and "best macro recall" in printed
+    assert "20 train, 7 val images with label maps" in printed and "best macro recall" in printed
     assert printed.count("features: 0.00 GB, computed once") == 2, "labels share a backbone's features"
-    assert probe(tmp_path, "r", *arguments) == result and "is finished" in capsys.readouterr().out
+    assert probe(tmp_path, "r", *arguments) == result and "is already finished" in capsys.readouterr().out
 
 
 def test_a_killed_probe_goes_on(tmp_path, monkeypatch):
@@ -103,7 +103,7 @@ def test_a_killed_probe_goes_on(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch, 7)  # of four steps each
         probe(tmp_path, "killed", *arguments)
-    with pytest.raises(ValueError, match="had other settings .*--epochs"):
+    with pytest.raises(ValueError, match="was started with other settings .*--epochs"):
         probe(tmp_path, "killed", *arguments, "--epochs", "7")
     with monkeypatch.context() as patch:
         interrupt(patch, 3)  # two are left
@@ -121,7 +121,7 @@ def test_a_probe_does_not_go_on_with_other_data(tmp_path, monkeypatch):
         probe(tmp_path, "r", "--data_root", str(scenes))
     label = min((scenes / "annotations" / "training").iterdir())
     Image.fromarray(np.asarray(Image.open(label)).T).save(label)
-    with pytest.raises(ValueError, match=r"was trained on other data \(other train label maps now\): bring back that"):
+    with pytest.raises(ValueError, match=r"was trained on other data \(other train label maps now\): restore that"):
         probe(tmp_path, "r", "--data_root", str(scenes))
 
 
@@ -295,7 +295,7 @@ def test_every_failure_comes_before_the_work(tmp_path):
         (["--dataset", "coco"], "give --data_root the folder of coco"),
         ([*WORLD, "--cache", "ram"], "expected memory or disk or off"),
         ([*WORLD, "--full_finetune", "true"], "add --cache off"),
-        ([*WORLD, "--labels", "union,union"], "several different ones"),
+        ([*WORLD, "--labels", "union,union"], "one or more distinct values"),
         ([*WORLD, "--warmup_steps", "-1"], "expected 0 or more"),
         ([*WORLD, "--haed", "linear"], "did you mean --head"),
         (["--dataset", "ade20"], "did you mean ade20k"),

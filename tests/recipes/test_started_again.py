@@ -67,7 +67,7 @@ def test_a_finetune_killed_in_its_evaluation_only_evaluates(tmp_path, monkeypatc
 
 
 def test_a_run_at_work_is_left_alone(tmp_path):
-    """The first one is stopped in the middle, and goes on."""
+    """The first one is stopped in the middle, and resumes."""
     command = ["recipes/finetune.py", *SMALL, "--run_root", tmp_path, "--run_id", "r", "--eval_tasks", "[]"]
     first = forked.Process([*command, "--max_steps", "2"])
     while not (tmp_path / "r" / "config.yaml").exists():
@@ -97,7 +97,7 @@ def test_other_texts_or_another_template_are_other_data(tmp_path, monkeypatch):
     (tmp_path / "r" / "summary.json").unlink()
     rows[0]["conversations"] = [*rows[0]["conversations"][:-1], {"from": "gpt", "value": "another answer"}]
     write(rows)
-    with pytest.raises(ValueError, match=r"was trained on other data \(other annotations now\): bring back that, or"):
+    with pytest.raises(ValueError, match=r"was trained on other data \(other annotations now\): restore that data, or"):
         run(tmp_path, "r", *data, "--data.held_out", "null", "--epochs", "2", "--max_steps", "1")
 
 
@@ -159,7 +159,7 @@ def test_an_alignment_stops_as_asked_and_goes_on_bit_for_bit(tmp_path, monkeypat
 
 
 def test_a_disk_that_is_full_when_models_are_saved(tmp_path, monkeypatch, capsys):
-    """A real failure to write: training goes on, the last model is an error, and the same command then saves it."""
+    """A real failure to write: training continues, the last model is an error, and the same command then saves it."""
     arguments = ["--epochs", "2", "--eval_tasks", "[]", "--data.held_out_limit", "1"]
     run(tmp_path, "whole", *arguments)
     real, limits = epoch_models.save_model, resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -196,7 +196,7 @@ def test_a_tracker_that_fails_is_told_and_ends_nothing(tmp_path, monkeypatch, ca
     arguments = ["--eval_tasks", "[]", "--data.held_out_limit", "1"]
     interrupts(monkeypatch, Accelerator, "log", ConnectionError("no network"))
     assert run(tmp_path, "r", *arguments)["steps"] == 2
-    told = "a tracker fails (ConnectionError: no network); training goes on"
+    told = "a tracker failed (ConnectionError: no network); training continues"
     assert "".join(capsys.readouterr()).count(told) == 1
     assert len((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()) >= 2
 

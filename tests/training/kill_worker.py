@@ -21,8 +21,7 @@ from test_loop import examples
 
 from prismatic.checkpoints.writer import AsyncCheckpointer, resume
 from prismatic.data import batching, samplers
-from prismatic.training import loop, optim, sharding
-from prismatic.training import losses as objective
+from prismatic.training import loop, losses, optim, sharding
 
 SIZE, EPOCHS = 8, 6
 
@@ -59,7 +58,7 @@ def train(folder: Path, rank: int, world: int, steps: int, port: int) -> None:
 
     accumulation = SIZE // world // 4
     loop.fit(
-        accelerator, trained, optimizer, objective.TEXT, total_steps=steps, accumulation=accumulation,
+        accelerator, trained, optimizer, losses.TEXT, total_steps=steps, accumulation=accumulation,
         epochs=batching.epoch_loaders(lambda epoch: rows, collate, plan, EPOCHS, 0, 0, done=done * accumulation),
         rate_at=lambda step: 1e-2 * (1 - step / steps), max_grad_norm=1.0, log=log,
         end_of_epoch=lambda epoch, step: None, after_step=checkpoints.after_step,

@@ -13,8 +13,7 @@ from torch import nn
 from prismatic import PrismaticForConditionalGeneration
 from prismatic.models import stages
 from prismatic.models.stages import as_stage
-from prismatic.training import loop, optim, sharding
-from prismatic.training import losses as objective
+from prismatic.training import loop, losses, optim, sharding
 
 
 def build(stage: str, precision: str, checkpointing: bool, layers: int = 6) -> nn.Module:
@@ -29,7 +28,7 @@ def build(stage: str, precision: str, checkpointing: bool, layers: int = 6) -> n
     return model.train()
 
 
-def batch_of(model: nn.Module, rows: int) -> objective.Batch:
+def batch_of(model: nn.Module, rows: int) -> losses.Batch:
     vlm = sharding.base_model(model)
     patches = vlm.vision_backbone.num_tokens
     ids = torch.randint(3, 1000, (rows, TEXT + patches))
@@ -44,13 +43,13 @@ def main(case: Case, layers: int) -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         model = build(case.stage, case.precision, case.checkpointing, layers)
         batches = [batch_of(model, case.rows) for _ in range(case.accumulation)]
-        weights = [1 / sum(map(objective.TEXT.terms, batches))] * case.accumulation
+        weights = [1 / sum(map(losses.TEXT.terms, batches))] * case.accumulation
         model = sharding.shard(model, case.sharding, accelerator)
         groups = optim.parameter_groups(model.named_parameters(), 0.1)
         optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
         for _ in range(2):
             with torch.profiler.record_function("step"):
-                loop.accumulate(model, batches, weights, objective.TEXT.loss_sum, accelerator)
+                loop.accumulate(model, batches, weights, losses.TEXT.loss_sum, accelerator)
                 sharding.clip_gradients([p for g in groups for p in g["params"]], 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

@@ -18,8 +18,7 @@ from prismatic.checkpoints.writer import AsyncCheckpointer, resume
 from prismatic.data.batching import collate_padded
 from prismatic.models import stages
 from prismatic.models.stages import as_stage
-from prismatic.training import loop, optim, sharding
-from prismatic.training import losses as objective
+from prismatic.training import loop, losses, optim, sharding
 
 STEPS, SIZE = 4, 16
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "down_proj"]}
@@ -67,7 +66,7 @@ def model_of(stage: str, checkpointing: bool = False, precision: str = "fp32"):
 
 def train(accelerator, *, mode="full", micro=4, order="", stage="finetune", checkpointing=False, precision="fp32",
           folder: Path | None = None, until=STEPS, save_at=None):  # fmt: skip
-    """Trains; gives losses and final weights. With `folder` it goes on from what lies there, and may save."""
+    """Trains; gives losses and final weights. With `folder` it resumes from what lies there, and may save."""
     model = model_of(stage, checkpointing, precision)
     trained = sharding.shard(model, mode, accelerator)
     optimizer = torch.optim.AdamW(optim.parameter_groups(model.named_parameters(), 0.1), lr=1e-2, fused=True)
@@ -86,7 +85,7 @@ def train(accelerator, *, mode="full", micro=4, order="", stage="finetune", chec
         for i in range(0, share, micro)
     ]
     loop.fit(
-        accelerator, trained, optimizer, objective.TEXT, epochs=[(0, batches)], total_steps=until,
+        accelerator, trained, optimizer, losses.TEXT, epochs=[(0, batches)], total_steps=until,
         accumulation=share // micro, rate_at=lambda step: 1e-2, max_grad_norm=1.0, log=logged.append,
         end_of_epoch=lambda epoch, step: None, done_steps=done, **options,
     )  # fmt: skip
@@ -107,14 +106,15 @@ def main() -> None:
             torch.set_num_threads(1)
             if case.startswith("resume"):
                 mode = "none" if "ddp" in case else "full"
-                losses, weights = train(accelerator, mode=mode, folder=out / case[:-2], save_at=2, until=int(case[-1]))
+                folder, until = out / case[:-2], int(case[-1])
+                step_losses, weights = train(accelerator, mode=mode, folder=folder, save_at=2, until=until)
             else:
-                losses, weights = train(accelerator, **CASES[case])
+                step_losses, weights = train(accelerator, **CASES[case])
             if accelerator.is_main_process:
                 place = out / str(accelerator.num_processes)
                 place.mkdir(parents=True, exist_ok=True)
                 save_file({k: v.clone().contiguous() for k, v in weights.items()}, place / f"{case}.safetensors")
-                (place / f"{case}.json").write_text(json.dumps(losses))
+                (place / f"{case}.json").write_text(json.dumps(step_losses))
     accelerator.end_training()
 
 

@@ -74,7 +74,7 @@ def test_the_newest_checkpoint_is_that_after_the_most_steps(tmp_path):
     saved(checkpoints / "epoch-11")
     assert latest_checkpoint(tmp_path).name == "epoch-11" and trained_steps(checkpoints / "epoch-11") == math.inf
     (checkpoints / "epoch-11" / "trained.json").write_text('{"step"')
-    with pytest.raises(ValueError, match=r"epoch-11/trained\.json cannot be read .*: bring it back"):
+    with pytest.raises(ValueError, match=r"epoch-11/trained\.json cannot be read .*: restore it"):
         latest_checkpoint(tmp_path)
 
 
@@ -93,15 +93,13 @@ def test_what_a_run_left_is_not_removed_by_starting_again(tmp_path, capsys):
     (folder / "checkpoints" / "step-00000005").mkdir()
     with pytest.raises(ValueError, match=r"mine holds results, which --resume never .* another --run_id"):
         opened("--seed", "1", anew=True)
-    with pytest.raises(ValueError, match=r"mine had other settings \(--seed was 1, is 2\): use those, or another"):
+    with pytest.raises(ValueError, match=r"mine was started with other settings \(--seed was 1, is 2\): use those, or"):
         opened("--seed", "2")
-    assert (
-        opened("--seed", "1", "--keep_last", "7") == folder and "--keep_last 7, which was 2" in capsys.readouterr().out
-    )
+    assert opened("--seed", "1", "--keep_last", "7") == folder and "--keep_last 7 (was 2)" in capsys.readouterr().out
     assert latest_checkpoint(folder).name == "epoch-01" and finished_run(folder, accelerator) is None
     write_json(folder / "summary.json", {"loss_last": 1.0})
     assert opened("--seed", "1") == folder and finished_run(folder, accelerator) == {"loss_last": 1.0}
-    assert "mine is finished: nothing is left to do" in capsys.readouterr().out
+    assert "mine is already finished" in capsys.readouterr().out
     (folder / "config.yaml").write_text("")
     with pytest.raises(ValueError, match=r"mine/config\.yaml cannot be read"):
         opened("--seed", "1")
@@ -202,7 +200,7 @@ def test_a_stored_state_goes_on_bitwise(tmp_path):
 def test_a_state_that_does_not_fit_is_refused(tmp_path):
     model, optimizer = small_model(0)
     save_state(tmp_path, {"model": model}, optimizer, {})
-    with pytest.raises(ValueError, match="is of another model"):
+    with pytest.raises(ValueError, match="belongs to a different model"):
         load_state(newest_state(tmp_path), {"model": torch.nn.Linear(3, 4)}, optimizer)
 
 
@@ -220,12 +218,12 @@ def test_a_damaged_state_is_passed_over_and_never_loaded(tmp_path):
     said, last, previous = [], *(tmp_path / "checkpoints" / name for name in ("last", "previous"))
     assert newest_state(tmp_path, said.append) == last and not said
     flip(last / STATE_FILE)
-    assert newest_state(tmp_path, said.append) == previous and "SHA-256 differs); passed over" in said[0]
+    assert newest_state(tmp_path, said.append) == previous and "SHA-256 differs); skipping it" in said[0]
     assert load_state(previous, {"model": model}, optimizer) == {"steps": 2}
     shutil.rmtree(last)  # killed between two renames
     assert newest_state(tmp_path) == previous
     (previous / STATE_FILE).write_bytes((previous / STATE_FILE).read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"previous is damaged: .* no other to continue from: choose another --run_id"):
+    with pytest.raises(ValueError, match=r"previous is damaged: .* no other to resume from: choose another --run_id"):
         newest_state(tmp_path)
 
 

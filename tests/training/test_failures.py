@@ -133,7 +133,7 @@ def is_asked_to_stop(run: Run) -> str:
     launcher.send_signal(signal.SIGTERM)
     out = launcher.communicate(timeout=60)[0]
     step = json.loads((run.run_dir / "resumable.json").read_text())["step"]
-    assert BAD_STEP <= step < STEPS and f"stopped after step {step} as asked" in out, out[-3000:]
+    assert BAD_STEP <= step < STEPS and f"stopped after step {step} as requested" in out, out[-3000:]
     assert prismatic.load(run.run_dir)[0].num_parameters() > 1e6, "an unfinished run can be loaded"
     return f"asked to stop: after step {step}"
 

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prismatic.data.batching import collate_packed
 from prismatic.models.attention import SEGMENTED
-from prismatic.training import losses as objective
+from prismatic.training import losses
 
 
 class HostQuestions(TorchDispatchMode):
@@ -37,9 +37,9 @@ def test_a_packed_step_does_not_wait_for_the_device(with_images):
     model.train()
     batch = collate_packed(items)
     with HostQuestions() as unprepared:
-        objective.supervised_loss(model, batch).backward()
+        losses.supervised_loss(model, batch).backward()
     assert unprepared.found
-    batch = objective.TEXT.prepare(model, batch)
+    batch = losses.TEXT.prepare(model, batch)
     with HostQuestions() as prepared:
-        objective.supervised_loss(model, batch).backward()
+        losses.supervised_loss(model, batch).backward()
     assert prepared.found == ["_local_scalar_dense"]  # transformers' own: whether position ids are those of packed rows

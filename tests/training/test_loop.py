@@ -19,8 +19,7 @@ from prismatic.data.conversation_dataset import ConversationDataset
 from prismatic.models import stages
 from prismatic.models.attention import SEGMENTED, segment_lengths
 from prismatic.models.processing import encode_row
-from prismatic.training import loop, optim
-from prismatic.training import losses as objective
+from prismatic.training import loop, losses, optim
 from vision_backbones import BackboneSpec
 
 B8 = "B_prismatic/B8_training_trajectory"
@@ -66,8 +65,8 @@ def examples(count, seed=0):
 
 
 def gradients(model, batches, accelerator):
-    total = sum(map(objective.supervised_tokens, batches))
-    sums = loop.accumulate(model, batches, [1 / total] * len(batches), objective.supervised_loss, accelerator)
+    total = sum(map(losses.supervised_tokens, batches))
+    sums = loop.accumulate(model, batches, [1 / total] * len(batches), losses.supervised_loss, accelerator)
     grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return sum(sums).item() / total, grads
@@ -144,7 +143,7 @@ def test_packing_still_generates_from_left_padded_prompts():
     assert torch.equal(plain, model.generate(input_ids=ids, attention_mask=(ids > 0).long(), **options))
 
 
-def run(model, batches, accelerator, steps=4, task=objective.TEXT, **settings):
+def run(model, batches, accelerator, steps=4, task=losses.TEXT, **settings):
     optimizer = torch.optim.AdamW(optim.parameter_groups(model.named_parameters(), 0.1), lr=1e-3)
     logged = []
     loop.fit(
@@ -164,7 +163,7 @@ def test_metrics_of_a_step(accelerator):
         int(sum(f(b) for b in first)) for f in (lambda b: b["attention_mask"].sum(), lambda b: b["input_ids"].numel())
     )
     assert logged[0]["padding_share"] == pytest.approx(1 - tokens / places)
-    assert logged[0]["loss_terms"] == sum(map(objective.supervised_tokens, first))
+    assert logged[0]["loss_terms"] == sum(map(losses.supervised_tokens, first))
     # About two FLOPs a weight forward and four backward; the backbone is frozen and attention comes on top.
     weights = sum(p.numel() for n, p in tiny_model().llm.named_parameters() if "embed" not in n and "lm_head" not in n)
     flops = logged[0]["mfu"] * 1e12 / logged[0]["tokens_per_second"]
@@ -180,7 +179,7 @@ def test_operations_of_an_image_are_counted_on_two(accelerator):
         seen.append((len(batch["pixel_values"]), len(batch["masks"]), batch["skipped"]))
         return model(batch["pixel_values"]).sum()
 
-    images = objective.Objective(loss_sum, len, objective.image_counts, "images", sample=objective.two_images)
+    images = losses.Objective(loss_sum, len, losses.image_counts, "images", sample=losses.two_images)
     optimizer = torch.optim.AdamW(model.parameters())
     assert loop.count_flops(model, optimizer, batch, images, accelerator) == 4 * 48 * 7
     assert seen == [(2, 6, 0)] and model.weight.grad is None
@@ -192,10 +191,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(accelerator):
     batches = [collate_padded(examples(3), 0)] * 2
 
     def broken(model, batch):
-        return objective.supervised_loss(model, batch) * float("nan")
+        return losses.supervised_loss(model, batch) * float("nan")
 
     with pytest.raises(FloatingPointError, match="step 1"):
-        run(model, batches, accelerator, task=replace(objective.TEXT, loss_sum=broken))
+        run(model, batches, accelerator, task=replace(losses.TEXT, loss_sum=broken))
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
@@ -204,10 +203,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(accelerator):
     before = copy.deepcopy(model.state_dict())
 
     def steep(model, batch):  # the root of 0 has a finite value and no finite slope
-        return objective.supervised_loss(model, batch) + (model.projector[0].bias[0] * 0).sqrt()
+        return losses.supervised_loss(model, batch) + (model.projector[0].bias[0] * 0).sqrt()
 
     with pytest.raises(FloatingPointError, match="gradient norm is nan at step 1"):
-        run(model, [collate_padded(examples(3), 0)] * 2, accelerator, task=replace(objective.TEXT, loss_sum=steep))
+        run(model, [collate_padded(examples(3), 0)] * 2, accelerator, task=replace(losses.TEXT, loss_sum=steep))
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
@@ -258,20 +257,20 @@ def test_the_references_trajectory(stage, accelerator, tmp_path):
     stages.set_trainable(model, stage)
     groups = optim.parameter_groups(model.named_parameters(), case["weight_decay"])
     optimizer = torch.optim.AdamW(groups, lr=case["lr"])
-    losses, norms = [], []
+    step_losses, norms = [], []
     # The reference averages the means of micro-batches, and its schedule is shorter than its run.
     for step, group in enumerate(batching.batched(loader, case["grad_accumulation_steps"])):
         for parameters in optimizer.param_groups:
             parameters["lr"] = case["lr_used_at_step"][step]
-        counts = [objective.supervised_tokens(batch) for batch in group]
+        counts = [losses.supervised_tokens(batch) for batch in group]
         weights = [1 / (count * case["grad_accumulation_steps"]) for count in counts]
-        sums = loop.accumulate(model, group, weights, objective.supervised_loss, accelerator)
-        losses += [s.item() / count for s, count in zip(sums, counts, strict=True)]
+        sums = loop.accumulate(model, group, weights, losses.supervised_loss, accelerator)
+        step_losses += [s.item() / count for s, count in zip(sums, counts, strict=True)]
         trained = [p for p in model.parameters() if p.requires_grad]
         norms.append(torch.nn.utils.clip_grad_norm_(trained, 1.0).item())
         optimizer.step()
         optimizer.zero_grad()
-    assert losses == pytest.approx(case["micro_batch_losses"], abs=1e-3)
+    assert step_losses == pytest.approx(case["micro_batch_losses"], abs=1e-3)
     assert norms == pytest.approx(case["preclip_grad_norms"], rel=1e-3)
     final = {k.removeprefix(f"{stage}.final."): v for k, v in load_tensors(f"{B8}/final_params.safetensors").items()}
     parameters = dict(model.named_parameters())

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prismatic.models import load
 from prismatic.planning import memory as plan
 from prismatic.planning.fake_step import Step, meta_model
-from prismatic.training import losses as objective
+from prismatic.training import losses
 from recipes.config.plan import parse_plan
 from recipes.plan import make_plan
 
@@ -109,7 +109,7 @@ def test_operations_are_those_that_torch_counts_on_real_tensors():
     model = build("finetune", "fp32", True, 2)
     batch = batch_of(model, 1)
     with FlopCounterMode(display=False) as counter:
-        objective.TEXT.loss_sum(model, batch).backward()
+        losses.TEXT.loss_sum(model, batch).backward()
     meta = meta_model(small_config(2), "finetune", lora={}, precision="fp32", gradient_checkpointing=True)
     mine = Step(meta, "fp32", sharded=False, supervised=SUPERVISED).flops(TEXT, image=True)
     tokens = batch["input_ids"].shape[1]

@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage, run, accelerator, capsys):
     do(state.step_folders(run)[0])
     assert saving.resume("auto", run, accelerator, *fresh()) == 4
     out = capsys.readouterr().out
-    assert "step-00000006 is damaged and passed over" in out
+    assert "step-00000006 is damaged: " in out and "; skipping it" in out
     import re
 
     assert re.search(message, out)
@@ -123,7 +123,7 @@ def test_when_all_are_damaged_or_none_is_there(run, accelerator, tmp_path_factor
     assert saving.resume("never", run, accelerator, *fresh()) == 0
     empty = tmp_path_factory.mktemp("empty")
     assert saving.resume("auto", empty, accelerator, *fresh()) == 0
-    with pytest.raises(ValueError, match="no step checkpoint is there"):
+    with pytest.raises(ValueError, match="there is no step checkpoint"):
         saving.resume(str(empty), run, accelerator, *fresh())
 
 
@@ -136,12 +136,12 @@ def test_resuming_from_a_path(run, accelerator, tmp_path_factory):
 def test_a_checkpoint_of_another_model_is_refused(run, accelerator):
     model = model_of("align")
     optimizer = torch.optim.AdamW(optim.parameter_groups(model.named_parameters(), 0.1))
-    with pytest.raises(ValueError, match="is of another model: .* is only on one side"):
+    with pytest.raises(ValueError, match="belongs to a different model: .* on one side only"):
         saving.resume("auto", run, accelerator, model, optimizer)
     model, optimizer = fresh()
     head = model.llm.lm_head
     head.weight = torch.nn.Parameter(torch.zeros(head.weight.shape[0] + 1, head.weight.shape[1]))
-    with pytest.raises(ValueError, match="is of another model: .* for model.llm.lm_head.weight"):
+    with pytest.raises(ValueError, match="belongs to a different model: .* for model.llm.lm_head.weight"):
         saving.resume("auto", run, accelerator, model, optimizer)
 
 
@@ -204,7 +204,7 @@ def test_a_disk_that_fills_up_while_saving(tmp_path, accelerator, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     out = "".join(capsys.readouterr())
     assert "error: the checkpoint of step 2 could not be written: OSError: [Errno 27] File too large" in out
-    assert "Training goes on" in out and "step-00000001 is good" in out
+    assert "Training continues" in out and "step-00000001 is intact" in out
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()] == ["step-00000001"]
     saves.after_step(3)
     saves.close()

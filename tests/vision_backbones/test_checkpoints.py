@@ -202,7 +202,7 @@ def test_files_that_are_no_checkpoints_are_refused(write, expected, tmp_path):
     with pytest.raises(ValueError, match=expected):
         read_checkpoint(tmp_path / "bad.pth")
     with pytest.raises(
-        ValueError, match="bad.zip is no weights file: expected a name that ends with .safetensors, .pth"
+        ValueError, match="bad.zip is not a valid weights file: expected a name that ends with .safetensors, .pth"
     ):
         read_checkpoint(tmp_path / "bad.zip")
 

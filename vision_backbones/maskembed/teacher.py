@@ -68,6 +68,6 @@ def unit_scale(variance: float) -> float:
     """
     if not variance > 0 or not math.isfinite(variance):
         raise ValueError(
-            f"the teacher's targets have variance {variance}: it gives nothing to learn; check its weights"
+            f"the teacher's targets have variance {variance}: it carries no training signal; check its weights"
         )
     return variance**-0.5

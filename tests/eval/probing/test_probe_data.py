@@ -80,7 +80,7 @@ def test_another_encoding_of_coco_stuff_is_noticed(tmp_path):
         image = tmp_path / f"{path.stem}.jpg"
         Image.new("RGB", stored.size).save(image)
         if np.asarray(stored).max() > 181:
-            with pytest.raises(BadImageError, match="no classes of coco"):
+            with pytest.raises(BadImageError, match="not classes of coco"):
                 data.read_pair(data.get_dataset("coco"), image, path)
 
 
@@ -223,8 +223,8 @@ def spoil(world, what):
     ("what", "message"),
     [
         ("size", "00001.png is 48 x 40 pixels, its image .*00001.jpg is 48 x 48"),
-        ("range", "has the values 17, 200, which are no classes of miniature"),
-        ("colour", "mode RGB, expected 8 bits a pixel"),
+        ("range", "has the values 17, 200, which are not classes of miniature"),
+        ("colour", "mode RGB, expected 8 bits per pixel"),
         ("image", "00001.jpg: unreadable"),
         ("map", "00001.png: unreadable"),
     ],
