@@ -213,7 +213,7 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(world, tmp_path, monke
         (["--tasks", "vsr,vsr"], "named more than once: vsr"),
         (["--data_root", str(tmp_path / "nowhere")], "no folder .*nowhere"),
         (["--data_root", str(tmp_path)], "prepare refcoco"),
-        (["--allow_partial", "false"], "not the official number of examples"),
+        (["--allow_partial", "false"], "not have the official number of examples"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(world, out, *more)

@@ -110,7 +110,7 @@ def test_evaluations_answer_as_one_by_one(family, tmp_path):
     engine = load_engine(str(tmp_path / "vlm"), batch_size=8, **options)
     alone = load_engine(str(tmp_path / "vlm"), batch_size=8, strict=True, **options)
     assert isinstance(engine, SharedPrefixEngine if family in WORK else PlainEngine) and alone.batch_size == 1
-    assert len(said) == (family in ELSE) and all("through generate in batches" in line for line in said)
+    assert len(said) == (family in ELSE) and all("using generate in batches" in line for line in said)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8))
     answers = [e.answer([e.prepare(picture)], QUESTIONS) for e in (engine, alone)]
     for one, two in zip(*answers, strict=True):

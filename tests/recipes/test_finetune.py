@@ -153,7 +153,6 @@ def test_bad_images_stop_or_are_counted(tmp_path):
         (["--vision_backbone", "miniature", "--projector", "pretrained-decoder"], "not aligned"),
         (["--vision_backbone", "dinosiglip-vit-so-384px", "--projector", "transformer"], "fused"),
         (["--image_size", "50"], "multiple of its patch size"),
-        (["--image_resize_strategy", "squash"], "squash"),
         (["--global_batch_size", "17"], "not a multiple"),
         (["--data.annotations", "nowhere.json"], "no annotation file"),
         (["--plugins", "no_such_module"], "no plugin module"),
