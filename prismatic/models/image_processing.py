@@ -56,10 +56,6 @@ class PrismaticImageProcessor(BaseImageProcessor):
         pixels = torch.stack([transform(read_image(image)) for image in flat_images(images)])
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
-    def fetch_images(self, images):
-        """The images themselves, in lists as they were given."""
-        return [self.fetch_images(one) for one in images] if isinstance(images, list | tuple) else read_image(images)
-
 
 def flat_images(images) -> list[Any]:
     """A list of images, of one image, a list, a list of lists, a batch `[M, ...]` as array or tensor, or None."""

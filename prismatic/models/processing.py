@@ -56,6 +56,18 @@ class PrismaticProcessor(ProcessorMixin):
     ) -> BatchFeature:  # fmt: skip
         """Model inputs for prompts about images, of which there may be several or none.
 
+        The options are those of other processors:
+
+        - `padding`: True or "longest" pads to the longest prompt, "max_length" to `max_length`, False not at all.
+        - `padding_side`: "left" (the default) to generate from, "right" to train on.
+        - `truncation`: cut prompts off at `max_length`, on the tokenizer's `truncation_side`.
+        - `max_length`: in tokens, placeholders included; None is the tokenizer's `model_max_length`.
+        - `pad_to_multiple_of`: of the padded length.
+        - `add_special_tokens`: write BOS in front of a text that does not begin with it, if the tokenizer does so.
+        - `return_tensors`: "pt" (the default), "np", or None for lists.
+        - `return_offsets_mapping`: also `offset_mapping` `[B, T, 2]`, the span of the text that each token stands for.
+        - `return_mm_token_type_ids`: also `mm_token_type_ids` `[B, T]`, 1 at placeholders.
+
         Args:
             images: an image, a list of them, or a list for each prompt; as PIL images, arrays, tensors, paths, URLs,
                 data URLs or base64. There are as many as a prompt says `<image>`, before whose text they all come. When
@@ -64,18 +76,7 @@ class PrismaticProcessor(ProcessorMixin):
             common_kwargs: more options.
             text_kwargs: more options.
             images_kwargs: more options.
-            options: as below; others are ignored with a warning.
-
-        Options:
-            padding: True or "longest" pads to the longest prompt, "max_length" to `max_length`, False not at all.
-            padding_side: "left" (the default) to generate from, "right" to train on.
-            truncation: cut prompts off at `max_length`, on the tokenizer's `truncation_side`.
-            max_length: in tokens, placeholders included; None is the tokenizer's `model_max_length`.
-            pad_to_multiple_of: of the padded length.
-            add_special_tokens: write BOS in front of a text that does not begin with it, if the tokenizer does so.
-            return_tensors: "pt" (the default), "np", or None for lists.
-            return_offsets_mapping: also `offset_mapping` `[B, T, 2]`, the span of the text that each token stands for.
-            return_mm_token_type_ids: also `mm_token_type_ids` `[B, T]`, 1 at placeholders.
+            options: as above; others are ignored with a warning.
 
         Returns:
             `input_ids`, `attention_mask` `[B, T]`, and `pixel_values` `[M, 3 * parts, H, W]` if there are images.
@@ -93,9 +94,7 @@ class PrismaticProcessor(ProcessorMixin):
         if text is None and images is None:
             raise ValueError("neither images nor text: give a prompt, an image, or both")
         inputs = {} if text is None else self._tokenize(images, text, **{k: options[k] for k in OPTIONS & {*options}})
-        if flat := flat_images(images):
-            inputs["pixel_values"] = self.image_processor(flat)["pixel_values"]
-        return BatchFeature(inputs, tensor_type=options.get("return_tensors", "pt"))
+        return self._with_pixels(inputs, images, options.get("return_tensors", "pt"))
 
     def _tokenize(
         self, images, text: str | list[str], *, padding=True, padding_side="left", truncation=False, max_length=None,
@@ -209,7 +208,8 @@ class PrismaticProcessor(ProcessorMixin):
         options = dict(processor_kwargs or {})
         if not tokenize:
             found = super().apply_chat_template(chats, chat_template, **kwargs)
-            found = [self._bos()[1] + text for text in found]
+            bos = self._bos()[1]
+            found = [bos + text for text in found]
             return found if batched else found[0]
         chats = [mark_literals(chat, control_tokens(self.tokenizer)) for chat in chats]
         options.pop("add_special_tokens", None)  # callers say False so as not to double a BOS; none is doubled here
@@ -228,9 +228,9 @@ class PrismaticProcessor(ProcessorMixin):
                 for its, chat, text in zip(offsets, chats, texts, strict=True)
             ]
             ids = inputs["input_ids"]
-            inputs["assistant_masks"] = masks if isinstance(ids, list) else np.asarray(masks)
-            if isinstance(ids, torch.Tensor):
-                inputs["assistant_masks"] = ids.new_tensor(masks)
+            inputs["assistant_masks"] = (
+                masks if isinstance(ids, list) else ids.new_tensor(masks) if torch.is_tensor(ids) else np.asarray(masks)
+            )
         return inputs if return_dict else inputs["input_ids"]
 
     def ask(self, questions: Sequence[str | list[dict]], images: Sequence) -> BatchFeature:
@@ -247,10 +247,12 @@ class PrismaticProcessor(ProcessorMixin):
         for question, its in zip(questions, pictures, strict=True):
             ids = encode_prompt(question, self.tokenizer)
             rows.append(self.insert_images(ids, ids, len(its))[0])
-        inputs = self._padded(rows, padding=True, padding_side="left")
-        if flat := flat_images(pictures):
+        return self._with_pixels(self._padded(rows, padding=True, padding_side="left"), pictures, "pt")
+
+    def _with_pixels(self, inputs: dict, images, return_tensors: str | None) -> BatchFeature:
+        if flat := flat_images(images):
             inputs["pixel_values"] = self.image_processor(flat)["pixel_values"]
-        return BatchFeature(inputs, tensor_type="pt")
+        return BatchFeature(inputs, tensor_type=return_tensors)
 
     def insert_images(self, input_ids: list[int], labels: list, images: int) -> tuple[list[int], list]:
         """Ids and labels with the placeholders of so many images in their place."""

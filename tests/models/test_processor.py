@@ -119,8 +119,8 @@ class TestChat:
             alone = tokenized(processor, messages, **options)
             length = alone["input_ids"].shape[1]
             for key in ("input_ids", "attention_mask", "assistant_masks"):
-                assert torch.equal(batch[key][number, :length], alone[key][0]) and not batch[key][number, length:].any(
-                ) or key == "input_ids"  # fmt: skip
+                assert torch.equal(batch[key][number, :length], alone[key][0]), key
+            assert not any(batch[key][number, length:].any() for key in ("attention_mask", "assistant_masks"))
         assert len(batch["pixel_values"]) == 3
 
     def test_parts_of_openai(self, processor, tmp_path):
