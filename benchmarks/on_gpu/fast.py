@@ -20,6 +20,7 @@ from eval.generate_engine import PlainEngine
 from eval.task import Choose, Generate
 from prismatic.data import batching
 from prismatic.data.batching import collate_packed
+from prismatic.flops import flop_counter
 from prismatic.models import stages
 from prismatic.models.attention import SEGMENTED
 from prismatic.models.llm import load_tokenizer
@@ -115,9 +116,7 @@ def alignment(machine: Machine) -> list[Row]:
 
 def flops_of(step) -> float:
     """FLOPs of a step as torch counts them."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         step()
     return counter.get_total_flops()
 

@@ -19,9 +19,9 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from prismatic.flops import flop_counter
 from prismatic.miniature.scenes import CLASSES, scene
 from vision_backbones import get_spec
 from vision_backbones.weights import save_backbone
@@ -73,7 +73,7 @@ def main(config: Config) -> None:
         torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay),
         torch.optim.AdamW(others, lr=config.other_rate, weight_decay=config.weight_decay),
     )
-    started, counter = time.perf_counter(), FlopCounterMode(display=False)
+    started, counter = time.perf_counter(), flop_counter()
     for phase, steps in (("single", config.single_steps), ("multi", config.steps)):
         schedules = [LambdaLR(optimizer, partial(warm_cosine, steps=steps)) for optimizer in optimizers]
         progress = tqdm(range(steps), desc=phase)

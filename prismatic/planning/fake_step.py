@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import masking_utils
 
+from prismatic.flops import flops_of
 from prismatic.models import stages
 from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.modeling import PrismaticForConditionalGeneration
@@ -26,10 +26,6 @@ from vision_backbones import soft_cap
 
 KINDS = ("activations", "logits", "gradients of blocks", "gradients of the root")
 _aten = torch.ops.aten
-_attention, _attention_backward = (
-    _aten._scaled_dot_product_flash_attention_for_cpu,
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward,
-)
 
 
 def meta_model(config: PrismaticConfig, stage: str, *, lora: dict, precision: str, gradient_checkpointing: bool):
@@ -155,18 +151,13 @@ class _Answers(TorchDispatchMode):
 
 
 class _Flops(_Answers):
-    """Adds up floating-point operations by torch's formulas, as its `FlopCounterMode` does, several times faster."""
+    """Adds up floating-point operations as `flop_counter` does, several times faster."""
 
     total = 0
 
     def notice(self, func, args, kwargs, out) -> None:
-        name = func.overloadpacket if isinstance(func, torch._ops.OpOverload) else None
-        if name is _attention:
-            self.total += sdpa_flop_count(*(x.shape for x in args[:3]))
-        elif name is _attention_backward:
-            self.total += sdpa_backward_flop_count(*(x.shape for x in args[:4]))
-        elif name in flop_registry:
-            self.total += flop_registry[name](*args, **kwargs, out_val=out)
+        if isinstance(func, torch._ops.OpOverload):
+            self.total += flops_of(func.overloadpacket, args, kwargs, out)
 
 
 class _LiveBytes(_Answers):

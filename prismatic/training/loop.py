@@ -12,10 +12,10 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.tracking import get_available_trackers
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from prismatic.data.batching import batched, to_device
+from prismatic.flops import flop_counter
 from prismatic.training.losses import Batch, Objective
 from prismatic.training.sharding import (
     check_processes,
@@ -178,7 +178,7 @@ def count_flops(model, optimizer, batch: Batch, objective: Objective, accelerato
     Not on a real step: the counter takes operations apart, which changes the last bits of what they give.
     """
     batch = objective.sample(batch)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         accumulate(model, [batch], [0.0], objective.loss_sum, accelerator)
     optimizer.zero_grad(set_to_none=True)
     return counter.get_total_flops() / max(1, objective.work(batch)[0])

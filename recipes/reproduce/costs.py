@@ -41,10 +41,10 @@ def training_flops(stage: Stage) -> float:
 def evaluation_flops(stage: Stage, scenes: int) -> float:
     """Of an evaluation: some questions of each benchmark are answered again and counted, and stand for all."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from eval import runner
     from eval.generate_engine import load_engine
+    from prismatic.flops import flop_counter
 
     (model,) = (str(need.folder) for need in stage.needs)
     engine = load_engine(model, dtype=torch.float32, device="cpu", batch_size=COUNTED_IMAGES * 8)
@@ -54,7 +54,7 @@ def evaluation_flops(stage: Stage, scenes: int) -> float:
         some = [example for example in job.examples if example.image in images]
         pictures = {example.image: runner.load_picture(job, engine, example) for example in some}
         asked = [(pictures[example.image], example) for example in some]
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             runner.answer_within_memory(job.task, engine, asked)
         total += counter.get_total_flops() / len(asked) * len(job.examples)
     return total
