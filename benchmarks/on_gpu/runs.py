@@ -38,7 +38,8 @@ def finetune(machine: Machine, name: str, *more: str) -> tuple[list[float], dict
 
 
 def results(run: Path) -> tuple[list[float], dict]:
-    """Losses and weights of a run."""
+    """Losses and weights of a run, whose last step was checkpointed: a save that fails does not end a run."""
+    assert (run / "checkpoints" / "step-00000003").is_dir(), "the checkpoint of the last step was not written"
     losses = [row["loss"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
     return losses, load_file(run / "checkpoints" / "epoch-01" / "model.safetensors")
 

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from accelerate.utils import broadcast_object_list
+from torch.distributed.checkpoint._state_dict_stager import StateDictStager  # torch 2.11's public one stages once
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
@@ -108,8 +108,7 @@ class AsyncCheckpointer:
         self.group = None
         if accelerator.num_processes > 1:  # collectives of training must never meet those of a save
             self.group = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
-        pinned = torch.accelerator.is_available()
-        self.stager = DefaultStager(StagingOptions(pinned, False, False, False))
+        self.stager = StateDictStager(pin_memory=torch.cuda.is_available())
         self.thread, self.saving, self.staged = ThreadPoolExecutor(1), None, threading.Event()
         self.waited = 0.0
         if not self.group:  # an error that leaves the run leaves no save behind; of several, some may wait for ever

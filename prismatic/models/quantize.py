@@ -68,6 +68,7 @@ def _bitsandbytes(layer: nn.Linear, kind: str, device: torch.device, dtype: torc
         new = bnb.nn.Linear4bit(*size, bias=bias, compute_dtype=dtype, quant_type="nf4", device="meta")
         options = {"quant_type": "nf4", "compress_statistics": True, "module": new}
         new.weight = bnb.nn.Params4bit(layer.weight.data.to(dtype), requires_grad=False, **options)
+        new.support_avx512bf16_for_cpu = False  # its form for those loses gradients for good after one evaluation
     else:
         new = bnb.nn.Linear8bitLt(*size, bias=bias, has_fp16_weights=False, threshold=6.0, device="meta")
         new.weight = bnb.nn.Int8Params(layer.weight.data.to(dtype), requires_grad=False, has_fp16_weights=False)
@@ -111,7 +112,10 @@ def _problem(make: Maker, kind: str, device: torch.device, dtype: torch.dtype) -
     full = layer.weight.data.to(device, dtype)
     given, wanted = x.clone().requires_grad_(), x.clone().requires_grad_()
     with torch.enable_grad():
-        quantized = make(layer, kind, device, dtype)(given)
+        small = make(layer, kind, device, dtype).eval()
+        with torch.no_grad():
+            small(x)  # in which a layer may take a form that has no gradients
+        quantized = small.train()(given)
         expected = wanted @ full.T
         quantized.square().sum().backward(), expected.square().sum().backward()
     for name, one, two in (("output", quantized, expected), ("gradient", given.grad, wanted.grad)):
