@@ -100,7 +100,7 @@ wheels: setup
 		--python-version $(WHEELS_PYTHON) $(PLATFORMS) --dest .whl $(WHEELS)
 	du -sh .whl
 
-## Is everything right on this machine's GPU, and how fast? Eight minutes, no network, with the Python that is there.
+## Is everything right on this machine's GPU, and how fast? Three minutes, no network, with the Python that is there.
 gpu:
 	test -z "$(wildcard .whl/*.whl)" || $(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target .whl/site .whl/*.whl
 	PYTHONPATH="$(CURDIR)/.whl/site:$(CURDIR):$$PYTHONPATH" $(PYTHON) benchmarks/gpu.py $(ARGS)

@@ -1,4 +1,4 @@
-"""The first hour on a GPU in eight minutes: is everything right there, and how fast is it?
+"""The first hour on a GPU in three minutes: is everything right there, and how fast is it?
 
 `make gpu`, or `python benchmarks/gpu.py`, on one GPU or several, without network. Every part is on its own: one that
 fails is a line of the table, its traceback is in the log, and the rest runs. The exit status is the number of parts
