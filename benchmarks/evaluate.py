@@ -51,7 +51,7 @@ def make():
     )  # fmt: skip
     model = PrismaticForConditionalGeneration(config).eval()
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 2 and name.startswith("llm.model.layers"):
+        if parameter.ndim == 2 and name.startswith("model.language_model.layers"):
             parameter.data.mul_(6)  # small random weights would repeat one token
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -35,7 +35,9 @@ def model_fingerprint(model) -> str:
     import torch
 
     digest = hashlib.sha256(json.dumps(_settings(model.config.to_dict()), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    parts = model.parts() if hasattr(model, "parts") else {"": model}  # of a VLM of ours, under names that stay
+    tensors = {f"{part}.{name}".lstrip("."): t for part, m in parts.items() for name, t in m.state_dict().items()}
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

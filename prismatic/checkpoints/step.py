@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.tensor import DTensor
 
+from prismatic.checkpoints.old_names import current_name
 from vision_backbones.files import describe, read_json
 from vision_backbones.weights import read_header
 
@@ -136,25 +137,27 @@ def load_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
     Raises:
         ValueError: the checkpoint is of another model.
     """
-    shapes: dict[str, None] = {}
+    files: dict[str, str] = {}  # names in the files, which may be old ones, by the names of today
     for file in sorted(folder.glob("*.safetensors")):
-        shapes |= dict.fromkeys(read_header(file)[0])
+        for name in read_header(file)[0]:
+            kind, _, own = name.partition(".")
+            files[f"{kind}.{current_name(own)}"] = name
     parameters = trained_parameters(model)
-    target = {f"model.{name}": parameter.data for name, parameter in parameters.items()}
-    stored = {name for name in shapes if name.startswith("model.")}
-    if stored != target.keys():
-        differing = sorted(stored ^ target.keys())
+    found = {f"model.{name}": parameter.data for name, parameter in parameters.items()}
+    stored = {name for name in files if name.startswith("model.")}
+    if stored != found.keys():
+        differing = sorted(stored ^ found.keys())
         raise ValueError(
             f"{folder} belongs to a different model: {len(differing)} parameters exist on one side only "
             f"({', '.join(differing[:3])}{', ...' if len(differing) > 3 else ''})"
         )
-    states = {}
-    for name in shapes if optimizer else ():
+    states, target = {}, {files[name]: value for name, value in found.items()}
+    for name in files if optimizer else ():
         if name.startswith("optimizer."):
             owner, _, key = name.removeprefix("optimizer.").rpartition(".")
             parameter = parameters[owner]
             value = torch.zeros((), dtype=torch.float32) if key == "step" else torch.zeros_like(parameter.data)
-            states.setdefault(parameter, {})[key] = target[name] = value
+            states.setdefault(parameter, {})[key] = target[files[name]] = value
     try:
         alone = not any(isinstance(parameter, DTensor) for parameter in parameters.values())  # who reads it whole may
         dcp.load(target, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)

@@ -21,6 +21,7 @@ class PrismaticConfig(PreTrainedConfig):
     """
 
     model_type = "prismatic"
+    auto_map = {}  # no code comes with a model; trl reads the attribute of every class that transformers lacks
     sub_configs = {"text_config": AutoConfig}
 
     text_config: dict[str, Any] | PreTrainedConfig | None = None

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from prismatic.checkpoints.epoch import latest_checkpoint
+from prismatic.checkpoints.old_names import current_name
 from prismatic.checkpoints.step import STATE_JSON, load_tensors, problem_with, read_state, trained_parameters
 from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.deferred_weights import placeholder_llm
@@ -211,7 +212,7 @@ def _check_files(folder: Path, model: PrismaticForConditionalGeneration) -> None
         with safe_open(path, "pt") as file:
             for name in file.keys():
                 kind = file.get_slice(name).get_dtype()
-                if name in parameters and kind[0] in "UIB" and kind != "BF16":
+                if current_name(name) in parameters and kind[0] in "UIB" and kind != "BF16":
                     raise ValueError(f"weights {path} are damaged: {name} is {kind}, expected floating-point numbers")
 
 

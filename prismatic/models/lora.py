@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from prismatic.checkpoints.old_names import KEY_MAPPING, current_name
 from vision_backbones.files import write_json
 from vision_backbones.weights import check_numbers
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from prismatic.models.modeling import PrismaticForConditionalGeneration
 
 MOVABLE = ("init_from", "llm", "vision_backbone")  # arguments of `start` that may lie on this disk
+LLM, OLD_LLM = r"model\.language_model\.", r"llm\."  # what adapters are put on
 PARTS_FILE = "prismatic_parts.json"  # beside LoRA adapters: the arguments of `prismatic.models.load.start`
 
 
@@ -44,10 +46,10 @@ def add_lora(
             f"--lora.targets {', '.join(unknown)}: this LLM ({model.llm.config.model_type}) has no such layers, but "
             f"{', '.join(names)}; leave the setting empty to adapt them all"
         )
-    targeted, whole = rf"llm\..*\.({'|'.join(map(re.escape, targets or names))})", ["projector"]
+    targeted, whole = rf"{LLM}.*\.({'|'.join(map(re.escape, targets or names))})", ["projector"]
     options = {"target_modules": targeted, "modules_to_save": whole}
     if experts and not targets:
-        options["target_parameters"] = [f"llm.{name}" for name in experts]
+        options["target_parameters"] = [f"model.language_model.{name.partition('.')[2]}" for name in experts]
         if dropout:
             raise ValueError(f"--lora.dropout is {dropout}: experts' adapters have none; set 0, or name --lora.targets")
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, **options))
@@ -126,6 +128,18 @@ def save_parts(folder: Path, parts: dict) -> None:
     write_json(folder / PARTS_FILE, parts)
 
 
+def _as_today(folder: Path) -> dict:
+    """Arguments with which peft reads adapters that name the LLM's layers as they were called before."""
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(folder)
+    if not str(config.target_modules).startswith(OLD_LLM):
+        return {}
+    config.target_modules = LLM + config.target_modules.removeprefix(OLD_LLM)
+    config.target_parameters = [current_name(name) for name in config.target_parameters or []] or None
+    return {"config": config, "key_mapping": KEY_MAPPING}
+
+
 def with_adapters(model: "PrismaticForConditionalGeneration", folder: Path):
     """The model wrapped by peft with the adapters that `save_pretrained` wrote to a folder.
 
@@ -137,10 +151,11 @@ def with_adapters(model: "PrismaticForConditionalGeneration", folder: Path):
 
     file = folder / SAFETENSORS_WEIGHTS_NAME
     try:
-        adapted = PeftModel.from_pretrained(model, folder)
+        adapted = PeftModel.from_pretrained(model, folder, **_as_today(folder))
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{file} does not hold the adapters of this model: {str(error)[:400]}") from None
-    stored, wanted = load_file(file), get_peft_model_state_dict(adapted).keys()
+    stored = {current_name(name): tensor for name, tensor in load_file(file).items()}
+    wanted = get_peft_model_state_dict(adapted).keys()
     if stored.keys() != wanted:
         sides = {"missing": sorted(wanted - stored.keys()), "unexpected": sorted(stored.keys() - wanted)}
         listed = "; ".join(f"{side}: {', '.join(keys[:3])} ({len(keys)})" for side, keys in sides.items() if keys)

@@ -1,9 +1,19 @@
 """The VLM: vision backbone, projector and LLM as one Hugging Face model."""
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
+from prismatic.checkpoints.old_names import KEY_MAPPING
 from prismatic.models import self_check
 from prismatic.models.attention import SEGMENTED
 from prismatic.models.configuration import PrismaticConfig
@@ -12,19 +22,11 @@ from prismatic.models.projectors import TAIL_BLOCKS, build_projector, check_proj
 from vision_backbones import BackboneSpec, create_backbone
 
 
-class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """A vision-language model with image placeholders in its token sequence.
-
-    `input_ids` hold `image_token_id` wherever a patch embedding goes; `pixel_values` hold the images of the rows that
-    have one, in order. Text-only rows, padding, packing, KV caches and labels then need no case of their own.
-
-    Args:
-        config: what to build.
-        llm: a ready LLM to take over; built from the config (new weights) when None.
-        vision_backbone: likewise a ready backbone.
-    """
+class PrismaticPreTrainedModel(PreTrainedModel):
+    """What the VLM has in common with and without its head."""
 
     config_class = PrismaticConfig
+    base_model_prefix = "model"
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
@@ -33,7 +35,44 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
-    def __init__(self, config: PrismaticConfig, llm: PreTrainedModel | None = None, vision_backbone=None):
+    def _init_weights(self, module):
+        # Our parts initialise themselves on construction; only buffers that no checkpoint holds are to be rebuilt.
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """As in any Hugging Face model, except that a missing, unexpected or mismatched key raises ValueError."""
+        # Mismatched shapes are let through to be listed with the rest.
+        options = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        options["key_mapping"] = KEY_MAPPING | (kwargs.get("key_mapping") or {})
+        model, info = super().from_pretrained(*args, **options)
+        problems = {
+            k: sorted(map(str, info.get(k) or [])) for k in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        }
+        if any(problems.values()):
+            listed = "; ".join(
+                f"{k.replace('_', ' ')}: {', '.join(v[:5])} ({len(v)})" for k, v in problems.items() if v
+            )
+            raise ValueError(f"the checkpoint {args[0] if args else ''} does not hold this model: {listed}")
+        # Else transformers would write old names again.
+        used = getattr(model, "_weight_conversions", None) or []
+        model._weight_conversions = [c for c in used if c._original_source_patterns[0] not in KEY_MAPPING]
+        return (model, info) if output_loading_info else model
+
+
+class PrismaticModel(PrismaticPreTrainedModel):
+    """Vision backbone, projector and the LLM without its head.
+
+    Args:
+        config: what to build.
+        language_model: a ready LLM without its head; built from the config (new weights) when None.
+        vision_backbone: likewise a ready backbone.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
+    def __init__(self, config: PrismaticConfig, language_model: PreTrainedModel | None = None, vision_backbone=None):
         super().__init__(config)
         spec = BackboneSpec.from_dict(config.vision_config)
         check_projector(config.projector, fused=bool(spec.parts), aligned=spec.aligned)
@@ -44,7 +83,7 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_size=config.image_size,
             tail_blocks=TAIL_BLOCKS if config.projector == "truncated" else 0,
         )
-        self.llm = llm or AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = language_model or AutoModel.from_config(config.text_config)
         block = None if spec.parts else self.vision_backbone.vit.blocks[0]
         self.projector = build_projector(
             config.projector,
@@ -59,50 +98,35 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         self.post_init()
 
-    def _init_weights(self, module):
-        # Our parts initialise themselves on construction; only buffers that no checkpoint holds are to be rebuilt.
-        if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
-
-    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
-        """As in any Hugging Face model; that of packed rows is tried first.
-
-        Raises:
-            ValueError: the LLM does not compute in packed rows what it computes otherwise.
-        """
-        asked = attn_implementation.get("text_config") if isinstance(attn_implementation, dict) else attn_implementation
-        if asked == SEGMENTED and not any(p.is_meta or is_placeholder(p) for p in self.llm.parameters()):
-            self_check.check_packing(self)
-        super().set_attn_implementation(attn_implementation, *args, **kwargs)
-
     def get_input_embeddings(self):
         """The LLM's token embedding."""
-        return self.llm.get_input_embeddings()
+        return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value):
         """Replaces the LLM's token embedding."""
-        self.llm.set_input_embeddings(value)
+        self.language_model.set_input_embeddings(value)
 
-    def get_output_embeddings(self):
-        """The LLM's head."""
-        return self.llm.get_output_embeddings()
+    @can_return_tuple
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Features of images `[M, 3 * parts, H, W]`.
 
-    def set_output_embeddings(self, new_embeddings):
-        """Replaces the LLM's head."""
-        self.llm.set_output_embeddings(new_embeddings)
-
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Projected patch embeddings `[M, num_tokens, hidden_size]` of images `[M, 3 * parts, H, W]`."""
+        Returns:
+            `last_hidden_state`: those of the backbone, `[M, tokens, embed_dim]`; `pooler_output`: projected patch
+            embeddings, `[M, num_tokens, hidden_size]`.
+        """
         features = self.vision_backbone(pixel_values.to(self._dtype_of(self.vision_backbone)))
-        return self.projector(features.to(self._dtype_of(self.projector)))
+        patches = self.projector(features.to(self._dtype_of(self.projector)))
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=patches)
 
-    def _dtype_of(self, part: torch.nn.Module) -> torch.dtype:
+    def _dtype_of(self, part: nn.Module) -> torch.dtype:
         """Of its first floating-point parameter: quantised ones are integers, in which nothing is computed."""
         embedding = self.get_input_embeddings().weight.dtype
         return next((p.dtype for p in part.parameters() if p.is_floating_point()), embedding)
 
     def _projector_alone_trains(self) -> bool:
-        if not (self.training and torch.is_grad_enabled()) or any(p.requires_grad for p in self.llm.parameters()):
+        if not (self.training and torch.is_grad_enabled()):
+            return False
+        if any(p.requires_grad for p in self.language_model.parameters()):
             return False
         return any(p.requires_grad for p in self.projector.parameters())
 
@@ -110,8 +134,8 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """0, by way of the projector: rows without an image else have no gradient, and sharded processes wait."""
         side, channels = self.vision_backbone.image_size, 3 * max(1, len(self.vision_backbone.spec.parts))
         weight = next(self.projector.parameters())
-        blank = torch.zeros(1, channels, side, side, device=weight.device)
-        return self.get_image_features(blank).sum().to(self.get_input_embeddings().weight.dtype) * 0.0
+        patches = self.get_image_features(torch.zeros(1, channels, side, side, device=weight.device)).pooler_output
+        return patches.sum().to(self.get_input_embeddings().weight.dtype) * 0.0
 
     def embed(
         self,
@@ -132,7 +156,8 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embeddings = self.get_input_embeddings()(input_ids)
         if pixel_values is None:
             return embeddings + self._idle_projector() if self._projector_alone_trains() else embeddings
-        patches = self.get_image_features(pixel_values).flatten(0, 1).to(embeddings.dtype)
+        patches = self.get_image_features(pixel_values).pooler_output.flatten(0, 1)
+        patches = patches.to(embeddings.device, embeddings.dtype)
         if image_positions is None:
             image_positions = (input_ids == self.config.image_token_id).flatten().nonzero().flatten()
         if len(image_positions) != len(patches):
@@ -140,7 +165,125 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"{len(image_positions)} image placeholders in input_ids, but {len(pixel_values)} images give "
                 f"{len(patches)} patch embeddings: the processor writes {self.vision_backbone.num_tokens} an image"
             )
+        image_positions = image_positions.to(embeddings.device)
         return embeddings.flatten(0, 1).index_copy(0, image_positions, patches).view_as(embeddings)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        image_positions: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """The LLM's `last_hidden_state` `[B, T, hidden_size]`; arguments are those of the whole VLM, without labels."""
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, pixel_values, image_positions)
+        return self.language_model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+        )
+
+
+class PrismaticForConditionalGeneration(PrismaticPreTrainedModel, GenerationMixin):
+    """A vision-language model with image placeholders in its token sequence.
+
+    `input_ids` hold `image_token_id` wherever a patch embedding goes; `pixel_values` hold the images of the rows that
+    have one, in order. Text-only rows, padding, packing, KV caches and labels then need no case of their own.
+
+    Args:
+        config: what to build.
+        llm: a ready LLM to take over; built from the config (new weights) when None.
+        vision_backbone: likewise a ready backbone.
+    """
+
+    def __init__(self, config: PrismaticConfig, llm: PreTrainedModel | None = None, vision_backbone=None):
+        super().__init__(config)
+        llm = llm or AutoModelForCausalLM.from_config(config.text_config)
+        self.model = PrismaticModel(config, llm.get_submodule(_base_of(llm)), vision_backbone)
+        self.take_llm(llm)
+        self.post_init()
+
+    @property
+    def llm(self) -> PreTrainedModel:
+        """The LLM by itself, as a causal language model.
+
+        It shares its modules with this model, where they have other names, and computes what comes after the head:
+        scaled or capped logits, losses.
+        """
+        llm, base = self.__dict__["_llm"]
+        if llm._modules[base] is not self.model.language_model:  # replaced, by peft for one
+            setattr(llm, base, self.model.language_model)
+        if llm.get_output_embeddings() is not self.lm_head:
+            llm.set_output_embeddings(self.lm_head)
+        if llm.training != self.training:
+            llm.training = self.training
+        return llm
+
+    def take_llm(self, llm: PreTrainedModel) -> None:
+        """Puts a causal language model in the place of the LLM."""
+        base, head = _base_of(llm), llm.get_output_embeddings()
+        self.model.language_model, self.lm_head = llm.get_submodule(base), head
+        places = {base: "model.language_model"}
+        for name, module in llm.named_children():
+            if module is head:
+                places[name] = "lm_head"
+            elif name != base:
+                self.add_module(name, module)
+        tied = getattr(llm, "_tied_weights_keys", None) or {}
+        self._tied_weights_keys = {_placed(one, places): _placed(two, places) for one, two in tied.items()}
+        self.__dict__["_llm"] = llm, base  # not among the modules, whose names it would double
+
+    @property
+    def vision_backbone(self) -> nn.Module:
+        """Of images."""
+        return self.model.vision_backbone
+
+    @property
+    def projector(self) -> nn.Module:
+        """From the backbone's features to embeddings of the LLM."""
+        return self.model.projector
+
+    def parts(self) -> dict[str, nn.Module]:
+        """What a stage trains or freezes."""
+        return {"vision_backbone": self.vision_backbone, "projector": self.projector, "llm": self.llm}
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
+        """As in any Hugging Face model; that of packed rows is tried first.
+
+        Raises:
+            ValueError: the LLM does not compute in packed rows what it computes otherwise.
+        """
+        asked = attn_implementation.get("text_config") if isinstance(attn_implementation, dict) else attn_implementation
+        if asked == SEGMENTED and not any(p.is_meta or is_placeholder(p) for p in self.llm.parameters()):
+            self_check.check_packing(self)
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
+    def get_input_embeddings(self):
+        """The LLM's token embedding."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        """Replaces the LLM's token embedding."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        """The LLM's head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings):
+        """Replaces the LLM's head."""
+        self.lm_head = new_embeddings
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """See `PrismaticModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    def embed(self, *args, **kwargs) -> torch.Tensor:
+        """See `PrismaticModel.embed`."""
+        return self.model.embed(*args, **kwargs)
 
     def forward(
         self,
@@ -178,21 +321,18 @@ class PrismaticForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
 
-    @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As in any Hugging Face model, except that a missing, unexpected or mismatched key raises ValueError."""
-        # Mismatched shapes are let through to be listed with the rest.
-        options = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
-        model, info = super().from_pretrained(*args, **options)
-        problems = {
-            k: sorted(map(str, info.get(k) or [])) for k in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        }
-        if any(problems.values()):
-            listed = "; ".join(
-                f"{k.replace('_', ' ')}: {', '.join(v[:5])} ({len(v)})" for k, v in problems.items() if v
-            )
-            raise ValueError(f"the checkpoint {args[0] if args else ''} does not hold this model: {listed}")
-        return (model, info) if output_loading_info else model
+
+def _base_of(llm: PreTrainedModel) -> str:
+    """The name that a causal language model has for what comes before its head."""
+    return next(name for name, module in llm.named_children() if isinstance(module, PreTrainedModel))
 
 
-AutoModelForImageTextToText.register(PrismaticConfig, PrismaticForConditionalGeneration)
+def _placed(name: str, places: dict[str, str]) -> str:
+    """A parameter's name here, by where its LLM's modules are."""
+    first, dot, rest = name.partition(".")
+    return places.get(first, first) + dot + rest
+
+
+AutoModel.register(PrismaticConfig, PrismaticModel)
+for _auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM):
+    _auto.register(PrismaticConfig, PrismaticForConditionalGeneration)

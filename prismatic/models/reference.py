@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from prismatic.checkpoints.epoch import save_model
+from prismatic.checkpoints.old_names import current_name
 from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.llm import get_llm_spec, list_llms, llm_config, load_llm, load_tokenizer
 from prismatic.models.load import build_processor, check_parts
@@ -49,7 +50,12 @@ SETTINGS = {  # its names and ours
 
 
 def our_name(name: str) -> str:
-    """Our name of a reference parameter, its module in front: `llm.norm.weight` of `llm_backbone.llm.norm.weight`."""
+    """Our name of a reference parameter: `lm_head.weight` of `llm_backbone.llm.lm_head.weight`."""
+    return current_name(_name_in_part(name))
+
+
+def _name_in_part(name: str) -> str:
+    """Its name with the part in front: `llm.norm.weight` of `llm_backbone.llm.norm.weight`."""
     for theirs, own in PREFIXES.items():
         if name.startswith(theirs):
             return own + name.removeprefix(theirs)
@@ -168,7 +174,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
             raise ValueError(f"{file}: its '{module}' is not a dict of tensors; {expected}")
         if not tensors:
             raise ValueError(f"{file}: its '{module}' is empty: it was cut down or written by another program")
-        state |= {our_name(f"{module}.{name}"): tensor.float() for name, tensor in tensors.items()}
+        state |= {_name_in_part(f"{module}.{name}"): tensor.float() for name, tensor in tensors.items()}
     if strange := [name for name in state if name.startswith("llm_backbone.")]:
         raise ValueError(f"{file}: unexpected tensors {', '.join(strange[:5])}: those of an LLM begin with llm.")
     return state

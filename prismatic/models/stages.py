@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from prismatic.checkpoints.old_names import PEFT
 from prismatic.models.deferred_weights import is_placeholder, placeholder
 from prismatic.models.lora import add_lora
 from prismatic.models.quantize import parameter_count
@@ -26,7 +27,7 @@ def set_trainable(model: nn.Module, stage: str) -> None:
         "full-finetune": ("projector", "llm", "vision_backbone"),
         "lora": ("projector",),
     }[stage]
-    for name, part in model.named_children():
+    for name, part in model.parts().items():
         part.requires_grad_(name in trained)
 
 
@@ -41,9 +42,14 @@ def trained_and_frozen(model: nn.Module) -> list[tuple[str, int, int]]:
     rows = []
     named = [(n, p) for n, p in model.named_parameters() if "original_module" not in n]  # peft keeps an unused copy
     for part in ("vision_backbone", "projector", "llm"):
-        sizes = [(parameter_count(p), p.requires_grad) for n, p in named if part in n.split(".")[:3]]
+        sizes = [(parameter_count(p), p.requires_grad) for n, p in named if _part_of(n) == part]
         rows.append((part, sum(n for n, t in sizes if t), sum(n for n, t in sizes if not t)))
     return rows
+
+
+def _part_of(name: str) -> str:
+    first = name.removeprefix(PEFT).removeprefix("model.").partition(".")[0]
+    return first if first in ("vision_backbone", "projector") else "llm"
 
 
 def halve_frozen(model: nn.Module) -> None:

@@ -151,7 +151,7 @@ def test_several_images_are_seen_in_order(tmp_path):
     assert count == [2 * tokens, 0, tokens]
     pictures = [transform(Image.open(tmp_path / f"{name}.png")) for name in "ab"]
     with torch.inference_mode():
-        features = model.get_image_features(torch.stack(pictures)).flatten(0, 1)
+        features = model.get_image_features(torch.stack(pictures)).pooler_output.flatten(0, 1)
         text = encode_row(source[0] | {"image": []}, processor, 100, "finetune")[0]
         words = model.get_input_embeddings()(torch.tensor(text))
         by_hand = model.llm(inputs_embeds=torch.cat([words[:1], features, words[1:]])[None]).logits

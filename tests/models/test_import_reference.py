@@ -27,7 +27,8 @@ def in_reference_names(model):
     """The modules of a reference checkpoint with a model's weights, for MLP projectors."""
     modules = {"projector": {}, "llm_backbone": {}, "vision_backbone": {}}
     featurizers = {"vit": "featurizer", "parts.0.vit": "dino_featurizer", "parts.1.vit": "siglip_featurizer"}
-    for name, value in model.state_dict().items():
+    named = {f"{part}.{n}": v for part, module in model.parts().items() for n, v in module.state_dict().items()}
+    for name, value in named.items():
         module, _, rest = name.partition(".")
         if module == "vision_backbone":
             place, _, parameter = rest.partition("vit.")
@@ -40,8 +41,8 @@ def in_reference_names(model):
 def trained(model, *parts):
     """The model after a training, of sorts, of some of its parts."""
     torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if name.startswith(parts):
+    for part in parts:
+        for parameter in model.parts()[part].parameters():
             parameter.data.add_(torch.randn_like(parameter) * parameter.data.std().nan_to_num(0.02) * 0.3)
     return model.eval()
 
@@ -58,7 +59,7 @@ def miniature():
     """A finetuned model and its run's modules."""
     torch.manual_seed(0)
     model, processor = prismatic.build(*MINIATURE.values())
-    trained(model, "llm.", "projector.")
+    trained(model, "llm", "projector")
     modules = in_reference_names(model)
     del modules["vision_backbone"]
     return model, processor, modules
@@ -98,7 +99,7 @@ def test_only_the_projector_of_stage_align(miniature, tmp_path):
 
 def test_blocks_that_moved_to_the_projector(tmp_path):
     model, processor = prismatic.build("miniature", "miniature", "truncated")
-    modules = in_reference_names(trained(model, "llm.", "projector."))
+    modules = in_reference_names(trained(model, "llm", "projector"))
     del modules["vision_backbone"]
     run = write_run(tmp_path / "run", modules, CONFIG | {"arch_specifier": "no-align+truncated"})
     import_reference(run, tmp_path / "out", image_resize_strategy="resize-naive")
@@ -114,7 +115,7 @@ def test_two_trained_backbones_with_what_their_features_leave_out(tmp_path, monk
                                                                        "vit_base_patch16_siglip_224"))  # fmt: skip
     monkeypatch.setitem(registry._specs, "small-fused", BackboneSpec("small-fused", parts=parts, image_size=48))
     model, processor = prismatic.build("small-fused", "miniature", "fused-gelu-mlp", pretrained=False)
-    modules = in_reference_names(trained(model, "llm.", "projector.", "vision_backbone."))
+    modules = in_reference_names(trained(model, "llm", "projector", "vision_backbone"))
     for name, part in zip(("dino_featurizer", "siglip_featurizer"), parts, strict=True):
         whole = {f"{name}.{key}": value for key, value in build_vit(part).state_dict().items()}
         assert modules["vision_backbone"].keys() & whole.keys() < whole.keys()

@@ -42,7 +42,7 @@ def vlm(backbone="miniature", projector="gelu-mlp", seed=0, **options):
     """A VLM with the miniature LLM's real weights (random ones repeat few tokens) and a random projector."""
     torch.manual_seed(seed)
     model, processor = prismatic.build(backbone, "miniature", projector, pretrained=False, **options)
-    model.llm = prismatic.build("miniature", "miniature", "linear")[0].llm
+    model.take_llm(prismatic.build("miniature", "miniature", "linear")[0].llm)
     with torch.no_grad():
         for parameter in model.projector.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
@@ -130,11 +130,11 @@ def test_a_checkpoint_that_does_not_hold_the_model_is_refused(damage, tmp_path):
     model, processor = vlm()
     model.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
-    key = "vision_backbone.vit.pos_embed"
+    key = "model.vision_backbone.vit.pos_embed"
     if damage == "missing":
         del state[key]
     elif damage == "unexpected":
-        state["vision_backbone.vit.stray"] = torch.zeros(2)
+        state["model.vision_backbone.vit.stray"] = torch.zeros(2)
         key = "stray"
     else:
         state[key] = state[key][:, :-1].contiguous()
@@ -232,18 +232,18 @@ def test_adapters_and_models_that_were_changed_are_refused(tmp_path):
             lambda t: {k.replace("layers.0.", "layers.9."): v for k, v in t.items()},
             "unexpected: .*layers.9",
         ),
-        ("adapters", lambda t: t | {"base_model.model.llm.evil.lora_A.weight": torch.zeros(3)}, "unexpected: .*evil"),
+        ("adapters", lambda t: t | {"base_model.model.evil.lora_A.weight": torch.zeros(3)}, "unexpected: .*evil"),
         ("adapters", lambda t: {k: v[:1] for k, v in t.items()}, "does not hold the adapters of this model"),
         ("adapters", lambda t: {k: nan(v) for k, v in t.items()}, "are damaged: .* infinite or not a number"),
         (
             "whole",
-            lambda t: {k: nan(v) if k == "projector.0.weight" else v for k, v in t.items()},
-            "are damaged: projector.0.weight",
+            lambda t: {k: nan(v) if k == "model.projector.0.weight" else v for k, v in t.items()},
+            "are damaged: model.projector.0.weight",
         ),
         (
             "whole",
-            lambda t: {k: whole_number(v) if k == "projector.0.weight" else v for k, v in t.items()},
-            "projector.0.weight is I32",
+            lambda t: {k: whole_number(v) if k == "model.projector.0.weight" else v for k, v in t.items()},
+            "model.projector.0.weight is I32",
         ),
     ):
         folder = tmp_path / "changed"

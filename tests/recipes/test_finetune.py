@@ -58,7 +58,7 @@ def test_a_finetune_leaves_a_usable_run(tmp_path, capsys):
 
     model, processor = prismatic.load(folder)
     trained = load_file(latest_checkpoint(folder) / "model.safetensors")
-    assert torch.equal(model.projector.state_dict()["0.weight"], trained["projector.0.weight"])
+    assert torch.equal(model.projector.state_dict()["0.weight"], trained["model.projector.0.weight"])
     start, _ = prismatic.build("miniature-aligned", "miniature", "gelu-mlp")
     same = dict(start.vision_backbone.named_parameters())
     assert all(torch.equal(p, same[n]) for n, p in model.vision_backbone.named_parameters()), "the backbone is frozen"

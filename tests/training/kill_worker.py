@@ -116,7 +116,9 @@ def log_length(folder: Path) -> int:
 
 def main() -> None:
     out, (world, least, steps) = Path(sys.argv[1]), map(int, sys.argv[2:])
+    began = time.monotonic()
     assert not wait(start(out / "whole", world, steps), 300) and (out / "whole" / "weights.safetensors").exists()
+    step = (time.monotonic() - began) / steps  # its start included: machines differ
     rng, kills = random.Random(world), 0
     while not (out / "killed" / "weights.safetensors").exists():
         assert kills <= least, "it did not finish though nobody killed it"
@@ -125,12 +127,12 @@ def main() -> None:
             kills += bool(wait(alive, 300))
             continue
         if rng.random() < 0.2:  # while it starts, or any time in its first few steps
-            alive = wait(alive, rng.uniform(0, 1))
+            alive = wait(alive, rng.uniform(0, 4 * step))
         else:
             until = log_length(out / "killed") + rng.randint(1, 2)
             while (alive := wait(alive, 0.01)) and log_length(out / "killed") < until:
                 pass
-            alive = wait(alive, rng.uniform(0, 0.05))
+            alive = wait(alive, rng.uniform(0, step))
         if alive:
             os.kill(rng.choice(alive), signal.SIGKILL)
             kills += 1

@@ -5,6 +5,7 @@ import torch
 from golden_cases import golden_dir, load_json, load_tensors, requires_golden
 from reference import build, ours
 
+import prismatic
 from prismatic.models.stages import halve_frozen, set_trainable, trained_and_frozen
 from prismatic.training.optim import cosine_rate, decays, learning_rate, parameter_groups
 
@@ -89,12 +90,18 @@ def test_vectors_and_biases_do_not_decay():
 
 
 def test_halving_touches_only_what_is_frozen():
-    model = torch.nn.ModuleDict({"vision_backbone": torch.nn.Linear(2, 3), "projector": torch.nn.Linear(3, 4)})
+    model, _ = prismatic.build("miniature", "miniature", "linear", pretrained=False)
+    sizes = {part: sum(p.numel() for p in module.parameters()) for part, module in model.parts().items()}
     set_trainable(model, "align")
     halve_frozen(model)
-    assert model["vision_backbone"].weight.dtype == torch.bfloat16
-    assert model["projector"].weight.dtype == torch.float32
-    assert trained_and_frozen(model)[:2] == [("vision_backbone", 0, 9), ("projector", 16, 0)]
+    for part, module in model.parts().items():
+        expected = torch.float32 if part == "projector" else torch.bfloat16
+        assert {p.dtype for p in module.parameters()} == {expected}
+    assert trained_and_frozen(model) == [
+        ("vision_backbone", 0, sizes["vision_backbone"]),
+        ("projector", sizes["projector"], 0),
+        ("llm", 0, sizes["llm"]),
+    ]
 
 
 def test_unknown_stage_is_refused():
