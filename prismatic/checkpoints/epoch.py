@@ -13,7 +13,7 @@ from torch import nn
 
 from prismatic.checkpoints.step import EPOCH_NAME, MANIFEST, problem_with, step_folders, step_of
 from prismatic.training.processes import on_main
-from vision_backbones.files import describe, put_folder, read_json, write_json
+from vision_backbones.files import describe, put_folder, read_json, write_json, write_text
 from vision_backbones.weights import write_tensors
 
 OPTIMIZER = "optimizer"
@@ -33,7 +33,7 @@ def save_model(
         folder: to write.
         weights: state dict of a sharded model.
         replace: put it in the place of an existing folder.
-        metadata: contents of JSON files beside them, by name.
+        metadata: contents of JSON files (or of text files) beside them, by name.
 
     Raises:
         ValueError: the folder exists.
@@ -47,7 +47,8 @@ def save_model(
         model.save_pretrained(tmp_path, **({} if weights is None else {"state_dict": weights}))
         processor.save_pretrained(tmp_path)
         for name, content in (metadata or {}).items():
-            write_json(tmp_path / name, content)
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (write_text if isinstance(content, str) else write_json)(tmp_path / name, content)
         put_folder(tmp_path, folder)
     except BaseException:
         shutil.rmtree(tmp_path, ignore_errors=True)

@@ -163,7 +163,16 @@ def find_model(path_or_name: str | Path) -> Path | None:
     return next((refuse_code(place) for place in places if place.exists()), None)
 
 
-def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge: bool = True, base: str | None = None):
+def load(
+    path_or_name: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    merge: bool = True,
+    base: str | None = None,
+    device_map: str | dict | None = None,
+    quantization_config: object = None,
+    attn_implementation: str | dict | None = None,
+):
     """A trained VLM and its processor, ready to `generate`.
 
     Args:
@@ -172,36 +181,56 @@ def load(path_or_name: str | Path, *, dtype: torch.dtype = torch.float32, merge:
         dtype: of the weights.
         merge: fold LoRA adapters into the weights; otherwise the peft model is given.
         base: where the LLM (or the run, ...) that LoRA adapters adapt lies now, if it was moved (see `relocated`).
+        device_map: as `from_pretrained` of transformers takes it; likewise those that follow. For whole models.
+        quantization_config: of bitsandbytes, torchao, ...
+        attn_implementation: of the LLM.
 
     Raises:
-        ValueError: nothing is found there, naming similar folders; or its configuration names Python code to run.
+        ValueError: nothing is found there, naming similar folders; its configuration names Python code to run; or
+            options of whole models are given for adapters or a step checkpoint.
     """
     path = find_model(path_or_name)
+    given = {
+        "device_map": device_map, "quantization_config": quantization_config, "attn_implementation": attn_implementation
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
     if path is None:
-        return _load_from_hub(str(path_or_name), dtype)
+        return _load_from_hub(str(path_or_name), dtype, given)
     if (path / "checkpoints").is_dir():
         newest = latest_checkpoint(path)
         if newest is None:
             raise ValueError(f"the run {path} holds no checkpoint yet")
         path = refuse_code(newest)
+    in_parts = (path / STATE_JSON).is_file() or (path / "adapter_config.json").is_file()
+    if in_parts and given:
+        raise ValueError(
+            f"{path} is no whole model, which {', '.join(given)} is for: write one first (prismatic export)"
+        )
     if (path / STATE_JSON).is_file():
         return _load_step(path, dtype, merge, base)
     if (path / "adapter_config.json").is_file():
         return _load_adapters(path, dtype, merge, base)
     if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
         raise ValueError(f"{path} holds neither config.json nor checkpoints/, or no *.safetensors: give a saved model")
-    return _from_pretrained(path, dtype)
+    return _from_pretrained(path, dtype, given)
 
 
-def _from_pretrained(source: str | Path, dtype: torch.dtype):
-    options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+def _from_pretrained(source: str | Path, dtype: torch.dtype, given: dict):
+    options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False} | given
     try:
         model = PrismaticForConditionalGeneration.from_pretrained(source, **options)
     except SafetensorError as error:
         raise ValueError(f"the weights in {source} are damaged ({error}): copy or download them again") from None
     if Path(source).is_dir():
         _check_files(Path(source), model)
-    check_numbers(dict(model.named_parameters()), source)
+    check_numbers(
+        {
+            name: p
+            for name, p in model.named_parameters()
+            if type(p.data) is torch.Tensor and p.is_floating_point() and not p.is_meta
+        },
+        source,
+    )  # not quantised ones, nor those that wait on a disk
     return model, PrismaticProcessor.from_pretrained(source, trust_remote_code=False)
 
 
@@ -216,10 +245,10 @@ def _check_files(folder: Path, model: PrismaticForConditionalGeneration) -> None
                     raise ValueError(f"weights {path} are damaged: {name} is {kind}, expected floating-point numbers")
 
 
-def _load_from_hub(name: str, dtype: torch.dtype):
+def _load_from_hub(name: str, dtype: torch.dtype, given: dict):
     neighbours = [str(p) for folder in (Path(name).parent, Path("runs")) for p in folder.glob("*") if p.is_dir()]
     try:
-        return _from_pretrained(name, dtype)
+        return _from_pretrained(name, dtype, given)
     except OSError as error:
         hint = suggest(name, neighbours, otherwise="give a run, its id under runs/, or a Hugging Face id")
         raise ValueError(f"no model called {name!r}, neither here nor on the hub: {hint}") from error
@@ -237,6 +266,24 @@ def _load_adapters(path: Path, dtype: torch.dtype, merge: bool, base: str | None
     model = with_adapters(model, path)
     processor = PrismaticProcessor.from_pretrained(path, trust_remote_code=False)
     return (model.merge_and_unload() if merge else model).to(dtype).eval(), processor
+
+
+def of_parts(folder: Path, dtype: torch.dtype | str | None = None, **options) -> PrismaticForConditionalGeneration:
+    """The model that a folder of parts without weights means, for `from_pretrained` (see `lora.beside_adapters`).
+
+    Raises:
+        ValueError: options ask for more than a dtype, which only a whole model's folder can give.
+    """
+    unknown = [name for name in ("device_map", "quantization_config", "attn_implementation") if options.get(name)]
+    if unknown:
+        raise ValueError(
+            f"{', '.join(unknown)}: {folder} holds no weights, but names the parts they come from; write a whole model "
+            "first (prismatic export) and load that"
+        )
+    parts = check_parts_named(read_object(folder / PARTS_FILE), folder / PARTS_FILE)
+    model, _ = start(**relocated(parts, None, folder))
+    dtype = getattr(torch, dtype) if dtype in ("float32", "bfloat16", "float16") else dtype
+    return model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32).eval()
 
 
 def _load_step(path: Path, dtype: torch.dtype, merge: bool, base: str | None):

@@ -1,5 +1,6 @@
 """LoRA adapters on the LLM: added, written beside what they adapt, put back strictly."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,31 @@ if TYPE_CHECKING:
 
 MOVABLE = ("init_from", "llm", "vision_backbone")  # arguments of `start` that may lie on this disk
 LLM, OLD_LLM = r"model\.language_model\.", r"llm\."  # what adapters are put on
+BASE = "base"  # a folder beside adapters: what they adapt
 PARTS_FILE = "prismatic_parts.json"  # beside LoRA adapters: the arguments of `prismatic.models.load.start`
+
+CARD = """\
+---
+library_name: peft
+pipeline_tag: image-text-to-text
+tags: [prismatic, lora]
+---
+
+LoRA adapters, and a projector, of a vision-language model that is put together from these parts:
+
+```json
+{settings}
+```
+
+```python
+import prismatic
+
+model, processor = prismatic.load("this folder")  # adapters merged; merge=False keeps them
+```
+
+With peft: `AutoPeftModelForCausalLM.from_pretrained("this folder")` after `import prismatic`, as long as
+the folder is where `base_model_name_or_path` in adapter_config.json says.
+"""
 
 
 def add_lora(
@@ -52,6 +77,7 @@ def add_lora(
         options["target_parameters"] = [f"model.language_model.{name.partition('.')[2]}" for name in experts]
         if dropout:
             raise ValueError(f"--lora.dropout is {dropout}: experts' adapters have none; set 0, or name --lora.targets")
+    options["task_type"] = "CAUSAL_LM"  # so that peft's AutoPeftModelForCausalLM reads them
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, **options))
 
 
@@ -126,6 +152,21 @@ def _is_gone(value: str | None) -> bool:
 def save_parts(folder: Path, parts: dict) -> None:
     """Writes beside LoRA adapters what they adapt: the arguments of `start`."""
     write_json(folder / PARTS_FILE, parts)
+
+
+def beside_adapters(model, parts: dict, folder: Path) -> dict[str, dict | str]:
+    """Contents of the files that go with adapters to `folder`, by name; peft is told what the adapters adapt.
+
+    `base/` is a model folder without weights, which `from_pretrained` puts together from its parts: so peft's own
+    classes find what they load adapters onto.
+    """
+    config = model.get_base_model().config.to_dict() | {"architectures": [type(model.get_base_model()).__name__]}
+    for adapter in model.peft_config.values():
+        adapter.base_model_name_or_path = str((folder / BASE).absolute())
+    return {
+        PARTS_FILE: parts, f"{BASE}/config.json": config, f"{BASE}/{PARTS_FILE}": parts,
+        "README.md": CARD.format(settings=json.dumps(parts, indent=1)),
+    }  # fmt: skip
 
 
 def _as_today(folder: Path) -> dict:

@@ -1,5 +1,8 @@
 """The VLM: vision backbone, projector and LLM as one Hugging Face model."""
 
+from importlib import import_module
+from pathlib import Path
+
 import torch
 from torch import nn
 from transformers import (
@@ -18,6 +21,7 @@ from prismatic.models import self_check
 from prismatic.models.attention import SEGMENTED
 from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.deferred_weights import is_placeholder
+from prismatic.models.lora import PARTS_FILE
 from prismatic.models.projectors import TAIL_BLOCKS, build_projector, check_projector
 from vision_backbones import BackboneSpec, create_backbone
 
@@ -42,10 +46,20 @@ class PrismaticPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As in any Hugging Face model, except that a missing, unexpected or mismatched key raises ValueError."""
+        """As in any Hugging Face model, except that a missing, unexpected or mismatched key raises ValueError.
+
+        A folder that names the parts of a model in the place of weights (what adapters adapt) gives the model of these.
+        A quantization config that names no modules to leave alone quantises the LLM but its head.
+        """
+        folder = Path(args[0] if args else kwargs.get("pretrained_model_name_or_path", ""))
+        if (folder / PARTS_FILE).is_file() and not (folder / "adapter_config.json").is_file():
+            return import_module("prismatic.models.load").of_parts(folder, **kwargs)
         # Mismatched shapes are let through to be listed with the rest.
         options = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
         options["key_mapping"] = KEY_MAPPING | (kwargs.get("key_mapping") or {})
+        for skipped in ("llm_int8_skip_modules", "modules_to_not_convert"):  # bitsandbytes', and that of others
+            if getattr(kwargs.get("quantization_config"), skipped, ...) is None:
+                setattr(kwargs["quantization_config"], skipped, ["model.vision_backbone", "model.projector", "lm_head"])
         model, info = super().from_pretrained(*args, **options)
         problems = {
             k: sorted(map(str, info.get(k) or [])) for k in ("missing_keys", "unexpected_keys", "mismatched_keys")

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from prismatic.checkpoints.epoch import TRAINED, epoch_folder, has_epoch, save_model
 from prismatic.checkpoints.run_folder import slower
 from prismatic.models.load import start
-from prismatic.models.lora import PARTS_FILE
+from prismatic.models.lora import beside_adapters
 from prismatic.training import sharding
 
 
@@ -47,8 +47,9 @@ class EpochModels:
         weights = sharding.full_state(self.model, adapters=config.stage == "lora")
         if accelerator.is_main_process:
             metadata = {TRAINED: {"step": steps_done, "epoch": epoch + 1}}
-            metadata |= {PARTS_FILE: self.parts} if config.stage == "lora" else {}
             folder = epoch_folder(self.run_dir, epoch)
+            if config.stage == "lora":
+                metadata |= beside_adapters(self.model, self.parts, folder)
             try:
                 save_model(self._unquantized(), self.processor, folder, weights, replace=True, metadata=metadata)
             except (OSError, SafetensorError) as error:
