@@ -51,7 +51,7 @@ def soft_capped_attention(qkv: torch.Tensor, cap: float, scale: float, dropout: 
 
     In low precision the matrix products are rounded; cap and softmax are float32. There are no second derivatives.
     """
-    if not dropout:
+    if not dropout and not torch.compiler.is_compiling():  # compilers fuse the formula themselves
         return _SoftCapped.apply(qkv, cap, scale)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     logits = cap * torch.tanh((q * scale) @ k.transpose(-2, -1) / cap)

@@ -172,6 +172,10 @@ class PrismaticModel(PrismaticPreTrainedModel):
             return embeddings + self._idle_projector() if self._projector_alone_trains() else embeddings
         patches = self.get_image_features(pixel_values).pooler_output.flatten(0, 1)
         patches = patches.to(embeddings.device, embeddings.dtype)
+        if image_positions is None and torch.compiler.is_compiling():  # no shape may depend on what is in input_ids
+            marks = input_ids == self.config.image_token_id
+            torch._assert_async(marks.sum() == len(patches), "not as many image placeholders as patch embeddings")
+            return embeddings.masked_scatter(marks[..., None].expand_as(embeddings), patches)
         if image_positions is None:
             image_positions = (input_ids == self.config.image_token_id).flatten().nonzero().flatten()
         if len(image_positions) != len(patches):
