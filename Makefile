@@ -37,11 +37,11 @@ setup: .venv/installed
 
 ## The test suite, a file or a class at a time on each of up to four cores. ARGS="tests/test_docs.py -k align": just that.
 PARALLEL := -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
-test: setup .venv/tokenizers .venv/templates .venv/quantize
+test: setup .venv/tokenizers .venv/templates .venv/quantize .venv/trackers
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(PARALLEL))
 
 ## The long tests: kill campaigns, two nodes, the study in small, plans of every named model, ...
-test-slow: setup .venv/tokenizers .venv/templates .venv/quantize
+test-slow: setup .venv/tokenizers .venv/templates .venv/quantize .venv/trackers .venv/serving
 	$(BIN)/python -m pytest -m "slow and not gpu and not network" $(if $(ARGS),$(ARGS),$(PARALLEL))
 
 # Mistral's real sentencepiece model, for tokenizer tests. Beside site-packages: transformers changes its behaviour when
@@ -58,6 +58,16 @@ test-slow: setup .venv/tokenizers .venv/templates .venv/quantize
 # What --quantize computes with. Beside site-packages, for peft imports it wherever it is, which takes seconds.
 .venv/quantize: .venv/installed
 	-$(BIN)/python -m pip install --quiet --no-deps --target .venv/quantize bitsandbytes torchao
+	mkdir -p $@ && touch $@
+
+# What writes and reads TensorBoard's files: a tenth of what tensorboard declares, without its server.
+.venv/trackers: .venv/installed
+	-$(BIN)/python -m pip install --quiet --no-deps --target .venv/trackers tensorboard protobuf absl-py
+	mkdir -p $@ && touch $@
+
+# The server of transformers, and a client of it.
+.venv/serving: .venv/installed
+	-$(BIN)/python -m pip install --quiet --target .venv/serving openai fastapi uvicorn
 	mkdir -p $@ && touch $@
 
 ## Plant 200 small faults, one at a time, and see which of them no test notices; half an hour. Not part of CI.

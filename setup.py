@@ -62,6 +62,7 @@ setup(
         "completion": ["shtab>=1.6"],
         "smollm2": ["gguf>=0.10"],
         "quantize": ["bitsandbytes>=0.48"],
+        "clients": ["trl>=1.16", "bitsandbytes>=0.48", "torchao", "openai>=1.98", "fastapi", "uvicorn"],
         "trackers": ["tensorboard", "trackio", "wandb"],
     },
 )

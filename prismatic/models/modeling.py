@@ -14,6 +14,10 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 from transformers.utils import can_return_tuple
 
 from prismatic.checkpoints.old_names import KEY_MAPPING
@@ -354,3 +358,5 @@ def _placed(name: str, places: dict[str, str]) -> str:
 AutoModel.register(PrismaticConfig, PrismaticModel)
 for _auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM):
     _auto.register(PrismaticConfig, PrismaticForConditionalGeneration)
+for _names in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
+    _names[PrismaticConfig.model_type] = PrismaticForConditionalGeneration.__name__  # where clients look up model types
