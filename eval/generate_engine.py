@@ -1,4 +1,4 @@
-"""Other models, and audits: batched answers through `generate` alone, nothing shared between questions."""
+"""Other models, and audits: batched answers through `generate`."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from eval.engine import Answer, Question, SharedPrefixEngine, chosen, too_long
+from eval.shared_images import SharedImages
 from eval.sharing import sharing_problem
 from eval.task import Generate
 from prismatic.models.load import find_model
@@ -37,6 +38,7 @@ class PlainEngine:
         self.model, self.processor, self.batch_size = model, processor, batch_size
         self.device = next(model.parameters()).device
         processor.tokenizer.padding_side = "left"
+        self.shared = SharedImages(model, self._inputs, share=batch_size > 1)
 
     def prepare(self, image: Image.Image) -> Image.Image:
         """The picture; processors take pictures together with their prompts."""
@@ -81,6 +83,7 @@ class PlainEngine:
                 solve = self._generate if isinstance(kind, Generate) else self._choose
                 for number, answer in zip(part, solve([pictures[q.image] for q in some], some, kind), strict=True):
                     answers[number] = answer
+        self.shared.forget()
         return answers
 
     def _too_long(self, question: Question) -> str | None:
@@ -93,7 +96,7 @@ class PlainEngine:
     def _read(self, pictures, questions: list[Question]) -> dict:
         if self.model.config.model_type == "prismatic":
             return self._placed(self.processor.ask([q.prompt for q in questions], list(pictures)))
-        return self._inputs(pictures, [self.text_of(q.prompt) for q in questions])
+        return self.shared.inputs(pictures, [self.text_of(q.prompt) for q in questions])
 
     def _inputs(self, pictures, texts: list[str]) -> dict:
         bos = self.processor.tokenizer.bos_token
@@ -115,25 +118,10 @@ class PlainEngine:
         inputs = self._read(pictures, questions)
         options = self.option_ids(kind.options)
         if all(len(option) == 1 for option in options):
-            logits = self.model(**inputs).logits[:, -1].float()
-            scores = logits[:, torch.tensor(options, device=self.device).flatten()]
+            scores = self.shared.end(inputs).float()[:, torch.tensor(options, device=self.device).flatten()]
         else:
-            scores = torch.stack([self._score(inputs, option) for option in options], dim=1)
+            scores = self.shared.log_probabilities(inputs, options)
         return [chosen(kind, row) for row in scores.softmax(-1).tolist()]
-
-    def _score(self, inputs: dict, option: list[int]) -> torch.Tensor:
-        """Log probability `[rows]` of an option after the prompts."""
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        added = torch.tensor(option, device=ids.device).expand(len(ids), -1)
-        read = added[:, :-1]
-        inputs = inputs | {
-            "input_ids": torch.cat([ids, read], dim=1),
-            "attention_mask": torch.cat([mask, torch.ones_like(read)], dim=1),
-        }
-        for name in inputs.keys() & {"token_type_ids", "mm_token_type_ids"}:  # 0 is text
-            inputs[name] = torch.cat([inputs[name], torch.zeros_like(read)], dim=1)
-        logits = self.model(**inputs).logits[:, -len(option) :].float().log_softmax(-1)
-        return logits.gather(2, added[..., None]).sum((1, 2))
 
 
 def load_engine(

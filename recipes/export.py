@@ -10,12 +10,18 @@ Write a trained model as a plain save_pretrained folder, which prismatic.load re
   prismatic export runs/mine exported/mine --dtype bfloat16
   prismatic export runs/mine/checkpoints/step-00001500 exported/step-1500
   prismatic export runs/mine-lora exported/adapters --keep_adapters
+  prismatic export runs/mine exported/mine-llava --format llava
 
 RUN is a run (its newest checkpoint is taken), the folder of an epoch, a step checkpoint of any number of processes,
 LoRA adapters, or any other model that prismatic.load reads. LoRA adapters are merged in float32 and then converted,
 unless they are to be kept: then they are written as peft does, with prismatic_parts.json, which says what they adapt.
+
+--format llava writes transformers' LlavaForConditionalGeneration with its processor, for programs that serve LLaVA. It
+takes CLIP or SigLIP, the projectors linear and gelu-mlp, and images resized by resize-naive; what would not compute the
+same is refused with the reason. `prismatic import-llava` reads such folders.
 """
 DTYPES = ("float32", "bfloat16", "float16")
+FORMATS = ("prismatic", "llava")
 
 
 def main(argv: list[str]) -> None:
@@ -32,13 +38,23 @@ def main(argv: list[str]) -> None:
         "--base", help="current path of the base LLM of LoRA adapters, if it has moved; PART=PATH,... for other parts"
     )
     parser.add_argument("--keep_adapters", action="store_true", help="write LoRA adapters without merging them")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="prismatic", help="prismatic (default), or llava, as transformers has it"
+    )
     try:
         print(f"wrote {export(**vars(parser.parse_args(argv)))}")
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
-def export(run: str, out: Path, dtype: str = "float32", keep_adapters: bool = False, base: str | None = None) -> Path:
+def export(
+    run: str,
+    out: Path,
+    dtype: str = "float32",
+    keep_adapters: bool = False,
+    base: str | None = None,
+    format: str = "prismatic",
+) -> Path:
     """Writes the model to the new folder `out`.
 
     Args:
@@ -47,9 +63,11 @@ def export(run: str, out: Path, dtype: str = "float32", keep_adapters: bool = Fa
         dtype: name of the precision of every tensor.
         base: where what adapters adapt lies now, if it was moved.
         keep_adapters: write peft adapters and what they adapt, instead of merging.
+        format: "prismatic", or "llava": see `prismatic.models.llava.export_llava`.
 
     Raises:
-        ValueError: nothing is at `run`, `out` exists, there are no adapters to keep, or the checkpoint is damaged.
+        ValueError: nothing is at `run`, `out` exists, there are no adapters to keep, the checkpoint is damaged, or the
+            model cannot be expressed exactly in that format.
     """
     import torch
 
@@ -59,7 +77,15 @@ def export(run: str, out: Path, dtype: str = "float32", keep_adapters: bool = Fa
 
     if out.exists():
         raise ValueError(f"{out} exists already: choose another folder")
+    if keep_adapters and format == "llava":
+        raise ValueError("--format llava holds whole models, no adapters: leave out --keep_adapters, to merge them")
     parts = adapted(run) if keep_adapters else None
+    if format == "llava":
+        from prismatic.models.llava import export_llava
+
+        for note in export_llava(*load(run, base=base), out, dtype):
+            print(f"note: {note}")
+        return out
     model, processor = load(run, dtype=getattr(torch, dtype), merge=not keep_adapters, base=base)
     if parts is None:
         return save_model(model, processor, out)

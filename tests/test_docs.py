@@ -156,6 +156,8 @@ def test_settings_and_files_named_in_the_docs_exist():
     configs += (ReproduceConfig, make_llm.Config, make_vit.Config)
     flags = {flag for config in configs for flag in _flags(config)}
     flags |= {"config_path", "help", "config_file", "backbone", "keep_adapters", "dtype", "quick"}
+    flags |= {"dry_run", "eval", "private"}  # of push
+    flags |= {"format", "mmproj", "clip", "image"}  # of export, and of the converters of llama.cpp
     flags |= {"device", "toy", "minutes"}  # of benchmarks/gpu.py
     flags |= {"num_processes", "machine_rank", "main_process_ip", "cpu", "standalone", "nproc_per_node"}  # launchers'
     for page in PAGES:

@@ -19,6 +19,7 @@ from vision_backbones.weights import write_tensors
 OPTIMIZER = "optimizer"
 STATE_FILE = "training.safetensors"
 STATES = ("checkpoints/last", "checkpoints/previous")  # the newest state that training on images continues from first
+PARTS_FILE = "prismatic_parts.json"  # beside LoRA adapters: the arguments of `prismatic.models.load.start`
 TRAINED = "trained.json"  # after how many steps and epochs an epoch's model was saved
 
 

@@ -286,6 +286,9 @@ def of_parts(folder: Path, dtype: torch.dtype | str | None = None, **options) ->
     return model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32).eval()
 
 
+PrismaticForConditionalGeneration.of_parts = staticmethod(of_parts)
+
+
 def _load_step(path: Path, dtype: torch.dtype, merge: bool, base: str | None):
     """A checkpoint that training continues from holds what is trained; the rest is put together again."""
     if problem := problem_with(path):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from prismatic.checkpoints.epoch import PARTS_FILE
 from prismatic.checkpoints.old_names import KEY_MAPPING, current_name
 from vision_backbones.files import write_json
 from vision_backbones.weights import check_numbers
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 MOVABLE = ("init_from", "llm", "vision_backbone")  # arguments of `start` that may lie on this disk
 LLM, OLD_LLM = r"model\.language_model\.", r"llm\."  # what adapters are put on
 BASE = "base"  # a folder beside adapters: what they adapt
-PARTS_FILE = "prismatic_parts.json"  # beside LoRA adapters: the arguments of `prismatic.models.load.start`
 
 CARD = """\
 ---

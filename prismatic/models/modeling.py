@@ -1,7 +1,8 @@
 """The VLM: vision backbone, projector and LLM as one Hugging Face model."""
 
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -20,12 +21,12 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import can_return_tuple
 
+from prismatic.checkpoints.epoch import PARTS_FILE
 from prismatic.checkpoints.old_names import KEY_MAPPING
 from prismatic.models import self_check
 from prismatic.models.attention import SEGMENTED
 from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.deferred_weights import is_placeholder
-from prismatic.models.lora import PARTS_FILE
 from prismatic.models.projectors import TAIL_BLOCKS, build_projector, check_projector
 from vision_backbones import BackboneSpec, create_backbone
 
@@ -42,6 +43,7 @@ class PrismaticPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    of_parts: ClassVar[Callable]  # what `prismatic.models.load` puts together; it is imported with the Auto classes
 
     def _init_weights(self, module):
         # Our parts initialise themselves on construction; only buffers that no checkpoint holds are to be rebuilt.
@@ -57,7 +59,7 @@ class PrismaticPreTrainedModel(PreTrainedModel):
         """
         folder = Path(args[0] if args else kwargs.get("pretrained_model_name_or_path", ""))
         if (folder / PARTS_FILE).is_file() and not (folder / "adapter_config.json").is_file():
-            return import_module("prismatic.models.load").of_parts(folder, **kwargs)
+            return cls.of_parts(folder, **kwargs)
         # Mismatched shapes are let through to be listed with the rest.
         options = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
         options["key_mapping"] = KEY_MAPPING | (kwargs.get("key_mapping") or {})

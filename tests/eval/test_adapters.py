@@ -159,6 +159,24 @@ def test_batches_equal_single_questions(folder):
         assert max(abs(x - y) for x, y in zip(said[0], said[1], strict=True)) > 1e-3, "pictures are not seen"
 
 
+def test_pictures_are_encoded_once_and_prompts_read_once(folder, monkeypatch):
+    engine = load_engine(folder, batch_size=4, **LOADED)
+    tower = getattr(engine.model.model, "vision_model", None) or engine.model.model.visual
+    seen = []
+    tower.register_forward_hook(lambda *args: seen.append(1))
+    lengths = []
+    engine.model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, args: lengths.append(args[0].shape[1])
+    )
+    pictures = [Image.fromarray(scene(77, i).image).resize((96, 64)) for i in range(2)]
+    questions = [Question(n % 2, PROMPTS[n % 3], kind) for n in range(6) for kind in (LETTERS, LONG, Generate(3))]
+    engine.answer(pictures, questions)
+    assert engine.shared.encodes_once and engine.shared.reads_once
+    assert len(seen) == 2 + 1, "each picture, and the first batch as the model does it"
+    longest = max(map(len, engine.option_ids(LONG.options)))
+    assert max(lengths[:1]) == 1 and sorted(set(lengths))[-1] <= longest, "logits of positions that nobody asked for"
+
+
 def test_probabilities_of_long_options_are_products_along_the_tokens(folder):
     engine = load_engine(folder, batch_size=8, **LOADED)
     picture = Image.fromarray(scene(77, 0).image)
