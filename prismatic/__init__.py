@@ -9,6 +9,8 @@ import importlib
 from prismatic import auto
 
 _HOMES = {
+    "PrismaticBackbone": "prismatic.auto_backbone",
+    "PrismaticBackboneConfig": "prismatic.backbone_config",
     "PrismaticConfig": "prismatic.models.configuration",
     "PrismaticForConditionalGeneration": "prismatic.models.modeling",
     "PrismaticImageProcessor": "prismatic.models.image_processing",

@@ -17,7 +17,7 @@ REVIEWED = {
     ("vision_backbones/registry.py", "point.load"): "entry points of packages that the user installed",
     ("vision_backbones/safe_images.py", "Image.open"): "the one place that opens images, within bounds",
     ("prismatic/__init__.py", "importlib.import_module"): "our own modules, by a table in the file",
-    ("prismatic/auto.py", "importlib.import_module"): "the same",
+    ("vision_backbones/on_import.py", "importlib.import_module"): "our own modules, by a table in prismatic/auto.py",
     ("eval/tasks/__init__.py", "importlib.import_module"): "this package's own tasks",
     ("recipes/cli.py", "import runpy"): "runs the modules of the jobs in a table in the file",
     ("recipes/cli.py", "runpy.run_module"): "the same",

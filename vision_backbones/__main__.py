@@ -1,4 +1,4 @@
-"""`python -m vision_backbones list`, `describe ID` and `convert IN OUT --backbone ID`."""
+"""`python -m vision_backbones list`, `describe ID`, `convert IN OUT --backbone ID` and `export ID OUT`."""
 
 import argparse
 import sys
@@ -21,9 +21,21 @@ is one, LayerScale is folded into the layers before it where the backbone has no
 are dropped. The rest has to fit the backbone exactly. No code in the file is run: one that asks for it is refused.
 """
 
+EXPORT = """\
+Write a backbone as a repository of timm:
+
+  OUT/config.json        architecture, arguments, normalisation
+  OUT/model.safetensors  all blocks and the final norm
+  OUT/README.md          how it is loaded
+
+timm.create_model("local-dir:OUT", pretrained=True) reads it; uploaded as it is, "hf-hub:OWNER/NAME" does. The
+architecture of a soft-capped ViT is soft_capped_vit, which `import vision_backbones` registers: without it timm refuses
+the folder. What was written is loaded and compared before the command ends.
+"""
+
 
 def main() -> None:
-    """Lists the registered backbones, describes one without loading its weights, or converts a checkpoint to one."""
+    """Lists the registered backbones, describes one without loading its weights, converts a checkpoint, exports one."""
     parser = argparse.ArgumentParser(prog="python -m vision_backbones", description=main.__doc__)
     parser.add_argument("--plugins", metavar="MODULE,...", help="modules that register backbones, imported first")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -39,6 +51,14 @@ def main() -> None:
     converted.add_argument("checkpoint", type=Path, metavar="IN", help="e.g. clip-vit-b.pth.tar")
     converted.add_argument("out", type=Path, metavar="OUT.safetensors", help="a new file")
     converted.add_argument("--backbone", required=True, metavar="ID", help="which ViT it is, e.g. clip-vit-b-aligned")
+    exported = commands.add_parser(
+        "export",
+        help="a backbone as a folder that timm loads",
+        description=EXPORT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    exported.add_argument("id", help="registered id, timm:<timm id>, or a run folder of recipes/align.py")
+    exported.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
     try:
         argv, plugins = take_plugins(sys.argv[1:])
         args = parser.parse_args(argv)
@@ -50,6 +70,10 @@ def main() -> None:
                 print(f"{id:34}{spec.family:11}{spec.image_size or '':>5}  {arch}")
         elif args.command == "describe":
             describe(args.id)
+        elif args.command == "export":
+            from vision_backbones.timm_folder import export_timm
+
+            print(export_timm(args.id, args.out))
         else:
             from vision_backbones.convert import convert
 
