@@ -11,6 +11,7 @@ Write a trained model as a plain save_pretrained folder, which prismatic.load re
   prismatic export runs/mine/checkpoints/step-00001500 exported/step-1500
   prismatic export runs/mine-lora exported/adapters --keep_adapters
   prismatic export runs/mine exported/mine-llava --format llava
+  prismatic export runs/mine exported/anywhere --format portable
 
 RUN is a run (its newest checkpoint is taken), the folder of an epoch, a step checkpoint of any number of processes,
 LoRA adapters, or any other model that prismatic.load reads. LoRA adapters are merged in float32 and then converted,
@@ -19,9 +20,12 @@ unless they are to be kept: then they are written as peft does, with prismatic_p
 --format llava writes transformers' LlavaForConditionalGeneration with its processor, for programs that serve LLaVA. It
 takes CLIP or SigLIP, the projectors linear and gelu-mlp, and images resized by resize-naive; what would not compute the
 same is refused with the reason. `prismatic import-llava` reads such folders.
+
+--format portable puts the code that the model needs beside it: where timm is installed and this package is not,
+transformers loads the folder with trust_remote_code=True.
 """
 DTYPES = ("float32", "bfloat16", "float16")
-FORMATS = ("prismatic", "llava")
+FORMATS = ("prismatic", "llava", "portable")
 
 
 def main(argv: list[str]) -> None:
@@ -39,7 +43,10 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--keep_adapters", action="store_true", help="write LoRA adapters without merging them")
     parser.add_argument(
-        "--format", choices=FORMATS, default="prismatic", help="prismatic (default), or llava, as transformers has it"
+        "--format",
+        choices=FORMATS,
+        default="prismatic",
+        help="prismatic (default); llava, as transformers has it; portable, with the code that it needs",
     )
     try:
         print(f"wrote {export(**vars(parser.parse_args(argv)))}")
@@ -63,7 +70,8 @@ def export(
         dtype: name of the precision of every tensor.
         base: where what adapters adapt lies now, if it was moved.
         keep_adapters: write peft adapters and what they adapt, instead of merging.
-        format: "prismatic", or "llava": see `prismatic.models.llava.export_llava`.
+        format: "prismatic", "llava" (see `prismatic.models.llava.export_llava`) or "portable" (see
+            `prismatic.models.portable.save_portable`).
 
     Raises:
         ValueError: nothing is at `run`, `out` exists, there are no adapters to keep, the checkpoint is damaged, or the
@@ -73,12 +81,12 @@ def export(
 
     from prismatic.checkpoints.epoch import save_model
     from prismatic.models.load import load
-    from prismatic.models.lora import relocated, save_parts
+    from prismatic.models.lora import beside_adapters, relocated
 
     if out.exists():
         raise ValueError(f"{out} exists already: choose another folder")
-    if keep_adapters and format == "llava":
-        raise ValueError("--format llava holds whole models, no adapters: leave out --keep_adapters, to merge them")
+    if keep_adapters and format != "prismatic":
+        raise ValueError(f"--format {format} holds whole models, no adapters: leave out --keep_adapters, to merge them")
     parts = adapted(run) if keep_adapters else None
     if format == "llava":
         from prismatic.models.llava import export_llava
@@ -87,13 +95,12 @@ def export(
             print(f"note: {note}")
         return out
     model, processor = load(run, dtype=getattr(torch, dtype), merge=not keep_adapters, base=base)
-    if parts is None:
-        return save_model(model, processor, out)
-    folder = save_model(model, processor, out.with_name(f".{out.name}.adapters"), replace=True)
-    save_parts(
-        folder, relocated(parts, base, run)
-    )  # before the folder is in its place: adapters alone cannot be loaded
-    return folder.rename(out)
+    if format == "portable":
+        from prismatic.models.portable import save_portable
+
+        return save_portable(model, processor, out)
+    metadata = None if parts is None else beside_adapters(model, relocated(parts, base, run), out)
+    return save_model(model, processor, out, metadata=metadata)
 
 
 def adapted(run: str) -> dict:
