@@ -5,8 +5,19 @@ is imported when it is first asked for.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 from prismatic import auto
+
+if TYPE_CHECKING:  # what `_HOMES` gives when it is asked for
+    from prismatic.auto_backbone import PrismaticBackbone as PrismaticBackbone
+    from prismatic.backbone_config import PrismaticBackboneConfig as PrismaticBackboneConfig
+    from prismatic.models.configuration import PrismaticConfig as PrismaticConfig
+    from prismatic.models.image_processing import PrismaticImageProcessor as PrismaticImageProcessor
+    from prismatic.models.load import build as build
+    from prismatic.models.load import load as load
+    from prismatic.models.modeling import PrismaticForConditionalGeneration as PrismaticForConditionalGeneration
+    from prismatic.models.processing import PrismaticProcessor as PrismaticProcessor
 
 _HOMES = {
     "PrismaticBackbone": "prismatic.auto_backbone",

@@ -172,7 +172,7 @@ def load(
     device_map: str | dict | None = None,
     quantization_config: object = None,
     attn_implementation: str | dict | None = None,
-):
+) -> tuple[PrismaticForConditionalGeneration, PrismaticProcessor]:
     """A trained VLM and its processor, ready to `generate`.
 
     Args:
