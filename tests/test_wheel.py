@@ -20,7 +20,7 @@ model, processor = prismatic.load("miniature")
 from vision_backbones import create_backbone
 create_backbone("miniature-aligned")
 from recipes.config.finetune import parse_finetune
-assert parse_finetune(["--config_path", "smollm2-lora.yaml"]).stage == "lora"
+assert parse_finetune(["--config_path", "smollm2-lora.yaml", "--data.annotations", "miniature:8"]).stage == "lora"
 from eval.tasks import list_tasks
 print(len(list_tasks()), model.num_parameters())
 """
