@@ -41,7 +41,7 @@ test: setup .venv/tokenizers .venv/templates .venv/quantize .venv/trackers
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(PARALLEL))
 
 ## The long tests: kill campaigns, two nodes, the study in small, plans of every named model, ...
-test-slow: setup .venv/tokenizers .venv/templates .venv/quantize .venv/trackers .venv/serving
+test-slow: setup .venv/tokenizers .venv/templates .venv/quantize .venv/trackers .venv/tour .venv/serving
 	$(BIN)/python -m pytest -m "slow and not gpu and not network" $(if $(ARGS),$(ARGS),$(PARALLEL))
 
 # Mistral's real sentencepiece model, for tokenizer tests. Beside site-packages: transformers changes its behaviour when
@@ -65,6 +65,11 @@ test-slow: setup .venv/tokenizers .venv/templates .venv/quantize .venv/trackers 
 	-$(BIN)/python -m pip install --quiet --no-deps --target .venv/trackers tensorboard protobuf absl-py
 	mkdir -p $@ && touch $@
 
+# What executes docs/tour.ipynb.
+.venv/tour: .venv/installed
+	-$(BIN)/python -m pip install --quiet --target .venv/tour nbclient ipykernel
+	mkdir -p $@ && touch $@
+
 # The server of transformers, and a client of it.
 .venv/serving: .venv/installed
 	-$(BIN)/python -m pip install --quiet --target .venv/serving openai fastapi uvicorn
@@ -78,6 +83,7 @@ mutants: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 ## The documentation as a site in build/docs, with an API reference; a broken link is an error.
 docs: setup .venv/docs

@@ -34,7 +34,10 @@ setup(
         "eval": ["py.typed", "*.json", "report/*.html"],
         "recipes": ["py.typed", "configs/*.yaml", "configs/accelerate/*.yaml", "slurm/*.sbatch", "reproduce/*.html"],
     },
-    entry_points={"console_scripts": ["prismatic = recipes.cli:main"]},
+    entry_points={
+        "console_scripts": ["prismatic = recipes.cli:main"],
+        "lmms_eval.models": ["prismatic = eval.lmms_eval_plugin:manifest"],
+    },
     install_requires=[
         "torch>=2.9",
         "torchvision>=0.24",
@@ -57,11 +60,20 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require={
-        "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "hypothesis>=6.100", "psutil>=5.9", "shtab>=1.6"],
+        "dev": [
+            "pytest>=8.0",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            "hypothesis>=6.100",
+            "psutil>=5.9",
+            "shtab>=1.6",
+            "mypy>=1.15",
+        ],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
         "completion": ["shtab>=1.6"],
         "smollm2": ["gguf>=0.10"],
         "quantize": ["bitsandbytes>=0.48"],
+        "tour": ["nbclient>=0.10", "ipykernel>=6.29"],
         "clients": ["trl>=1.16", "bitsandbytes>=0.48", "torchao", "openai>=1.98", "fastapi", "uvicorn"],
         "trackers": ["tensorboard", "trackio", "wandb"],
     },

@@ -30,10 +30,11 @@ def main(config: AlignConfig) -> dict:
         config, run_dir, data, teacher, student,
         targets=lambda batch: teacher(batch["pixel_values"], batch["masks"]),
         loss=partial(alignment_loss, config, teacher), export=partial(export, config, pair.student),
+        draw=lambda path: draw_patches(path, data.validation, {
+            "before": create_backbone(pair.teacher), "after": create_backbone(str(run_dir)),
+        }),
     )  # fmt: skip
     if summary:
-        pictured = {"before": create_backbone(pair.teacher), "after": create_backbone(str(run_dir))}
-        draw_patches(run_dir / "patches.png", data.validation, pictured)
         console.print_summary(run_dir, summary, f"prismatic finetune --vision_backbone {run_dir} ...")
     return summary
 

@@ -50,7 +50,7 @@ def main(config: FinetuneConfig) -> dict:
     batches = rows.FinetuneBatches(config, source, processor, accelerator.process_index, accelerator.num_processes)
     accelerator.print(batches.describe())
     done = writer.resume(config.resume, run_dir, accelerator, model, optimizer, data=data)
-    log = tracking.metrics_log(accelerator, config, run_dir, done)
+    log = tracking.MetricsLog(accelerator, config, run_dir, done)
     checkpoints = writer.AsyncCheckpointer(
         run_dir, accelerator, model, optimizer, every=config.save_every_steps, last=batches.steps, log=log,
         keep_last=config.keep_last, keep_every=config.keep_every, timeout_minutes=config.timeout_minutes,
@@ -60,8 +60,9 @@ def main(config: FinetuneConfig) -> dict:
     loop.fit(
         accelerator, trained, optimizer, losses.TEXT, epochs=batches.epochs(done), total_steps=batches.steps,
         accumulation=batches.accumulation, rate_at=optim.schedule(config, batches.steps),
-        max_grad_norm=config.max_grad_norm, log=log, end_of_epoch=epochs.save, **checkpoints.hooks, done_steps=done,
-        seed=config.seed, matmul_peak=loop.matmul_peak(accelerator), remedy=run_folder.slower(run_dir),
+        max_grad_norm=config.max_grad_norm, log=log, **checkpoints.hooks, done_steps=done, seed=config.seed,
+        end_of_epoch=asked.each_epoch(config, model, processor, batches, log, done, first=epochs.save),
+        matmul_peak=loop.matmul_peak(accelerator), remedy=run_folder.slower(run_dir),
     )  # fmt: skip
     checkpoints.close()
     answering = (model, processor) if config.quantize else None  # loaded anew it might be larger than the memory
@@ -70,12 +71,11 @@ def main(config: FinetuneConfig) -> dict:
         asked.answer(*(answering or load(run_dir, base=config.base)))
     answering = None
     results = evaluation.evaluate(after_finetune(config, run_dir), accelerator) if config.eval_tasks else {}
-    accelerator.end_training()
-    return finish(config, run_dir, started, batches, asked, results) if accelerator.is_main_process else {}
+    return finish(config, run_dir, started, batches, asked, results, log)
 
 
-def finish(config: FinetuneConfig, run_dir, started: float, batches, asked, results: dict) -> dict:
-    """Writes, prints and returns the summary of a run, with the main score of every task.
+def finish(config: FinetuneConfig, run_dir, started: float, batches, asked, results: dict, log) -> dict:
+    """Ends a run; on the main process writes, logs, prints and returns its summary, with the main score of every task.
 
     Raises:
         ValueError: too many questions of a task ended in errors.
@@ -85,13 +85,18 @@ def finish(config: FinetuneConfig, run_dir, started: float, batches, asked, resu
     from prismatic.training.console import print_summary, summarise
     from vision_backbones.files import write_json
 
+    if not log.accelerator.is_main_process:
+        log.accelerator.end_training()
+        return {}
     tasks = results.get("tasks", {})
+    scores = {key: task["metrics"][task["main"]] for key, task in tasks.items()}
     summary = summarise(run_dir, time.perf_counter() - started, batches.steps_per_epoch)
     summary["prompt_style"] = style_of(batches.processor.tokenizer)
-    summary |= asked.report(run_dir, config.data.held_out)
-    summary |= {key: task["metrics"][task["main"]] for key, task in tasks.items()}
+    summary |= asked.report(run_dir, config.data.held_out, log, batches) | scores
+    log.track({f"eval/{key}": score for key, score in scores.items()}, batches.steps)
     write_json(run_dir / "summary.json", summary)
     print_summary(run_dir, summary, f"python -c \"import prismatic; prismatic.load('{run_dir}')\"")
+    log.accelerator.end_training()
     check_errors(tasks, EvaluateConfig.max_error_share)
     return summary
 

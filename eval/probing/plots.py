@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
 
 from vision_backbones.files import replacing
 
@@ -118,20 +118,23 @@ def draw_classes(
     left.barh(y + 0.2, np.nan_to_num(precision[order]), 0.38, label="precision", color="#e0a03c")
     left.set_yticks(y, [f"{_short(names[i])} ({there[i]:,})" for i in order], fontsize=8)
     left.invert_yaxis()
-    left.set_xlim(0, 1), left.legend(loc="upper right", bbox_to_anchor=(1, -0.05), ncol=2, fontsize=8, frameon=False)
-    left.set_title(f"each class (how often it is there), {len(order)} of {int((there > 0).sum())}", fontsize=9)
+    _shares(left, "x"), left.set_xlabel("recall, precision"), left.set_ylabel("class")
+    left.legend(loc="lower right", bbox_to_anchor=(1, 1), ncol=2, fontsize=8, frameon=False)
+    left.set_title(
+        f"each class (how often it is there), {len(order)} of {int((there > 0).sum())}", fontsize=9, loc="left"
+    )
 
-    right.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
-    for i in order:
-        right.plot(*_curve(reliability[:, i], FEWEST), color=colour(i), linewidth=0.8, alpha=0.6)
-    right.plot(*_curve(reliability.sum(1), 1), color="black", linewidth=2, marker="o", markersize=4)
-    right.set_xlim(0, 1), right.set_ylim(0, 1)
+    right.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":", label="as it should be")
+    curves = [(i, _curve(reliability[:, i], FEWEST)) for i in order]
+    curves = [(i, curve) for i, curve in curves if curve[0].size > 1]  # one point alone makes no line
+    for number, (i, curve) in enumerate(curves):
+        name = None if number else f"a class ({len(curves)} of them)"
+        right.plot(*curve, color=colour(i), linewidth=0.8, alpha=0.6, label=name)
+    every = _curve(reliability.sum(1), 1)
+    right.plot(*every, color="black", linewidth=2, marker="o", markersize=4, label="all classes", clip_on=False)
+    _shares(right, "xy")
     right.set_xlabel("predicted probability"), right.set_ylabel("share that is there")
-    handles = [
-        Line2D([], [], color="black", linewidth=2, label="all"),
-        Line2D([], [], color="#5a8", label="each class"),
-    ]
-    right.legend(handles=handles, fontsize=8, loc="upper left")
+    right.legend(fontsize=8, loc="upper left")
     right.set_title("reliability", fontsize=9)
     figure.tight_layout()
     _write(figure, path)
@@ -166,14 +169,25 @@ def draw_comparison(path: Path, results: Sequence[dict]) -> None:
         axes.set_xlabel("macro recall, whole image"), axes.set_ylabel(f"macro recall, patches ({kind})")
         axes.set_title("local against global", fontsize=10), axes.legend(fontsize=8)
         axes.margins(0.2)
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        _shares(axes, "xy", (max(0, left), min(1, right)), (max(0, low), min(1, high)))
     (axes,) = charts
     for name, row in local.items():
         points = [((s["above"] + s["to"]) / 2, s["recall"]) for s in row["sizes"] if s["recall"] is not None]
-        axes.plot(*zip(*points, strict=True), label=name, **marks[name])
+        axes.plot(*zip(*points, strict=True), label=name, clip_on=False, **marks[name])
     axes.set_xlabel("size: share of the image's patches"), axes.set_ylabel(f"recall, patches ({kind})")
-    axes.set_ylim(0, 1), axes.set_title("recall by size", fontsize=10), axes.legend(fontsize=8)
+    _shares(axes, "xy", (0, min(1, axes.get_xlim()[1])))
+    axes.set_title("recall by size", fontsize=10), axes.legend(fontsize=8)
     figure.tight_layout()
     _write(figure, path)
+
+
+def _shares(axes, which: str, x: tuple[float, float] = (0, 1), y: tuple[float, float] = (0, 1)) -> None:
+    """Makes axes those of shares, in percent, which end at 100 % at most."""
+    if "x" in which:
+        axes.set_xlim(*x), axes.xaxis.set_major_formatter(PercentFormatter(1))
+    if "y" in which:
+        axes.set_ylim(*y), axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def _with_bar(row: dict) -> tuple[float, list[list[float]] | None]:

@@ -7,7 +7,12 @@ from typing import Any
 
 COLOURS = ("#d62728", "#1f6fd6", "#e08a00", "#8e44ad", "#0f9a9a", "#7f5539", "#e377c2", "#5f6b7a")  # of runs
 ALONE = "#3b6fb6"
-MARKS = {"chance": ("chance", ":"), "majority": ("majority class", "-"), "prior": ("answer prior", "--")}
+MARKS = {  # of a row: name in the legend, and line
+    "chance": ("chance", ":"),
+    "majority": ("majority class", "-"),
+    "prior": ("answer prior", "--"),
+    "blind": ("without looking", "--"),
+}
 
 
 def colour(number: int) -> str:
@@ -15,13 +20,16 @@ def colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def bars(rows: Sequence[Mapping[str, Any]], runs: Sequence[str]) -> bytes:
-    """Horizontal bars of scores, an SVG.
+def bars(rows: Sequence[Mapping[str, Any]], runs: Sequence[str], *, title: str, x: str, y: str) -> bytes:
+    """Horizontal bars of scores, an SVG. The axis ends at 100 %, where intervals, which may go beyond, are cut.
 
     Args:
         rows: Each with `label`, and by run `scores` and `intervals` (absent or None where there is none); what is known
             of `MARKS` is marked.
         runs: Names, in the order of their bars.
+        title: Above the chart.
+        x: What the bars are, such as "accuracy": label of their axis.
+        y: What the rows are, such as "task".
     """
     thick = 0.8 / len(runs)
 
@@ -32,41 +40,47 @@ def bars(rows: Sequence[Mapping[str, Any]], runs: Sequence[str]) -> bytes:
                 score, found = entry["scores"].get(run), entry["intervals"].get(run)
                 if score is None:
                     continue
-                y = row + (place - (len(runs) - 1) / 2) * thick
-                axes.barh(y, score, thick * 0.9, color=colour(place) if len(runs) > 1 else ALONE)
+                height = row + (place - (len(runs) - 1) / 2) * thick
+                axes.barh(height, score, thick * 0.9, color=colour(place) if len(runs) > 1 else ALONE)
                 if found:
+                    found = [min(max(value, 0.0), 1.0) for value in found]
                     sides = [[max(0.0, score - found[0])], [max(0.0, found[1] - score)]]
-                    axes.errorbar(score, y, xerr=sides, color="#222", capsize=2, linewidth=1)
-                end = min(1.08, max(score, found[1] if found else 0))  # intervals over seeds may end above 1
-                axes.text(end + 0.012, y, f"{score:.1%}", va="center", fontsize=8)
+                    axes.errorbar(score, height, xerr=sides, color="#222", capsize=2, linewidth=1)
+                end = max(score, found[1] if found else 0)
+                axes.text(end + 0.012, height, f"{score:.1%}", va="center", fontsize=8)
         for name, (text, style) in MARKS.items():
             there = [(row, entry[name]) for row, entry in enumerate(rows) if entry.get(name) is not None]
             for number, (row, value) in enumerate(there):
                 label = text if not number else None
-                axes.plot([value, value], [row - 0.46, row + 0.46], color="#222", linestyle=style, label=label)
+                ends = [row - 0.46, row + 0.46]
+                axes.plot([value, value], ends, color="#222", linestyle=style, label=label, clip_on=False)
         if len(runs) > 1:
             for place, run in enumerate(runs):
-                axes.barh(0, 0, color=colour(place), label=plain(run))
+                if any(entry["scores"].get(run) is not None for entry in rows):
+                    axes.barh(0, 0, color=colour(place), label=plain(run))
         axes.set_yticks(range(len(rows)), [plain(entry["label"]) for entry in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_xlim(0, 1.18)
+        axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], [f"{tick}%" for tick in range(0, 101, 20)])
+        axes.set_title(plain(title, 80), loc="left", fontsize=10)
+        axes.set_xlabel(plain(x)), axes.set_ylabel(plain(y))
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color="#ddd", linewidth=0.6)
         axes.set_axisbelow(True)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
+            axes.legend(loc="upper left", bbox_to_anchor=(1.09, 1), fontsize=8, frameon=False)
 
-    return _svg(draw, (8.6, 0.7 + len(rows) * max(0.34, 0.2 * len(runs))))
+    return _svg(draw, (7.6, 0.9 + len(rows) * max(0.34, 0.2 * len(runs))))
 
 
-def radar(labels: Sequence[str], values: Mapping[str, Sequence[float]]) -> bytes:
-    """Values of several runs, each a closed line around a circle, an SVG; the mean, 0, is a thicker ring.
+def radar(labels: Sequence[str], values: Mapping[str, Sequence[float]], *, title: str) -> bytes:
+    """z-scores of several runs, each a closed line around a circle, an SVG; the mean, 0, is a thicker ring.
 
     Args:
         labels: Of the spokes, three at least.
         values: By run, one a spoke.
+        title: Above the chart.
     """
     import numpy as np
 
@@ -92,6 +106,8 @@ def radar(labels: Sequence[str], values: Mapping[str, Sequence[float]]) -> bytes
         axes.set_yticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks], fontsize=7, color="#666")
         axes.grid(color="#ddd", linewidth=0.6)
         axes.spines["polar"].set_color("#ccc")
+        axes.set_title(plain(title, 80), fontsize=10, pad=16)
+        axes.set_xlabel("outwards: z-score; thicker ring: 0, the mean", fontsize=8, labelpad=8)
         axes.legend(loc="upper left", bbox_to_anchor=(1.15, 1.05), fontsize=8, frameon=False)
 
     return _svg(draw, (6.4, 4.8))

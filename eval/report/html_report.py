@@ -63,7 +63,9 @@ def write_page(path: Path, runs: Sequence[Run], comparison: dict | None) -> Path
             }
             for place, run in enumerate(runs)
         ],
-        overview=charts.bars([section["row"] for section in sections], names),
+        overview=charts.bars(
+            [section["row"] for section in sections], names, title="Scores", x="main metric of a task", y="task"
+        ),
         comparison=comparison and _comparison(comparison),
         sections=sections,
         truth=gallery.TRUTH,
@@ -112,6 +114,8 @@ def _section(key: str, runs: Sequence[Run], comparison: dict | None) -> dict:
     row = _row(key, main, scores, spans) | {name: first.get(name) for name in ("chance", "majority")}
     names = dict.fromkeys(name for by_name in scores.values() for name in by_name if name.startswith("accuracy/"))
     parts = [_row(name.removeprefix("accuracy/"), name, scores, spans) for name in names]
+    rows, about = [row | {"label": "all"}, *parts], {"title": f"{key}: parts of the examples", "y": "examples"}
+    chart = charts.bars(rows, [run.name for run in runs], x="accuracy", **about) if parts else None
     shown, chosen = [], 0
     if len(having) == len(runs) or len(having) > 1:
         records = common_records(key, having)[0] if len(having) > 1 else every
@@ -122,7 +126,7 @@ def _section(key: str, runs: Sequence[Run], comparison: dict | None) -> dict:
         "entries": entries,
         "row": row,
         "score": " / ".join(percent(scores.get(run.name, {}).get(main)) for run in runs),
-        "chart": charts.bars([row | {"label": "all"}, *parts], [run.name for run in runs]) if parts else None,
+        "chart": chart,
         "metrics": _metric_rows({run.name: run.tasks[key]["metrics"] for run in having}),
         "prompt": first.get("prompt"),
         "cards": shown,
@@ -180,7 +184,9 @@ def _comparison(comparison: dict) -> dict:
         "differences": difference_rows(comparison),
         "means": z_score_rows(comparison),
         "z_scores": (["task", *z], by_task),
-        "radar": charts.radar([key for key, _ in spokes], values) if len(spokes) >= 3 else None,
+        "radar": charts.radar([key for key, _ in spokes], values, title="z-scores by task")
+        if len(spokes) >= 3
+        else None,
         "notes": comparison["notes"],
     }
 

@@ -1,19 +1,20 @@
 """Exact-match accuracy on held-out questions with short answers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jsonlines
 import torch
-from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 from prismatic.data.conversation_dataset import ConversationDataset
 from prismatic.models.padding import padding_problem
 from prismatic.text.prompts import ROLES
-from prismatic.training.console import print_samples, short
+from prismatic.training import sharding
+from prismatic.training.answer_sheet import Answered, draw_answers
+from prismatic.training.console import print_samples
 from vision_backbones.files import replacing
 
 
@@ -127,13 +128,56 @@ class HeldOut:
         """Has all questions answered; the first call is before training, the second after it."""
         self.answers.append(generate_answers(model, processor, self.source, self.items, accelerator=self.accelerator))
 
-    def report(self, run_dir: Path, held_out: str) -> dict:
-        """Writes and prints both answers of every question; returns their scores."""
+    def each_epoch(
+        self, config, model, processor, batches, log, done: int, *, first: Callable[[int, int], None]
+    ) -> Callable[[int, int], None]:
+        """An `end_of_epoch` of the loop: what comes `first`, then accuracy is logged, of every epoch but the last.
+
+        The last one's is that of `report`. While parameters are split over processes nobody is asked.
+
+        Args:
+            config: a `FinetuneConfig`.
+            model: what is trained, and its processor.
+            processor: of the model.
+            batches: `FinetuneBatches`, which say how many steps there are.
+            log: a `MetricsLog`.
+            done: steps done before, in a run that continues.
+            first: called with the epoch and the steps done; saves the model.
+        """
+        whole = not sharding.shards(config.sharding, self.accelerator.num_processes)
+
+        def ask(epoch: int, steps_done: int) -> None:
+            if not (self.items and whole and steps_done < batches.steps):
+                return
+            try:
+                answers = generate_answers(model, processor, self.source, self.items, accelerator=self.accelerator)
+                self._log(log, answers, epoch, steps_done)
+            except torch.OutOfMemoryError:
+                tqdm.write(f"no memory to answer held-out questions after epoch {epoch + 1}; training continues")
+
+        def end_of_epoch(epoch: int, steps_done: int) -> None:
+            first(epoch, steps_done)
+            ask(epoch, steps_done)
+
+        if not done:
+            self._log(log, self.answers[0], 0, 0)
+        elif done % batches.steps_per_epoch == 0:  # it may have been stopped before this
+            ask(done // batches.steps_per_epoch - 1, done)
+        return end_of_epoch
+
+    def report(self, run_dir: Path, held_out: str, log, batches) -> dict:
+        """Writes, prints and logs both answers of every question; returns their scores."""
         if not self.items:
             return {}
         write_samples(run_dir, self.source, self.items, *self.answers)
         print_samples(self.items, *self.answers)
+        self._log(log, self.answers[-1], (batches.steps - 1) // batches.steps_per_epoch, batches.steps)
+        log.picture("samples", run_dir / "samples.png", batches.steps)
         return scores(held_out, self.items, *self.answers)
+
+    def _log(self, log, answers: Sequence[str], epoch: int, step: int) -> None:
+        if self.items:
+            log({"step": step, "epoch": epoch, "held_out_accuracy": accuracy(answers, self.items)})
 
 
 def scores(held_out: str, items, before: Sequence[str], after: Sequence[str]) -> dict:
@@ -155,13 +199,14 @@ def write_samples(run_dir: Path, held_out, items, before: Sequence[str], after: 
             writer.write(row)
     pictured = [s for s in samples if held_out.is_multimodal[s[0].row]][:10]
     if pictured:
-        sheet = Image.new("RGB", (5 * 250, 2 * 330), "white")
-        for place, (item, early, late) in enumerate(pictured):
-            x, y = place % 5 * 250 + 10, place // 5 * 330 + 10
-            picture = ImageOps.contain(held_out.load_image(item.row), (230, 230), Image.Resampling.NEAREST)
-            sheet.paste(picture, (x, y))
-            lines = (short(item.question, 40), f"before: {short(early, 30)}", f"after: {short(late, 30)}")
-            color = "darkgreen" if correct(late, item) else "firebrick"
-            ImageDraw.Draw(sheet).multiline_text((x, y + 238), "\n".join(lines), fill=color, font_size=12)
-        with replacing(run_dir / "samples.png") as tmp_path:
-            sheet.save(tmp_path, "PNG")
+        cells = [
+            Answered(
+                held_out.load_image(item.row),
+                item.question,
+                item.answer,
+                before=(early, correct(early, item)),
+                after=(late, correct(late, item)),
+            )
+            for item, early, late in pictured
+        ]
+        draw_answers(run_dir / "samples.png", cells)

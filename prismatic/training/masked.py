@@ -75,6 +75,7 @@ def train(
     targets: Callable[[Batch], torch.Tensor],
     loss: Callable[[nn.Module, Batch, bool], torch.Tensor],
     export: Callable[[nn.Module, Path], None],
+    draw: Callable[[Path], None] | None = None,
 ) -> dict:
     """Trains the student; the best is that of the smallest validation loss.
 
@@ -87,6 +88,7 @@ def train(
         targets: the teacher's of a batch, before they are repeated for each mask.
         loss: of the student on a batch, and whether that is in training.
         export: writes the student's backbone into a folder.
+        draw: draws the finished run's `patches.png`, if given.
 
     Returns:
         The content of `summary.json` on the main process, else an empty dict.
@@ -105,4 +107,5 @@ def train(
         best=("validation_loss", min),
         export=export,
         extra={"baseline_loss": 1.0 if config.loss == "mse" else None, "teacher_variance": variance},
+        draw=draw,
     )

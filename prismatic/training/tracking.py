@@ -1,52 +1,75 @@
 """Where metrics go: always a jsonl file, and whatever trackers accelerate knows."""
 
-import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jsonlines
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from prismatic.training import trackers
 from vision_backbones.files import write_text
 
 # What batches count that was not trained on, and its name in metrics.
 COUNTS = {"skipped": "skipped_images", "cut_rows": "cut_rows", "cut_tokens": "cut_tokens"}
 
 
-def metrics_log(accelerator: Accelerator, config, run_dir: Path, done_steps: int = 0) -> Callable[[dict], None]:
-    """A function that appends a dict of metrics to `run_dir/metrics.jsonl` and hands it to the trackers.
+class MetricsLog:
+    """Appends dicts of metrics to `run_dir/metrics.jsonl` and hands them to the trackers.
 
-    Of an earlier, unfinished run the metrics of its first `done_steps` steps stay in the file.
+    Of an earlier, unfinished run the metrics of its first `done_steps` steps stay in the file, and are left out if they
+    come again. A tracker that fails is told once and ends nothing.
+
+    Raises:
+        ValueError: a tracker cannot start.
     """
-    if config.trackers:
-        flat = {
-            k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in dataclasses.asdict(config).items()
-        }
-        try:
-            accelerator.init_trackers("prismatic", config=flat)
-        except Exception as error:  # of strangers' services: nearly anything
-            raise ValueError(
-                f"--trackers {','.join(config.trackers)} cannot start ({_reason(error)}): log in, set it offline, or "
-                "leave it out (metrics.jsonl is always written)"
-            ) from error
-    writer, failing = None, False
-    if accelerator.is_main_process:
-        writer = open_metrics(run_dir / "metrics.jsonl", done_steps)
 
-    def log(metrics: dict) -> None:
-        nonlocal failing
-        if writer:
-            writer.write(metrics)
+    def __init__(self, accelerator: Accelerator, config, run_dir: Path, done_steps: int = 0):
+        self.accelerator, self.failing, self.writer, self.known = accelerator, False, None, set()
+        if config.trackers:
+            try:
+                trackers.start(accelerator, config, run_dir, done_steps)
+            except Exception as error:  # of strangers' services: nearly anything
+                raise ValueError(
+                    f"--trackers {','.join(config.trackers)} cannot start ({_reason(error)}): log in, set it offline, "
+                    "or leave it out (metrics.jsonl is always written)"
+                ) from error
+        if accelerator.is_main_process:
+            self.writer = open_metrics(run_dir / "metrics.jsonl", done_steps)
+            self.known = {_kind(row) for row in read_metrics(run_dir / "metrics.jsonl")}
+
+    def __call__(self, metrics: dict) -> None:
+        """Writes a row, whose `step` is the number of optimizer steps done, and tracks it."""
+        if _kind(metrics) not in self.known:
+            if self.writer:
+                self.writer.write(metrics)
+            self.track({name: value for name, value in metrics.items() if name != "step"}, metrics["step"])
+
+    def track(self, values: dict, step: int) -> None:
+        """Hands numbers to the trackers alone; what is None is left out."""
+        there = {name: value for name, value in values.items() if value is not None}
+        if there:
+            self._hand(lambda: self.accelerator.log(there, step=step))
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Hands a picture to the trackers that take any."""
+        for tracker in self.accelerator.trackers if path.is_file() else ():
+            self._hand(partial(trackers.log_picture, tracker, name, path, step))
+
+    def _hand(self, over: Callable[[], None]) -> None:
         try:
-            accelerator.log({k: v for k, v in metrics.items() if v is not None and k != "step"}, step=metrics["step"])
+            over()
         except Exception as error:
-            if not failing:
+            if not self.failing:
                 tqdm.write(f"a tracker failed ({_reason(error)}); training continues, and metrics.jsonl has everything")
-            failing = True
+            self.failing = True
 
-    return log
+
+def _kind(row: dict) -> tuple:
+    """What a row tells: its step and names."""
+    return row["step"], *sorted(row)
 
 
 def _reason(error: Exception) -> str:

@@ -20,13 +20,14 @@ from prismatic.training import console as report
 from prismatic.training import loop, optim, sharding
 from prismatic.training.losses import Batch, Objective, image_counts, two_images
 from prismatic.training.processes import on_main
-from prismatic.training.tracking import metrics_log, read_metrics
+from prismatic.training.tracking import MetricsLog, read_metrics
 from vision_backbones.files import write_json
 from vision_backbones.maskembed.teacher import merge_moments, moments
 
 MAY_CHANGE = (  # settings in which a run may differ from the unfinished one that it continues
     "data.workers", "per_device_batch_size", "save_every_steps", "trackers", "run_root",
     "learning_rate", "min_learning_rate", "max_grad_norm",
+    "wandb.project", "wandb.entity", "wandb.name", "wandb.id",
 )  # fmt: skip
 
 
@@ -83,6 +84,7 @@ def train(
     best: tuple[str, Callable],
     export: Callable[[nn.Module, Path], None],
     extra: dict | None = None,
+    draw: Callable[[Path], None] | None = None,
 ) -> dict:
     """Trains, validates every epoch, keeps the best and the last checkpoint, and continues an interrupted run.
 
@@ -97,6 +99,7 @@ def train(
         best: which of those names decides what is best, and `min` or `max`.
         export: writes a model into a checkpoint folder.
         extra: more for the summary.
+        draw: draws `patches.png` of the finished run, at the path that it gets.
 
     Returns:
         The content of `summary.json` on the main process, else an empty dict.
@@ -121,7 +124,7 @@ def train(
         model.train()
         return means
 
-    log = metrics_log(accelerator, config, run_dir, done)
+    log = MetricsLog(accelerator, config, run_dir, done)
     if not done:
         log({"step": 0, "epoch": 0} | evaluate())
 
@@ -195,8 +198,8 @@ def train(
         remedy=slower(run_dir),
     )
     signals.close()
-    accelerator.end_training()
     if not accelerator.is_main_process:
+        accelerator.end_training()
         return {}
     rows = read_metrics(run_dir / "metrics.jsonl")
     measured = [row for row in rows if name in row]
@@ -206,4 +209,8 @@ def train(
     summary |= {f"{name}_best": better(row[name] for row in measured[1:])}
     summary |= extra or {}
     write_json(run_dir / "summary.json", summary)
+    if draw:
+        draw(run_dir / "patches.png")
+        log.picture("patches", run_dir / "patches.png", steps)
+    accelerator.end_training()
     return summary

@@ -16,6 +16,7 @@ from recipes.config.choices import (
 )
 from recipes.config.parsing import check_positive, parse
 from recipes.config.presets import read_presets
+from recipes.config.trackers import WandbConfig
 
 # What a model is built from.
 PARTS = ("vision_backbone", "llm", "projector", "image_resize_strategy", "image_size", "prompt_style")
@@ -23,6 +24,7 @@ MAY_CHANGE = (  # settings in which a run may differ from the unfinished one tha
     "data.workers", "per_device_batch_size", "gradient_checkpointing", "processes", "sharding", "timeout_minutes",
     "save_every_steps", "keep_last", "keep_every", "resume", "run_root", "trackers", "eval_tasks", "eval_root",
     "learning_rate", "min_learning_rate", "max_grad_norm", "base",
+    "wandb.project", "wandb.entity", "wandb.name", "wandb.id",
 )  # fmt: skip
 
 
@@ -118,6 +120,7 @@ class FinetuneConfig:
     run_id: str | None = None  # name of this run's folder; null: model, stage and time
     # accelerate's trackers to use besides metrics.jsonl: tensorboard, wandb, trackio, ...
     trackers: list[str] = field(default_factory=list)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
     # modules to import first, which register your backbones, projectors, losses, prompt styles or tasks
     plugins: list[str] = field(default_factory=list)
 

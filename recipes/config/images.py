@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from recipes.config.choices import ClassifierHead, CropMode, MaskSampler, OnBadImage, Precision, StudentHead
 from recipes.config.parsing import check_positive, parse
+from recipes.config.trackers import WandbConfig
 
 
 @dataclass
@@ -63,6 +64,7 @@ class ImageTrainingConfig:
     save_every_steps: int | None = None
     # accelerate's trackers to use besides metrics.jsonl: tensorboard, wandb, trackio, ...
     trackers: list[str] = field(default_factory=list)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
     # modules to import first, which register your backbones, projectors, losses, prompt styles or tasks
     plugins: list[str] = field(default_factory=list)
 

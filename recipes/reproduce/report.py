@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from recipes.reproduce.plan import BASE, CONTROLS, HEADS, TASKS
+from recipes.reproduce.words import in_words
 
 TEMPLATE = Path(__file__).with_name("report.html")
 NAMES = {"union": "patches (local)", "global-union": "whole image (global)"}
@@ -13,11 +14,10 @@ NAMES = {"union": "patches (local)", "global-union": "whole image (global)"}
 
 @dataclass
 class Section:
-    """A heading with paragraphs, a list, figures (file name and SVG) and tables (header and rows) below."""
+    """A heading with paragraphs, figures (file name and SVG) and tables (header and rows) below."""
 
     title: str
     paragraphs: list[str] = field(default_factory=list)
-    points: list[str] = field(default_factory=list)
     tables: list[tuple[Sequence[str], list[Sequence[str]]]] = field(default_factory=list)
     figures: list[tuple[str, bytes]] = field(default_factory=list)
 
@@ -42,6 +42,7 @@ def _summary(found: dict) -> Section:
     settings, seeds = found["settings"], found["image_level"]
     own = sum(row["own"] for row in seeds)
     paragraphs = [
+        in_words(found),
         f"{len(seeds)} seed{'s' * (len(seeds) > 1)}; {own} of them pretrained a vision backbone, the rest take the "
         "bundled one, with an alignment, heads and VLMs of their own. Intervals are 95 % t-intervals over seeds, "
         "p-values of paired t-tests over seeds, two-sided, not corrected for their number. Nothing was chosen by these "
@@ -56,28 +57,7 @@ def _summary(found: dict) -> Section:
         for row in seeds
     ]
     header = ("seed", "backbone", "image-level recall", "precision")
-    return Section("What was found", paragraphs, _verdicts(found), tables=[(header, rows)])
-
-
-def _verdicts(found: dict) -> list[str]:
-    findings = []
-    for row in found["probes"]:
-        change = _difference(row["difference"])
-        labels = NAMES[row["labels"]]
-        findings.append(f"alignment changes macro recall of {labels} with a {row['head']} head by {change}")
-    for task in TASKS:
-        prior = max(value for value in found["lines"][task].values() if value is not None)
-        cells = found["benchmarks"][task]
-        above = [cell for cell, scores in cells.items() if scores["mean"] > prior]
-        findings.append(f"{len(above)} of {len(cells)} cells are above prior and majority on {task}")
-    for cell, z in found["mean_z"].items():
-        if cell != BASE:
-            change = _difference(z["difference"])
-            findings.append(f"the mean z-score of “{cell}” differs from that of “{BASE}” by {change}")
-    for cell, more in found["controls"].items():
-        sentence = f"the mean z-score of “{cell}” differs from that of its control “{CONTROLS[cell]}”"
-        findings.append(f"{sentence} by {_difference(more)}")
-    return findings
+    return Section("What was found", paragraphs, tables=[(header, rows)])
 
 
 def _probes(found: dict) -> Section:
@@ -88,7 +68,7 @@ def _probes(found: dict) -> Section:
     for row in found["probes"]:
         cells = (row["head"], NAMES[row["labels"]], *(_spread(row[which]) for which in both))
         rows.append((*cells, *_paired(row["difference"])))
-        drawn.append(_chart_row(f"{cells[0]}, {cells[1]}", {which: row[which] for which in both}) | {"prior": blind})
+        drawn.append(_chart_row(f"{cells[0]}, {cells[1]}", {which: row[which] for which in both}) | {"blind": blind})
     header = ("head", "labels", "original", "aligned", "difference", "95 % interval", "p")
     return Section(
         "Probes: macro recall before and after alignment",
@@ -97,7 +77,12 @@ def _probes(found: dict) -> Section:
             f"the commonest is in {found['commonest_class']:.0%} of scenes: a head that does not look finds none."
         ],
         tables=[(header, rows)],
-        figures=[("probes.svg", bars(drawn, both))],
+        figures=[
+            (
+                "probes.svg",
+                bars(drawn, both, title="Probes before and after alignment", x="macro recall", y="head, labels"),
+            )
+        ],
     )
 
 
@@ -114,13 +99,24 @@ def _ablations(found: dict) -> Section | None:
     seeds = len(found["ablations"][0]["values"])
     blind = _blind(found)
     rows = [(row["name"], _spread(row), *_paired(row["difference"])) for row in found["ablations"]]
-    drawn = [_chart_row(row["name"], {"recall": row}) | {"prior": blind} for row in found["ablations"]]
+    drawn = [_chart_row(row["name"], {"recall": row}) | {"blind": blind} for row in found["ablations"]]
     header = ("alignment", "local macro recall", "minus the paper's", "95 % interval", "p")
     text = (
         f"Linear head, labels of patches, {seeds} seed{'s' * (seeds > 1)}, {found['settings']['ablation_scenes']:,} "
         "scenes for each alignment. Each changes one thing of it."
     )
-    figures = [("ablations.svg", bars(drawn, ["recall"]))]
+    figures = [
+        (
+            "ablations.svg",
+            bars(
+                drawn,
+                ["recall"],
+                title="Alignments that differ from the paper's in one thing",
+                x="macro recall of patches",
+                y="alignment",
+            ),
+        )
+    ]
     return Section("Ablations", [text], tables=[(header, rows)], figures=figures)
 
 
@@ -149,7 +145,12 @@ def _benchmarks(found: dict) -> Section:
         "Vision-language models on five spatial benchmarks",
         [text],
         tables=[(header, rows), (("benchmark", f"minus {BASE}", "difference", "95 % interval", "p"), differences)],
-        figures=[("benchmarks.svg", bars(drawn, cells))],
+        figures=[
+            (
+                "benchmarks.svg",
+                bars(drawn, cells, title="Vision-language models: backbone, projector", x="score", y="benchmark"),
+            )
+        ],
     )
 
 
@@ -161,9 +162,14 @@ def _z_scores(found: dict) -> Section:
         (cell, _spread(z, signed=True), *_paired(z["difference"]), *(f"{by_task[t][cell]['mean']:+.2f}" for t in TASKS))
         for cell, z in found["mean_z"].items()
     ]
-    drawn = radar(TASKS, {cell: [by_task[task][cell]["mean"] for task in TASKS] for cell in cells})
+    drawn = radar(
+        TASKS, {cell: [by_task[task][cell]["mean"] for task in TASKS] for cell in cells}, title="Mean z-scores"
+    )
     text = "Of each benchmark over the cells of a seed (population deviation), then the mean over seeds."
     tables = [(("cell", "mean z-score", f"minus {BASE}", "95 % interval", "p", *TASKS), rows)]
+    controls = [(cell, CONTROLS[cell], *_paired(more)) for cell, more in found["controls"].items()]
+    header = ("cell", "its control", "mean z-score minus the control's", "95 % interval", "p")
+    tables += [(header, controls)] if controls else []
     return Section("z-scores", [text], tables=tables, figures=[("radar.svg", drawn)])
 
 
@@ -221,14 +227,8 @@ def _paired(difference: dict | None) -> tuple[str, str, str]:
     return f"{difference['mean']:+.3f}", interval, "-" if difference["p"] is None else f"{difference['p']:.4f}"
 
 
-def _difference(difference: dict) -> str:
-    mean, interval, p = _paired(difference)
-    return mean if interval == "-" else f"{mean} {interval} (p = {p})"
-
-
 def _markdown(part: Section) -> str:
     blocks = [f"## {part.title}", *part.paragraphs]
-    blocks += ["\n".join(f"- {point}" for point in part.points)] if part.points else []
     blocks += [f"![{part.title}]({name})" for name, _ in part.figures]
     for header, rows in part.tables:
         lines = [header, ["---"] * len(header), *rows]

@@ -239,14 +239,37 @@ def test_page_of_several_runs(root, evaluated, tmp_path):
 def test_dollar_signs_are_no_formulas():
     label = r"$\frac{$"
     row = {"label": label, "scores": {label: 0.5}, "intervals": {}}
-    assert ElementTree.fromstring(charts.bars([row], [label, "b"])) is not None
-    assert ElementTree.fromstring(charts.radar([label] * 3, {label: [0.0, 1.0, -1.0]})) is not None
+    assert ElementTree.fromstring(charts.bars([row], [label, "b"], title=label, x=label, y=label)) is not None
+    assert ElementTree.fromstring(charts.radar([label] * 3, {label: [0.0, 1.0, -1.0]}, title=label)) is not None
+
+
+def drawn_axes(monkeypatch):
+    """The axes of a chart of bars, as matplotlib has them."""
+    found, real = [], charts._svg
+    monkeypatch.setattr(
+        charts, "_svg", lambda draw, size: real(lambda figure: (draw(figure), found.append(figure)), size)
+    )
+    rows = [
+        {"label": "one", "scores": {"a": 0.9, "b": None}, "intervals": {"a": [-0.2, 1.3]}, "majority": 0.5},
+        {"label": "two", "scores": {"a": 1.0}, "intervals": {}},
+    ]
+    charts.bars(rows, ["a", "b"], title="Scores", x="accuracy", y="task")
+    return found[0].axes[0]
+
+
+def test_bars_end_at_all_and_the_legend_names_what_is_drawn(monkeypatch):
+    axes = drawn_axes(monkeypatch)
+    assert axes.get_xlim() == (0, 1) and axes.get_xticklabels()[-1].get_text() == "100%"
+    assert (axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()) == ("Scores", "accuracy", "task")
+    (bar,) = [part for part in axes.containers if hasattr(part, "has_xerr")]
+    assert bar.lines[2][0].get_segments()[0][:, 0].tolist() == [0, 1], "the interval is cut"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["majority class", "a"]
 
 
 def test_radar_shows_the_values():
     """The lines' points, read back from the drawing, lie at the distances that the values say."""
     values = {"a": [1.0, -1.0, 0.5, 0.0], "b": [-1.0, 1.0, -0.5, 0.25]}
-    text = charts.radar(["w", "x", "y", "z"], values).decode()
+    text = charts.radar(["w", "x", "y", "z"], values, title="z-scores").decode()
     tree = ElementTree.fromstring(text)
     paths = {}
     for element in tree.iter("{http://www.w3.org/2000/svg}path"):

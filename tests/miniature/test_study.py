@@ -21,7 +21,7 @@ from eval.runner import data_root, read_jobs
 from prismatic.checkpoints.lock import LOCK
 from recipes.config.reproduce import ReproduceConfig, parse_reproduce
 from recipes.reproduce import job as stage
-from recipes.reproduce import plan, run
+from recipes.reproduce import plan, report, run
 from recipes.reproduce.__main__ import main
 from recipes.reproduce.costs import evaluation_flops
 from recipes.reproduce.findings import against_controls, constant_score, paired, spread
@@ -34,6 +34,7 @@ from recipes.reproduce.plan import (
     Stage,
     Study,
 )
+from recipes.reproduce.words import in_words
 
 TINY = {
     "seeds": 1, "ablation_seeds": 0, "projectors": "gelu-mlp", "align_scenes": 64,
@@ -228,6 +229,47 @@ def test_a_study_at_work_is_left_alone(tmp_path):
     first.wait()
 
 
+def test_the_shipped_report_is_what_its_results_give(tmp_path):
+    results = ROOT / "docs" / "results"
+    report.write(tmp_path, json.loads((results / "results.json").read_text()))
+    for name in ("miniature.md", "results.json"):
+        assert (tmp_path / name).read_text() == (results / name).read_text()
+    assert "<li>" not in (tmp_path / "report.html").read_text()
+
+
+def difference(mean, low, high):
+    return {"mean": mean, "interval": [low, high], "p": 0.5}
+
+
+def test_findings_in_words():
+    """Nothing is called clear whose interval holds 0, or that one seed alone tells."""
+    found = json.loads((ROOT / "docs" / "results" / "results.json").read_text())
+    said = in_words(found)
+    assert "Alignment clearly raised the macro recall of probes of single patches: from 0.126 to 0.422" in said
+    assert "did not clearly change the macro recall of probes of whole images" in said
+    assert "all 6 VLMs score above the answer prior" in said and "not clearly different for “aligned, gelu-mlp”" in said
+    assert "clearly higher for “aligned, pretrained-decoder” against “original, transformer” (+1.25)" in said
+    found["probes"][0]["difference"] = difference(0.1, -0.1, 0.3)
+    found["controls"] = {"aligned, truncated": difference(-1.0, -2.0, -0.5)}
+    found["benchmarks"]["vsr"][BASE]["mean"] = 0.4
+    said = in_words(found)
+    assert (
+        "Alignment changed, not with every head clearly or alike, the macro recall of probes of single patches" in said
+    )
+    assert "is clearly lower for “aligned, truncated” against “original, truncated” (-1.00)." in said
+    assert "exceeded by 6 of 6 VLMs on refcoco, " in said and "5 of 6 VLMs on vsr and 6 of 6" in said
+
+    differences = [row["difference"] for row in found["probes"]]
+    differences += [z["difference"] for z in found["mean_z"].values() if z["difference"]] + [
+        *found["controls"].values()
+    ]
+    for one in differences:
+        one["interval"] = one["p"] = None
+    found["image_level"] = found["image_level"][:1]
+    said = in_words(found)
+    assert "clearly raised" not in said and "clearly higher" not in said and "This is one seed" in said
+
+
 @pytest.mark.slow
 def test_a_killed_study_goes_on_and_reports(tmp_path):
     study = Running(tmp_path)
@@ -245,11 +287,11 @@ def test_a_killed_study_goes_on_and_reports(tmp_path):
             (folder,) = (tmp_path / "stages").glob(f"seed-0-evaluate-{cell.replace(', ', '-')}-*/")
             told = json.loads((folder / "results.json").read_text())["tasks"][task]
             assert found["benchmarks"][task][cell]["values"] == [told["metrics"][told["main"]]]
-    report, page = ((tmp_path / "out" / name).read_text() for name in ("miniature.md", "report.html"))
+    told, page = ((tmp_path / "out" / name).read_text() for name in ("miniature.md", "report.html"))
     for name in ("probes", "benchmarks", "radar"):
         ElementTree.parse(tmp_path / "out" / f"{name}.svg")
-        assert f"{name}.svg" in report
+        assert f"{name}.svg" in told
     shown = f"{found['benchmarks']['vsr'][BASE]['mean']:.3f}"
-    assert f"| vsr | {shown} |" in report and f'<td class="text">{shown}</td>' in page
-    assert all(s["command"] in report and s["seconds"] > 0 for s in found["stages"])
+    assert f"| vsr | {shown} |" in told and f'<td class="text">{shown}</td>' in page
+    assert all(s["command"] in told and s["seconds"] > 0 for s in found["stages"])
     assert all(s["flops"] > 0 for s in found["stages"])

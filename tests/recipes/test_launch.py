@@ -49,7 +49,8 @@ def free_port() -> str:
 
 
 def wait_for_steps(run_dir: Path, process: subprocess.Popen, steps: int = 1) -> None:
-    while not (run_dir / "metrics.jsonl").exists() or len(read_metrics(run_dir / "metrics.jsonl")) < steps:
+    file = run_dir / "metrics.jsonl"
+    while not file.exists() or sum("loss" in row for row in read_metrics(file)) < steps:
         assert process.poll() is None, process.communicate()[0][-3000:]
         time.sleep(0.02)
 

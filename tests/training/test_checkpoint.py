@@ -19,7 +19,7 @@ from prismatic.checkpoints.epoch import (
 )
 from prismatic.checkpoints.lock import hold, releases
 from prismatic.checkpoints.run_folder import finished_run, open_run
-from prismatic.training.tracking import metrics_log, read_metrics
+from prismatic.training.tracking import MetricsLog, read_metrics
 from recipes.config.finetune import parse_finetune
 from recipes.config.images import parse_align
 from vision_backbones.files import clean_up, put_folder, read_json, write_json
@@ -260,7 +260,7 @@ def test_a_run_continues_from_its_state_and_with_its_settings_alone(tmp_path):
 def test_metrics_that_cannot_be_rewritten_stay(tmp_path, monkeypatch):
     """At a restart, which keeps the rows of the steps that it does not take again."""
     accelerator, config = Accelerator(cpu=True), parse_finetune([])
-    log = metrics_log(accelerator, config, tmp_path)
+    log = MetricsLog(accelerator, config, tmp_path)
     for step in (1, 2, 3):
         log({"step": step, "loss": 1.0})
     before = (tmp_path / "metrics.jsonl").read_text()
@@ -270,8 +270,8 @@ def test_metrics_that_cannot_be_rewritten_stay(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
         patch.setattr(os, "fsync", full)
-        metrics_log(accelerator, config, tmp_path, done_steps=2)
+        MetricsLog(accelerator, config, tmp_path, done_steps=2)
     assert (tmp_path / "metrics.jsonl").read_text() == before
-    metrics_log(accelerator, config, tmp_path, done_steps=2)({"step": 3, "loss": 2.0})
+    MetricsLog(accelerator, config, tmp_path, done_steps=2)({"step": 3, "loss": 2.0})
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 1.0), (3, 2.0)]

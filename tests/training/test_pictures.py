@@ -1,8 +1,9 @@
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageColor, ImageFont
 
 from prismatic.data.image_datasets import open_images
+from prismatic.training.answer_sheet import SIZE, WIDTH, Answered, draw_answers, wrapped
 from prismatic.training.plots import CELL, GAP, TITLE, draw_patches
 
 
@@ -36,3 +37,21 @@ def test_patches_with_other_features_have_other_colours_and_bad_images_are_left_
     cell = sheet[GAP + side + 2 * TITLE :, GAP : GAP + CELL][:CELL]
     assert np.abs(cell[:, : CELL // 2] - cell[:1, :1]).max() == 0, "the left half has one colour"
     assert np.abs(cell[:, -1] - cell[:, 0]).max() > 100, "the right half another"
+
+
+def test_a_sheet_of_answers_holds_whole_questions_and_their_colours(tmp_path):
+    font = ImageFont.load_default(SIZE)
+    question = "Which of the two things, " + "and of those that lie behind them, " * 5 + "is larger?\nAnswer in a word."
+    lines = wrapped(question, font)
+    assert " ".join(lines) == " ".join(question.split()) and lines[-1] == "Answer in a word."
+    assert max(map(font.getlength, [*lines, *wrapped("x" * 300, font)])) <= WIDTH
+    assert "".join(wrapped("x" * 300, font)) == "x" * 300
+
+    image = Image.new("RGB", (64, 32), "blue")
+    cell = Answered(image, f"<image>\n{question}", "left", before=("right", False), after=("Left.", True))
+    draw_answers(tmp_path / "sheet.png", [cell] * 6)
+    sheet = Image.open(tmp_path / "sheet.png")
+    texts = len(lines) + 3  # expected, before, after
+    assert sheet.width == 5 * (WIDTH + 10) + 10 and sheet.height > 2 * (WIDTH + texts * SIZE)
+    colours = {colour for _, colour in sheet.getcolors(100_000)}
+    assert {ImageColor.getrgb("darkgreen"), ImageColor.getrgb("firebrick"), (0, 0, 255), (0, 0, 0)} <= colours
