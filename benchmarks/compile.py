@@ -87,7 +87,7 @@ def main() -> None:
         return loss.detach()
 
     rows.append(rows_of("alignment step, 8 images", lambda: align(student), lambda: align(fast), 10))
-    print(table(["step", "eager ms", "compiled ms", "times", "compiling s"], rows))
+    print(table(rows, ["step", "eager ms", "compiled ms", "times", "compiling s"]))
 
 
 if __name__ == "__main__":

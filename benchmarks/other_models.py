@@ -1,12 +1,10 @@
 """Other VLMs in the evaluation: pictures encoded once and prompts read once, against batches and one at a time.
 
-`python benchmarks/other_models.py [FOLDER ...]` takes image-text-to-text models of transformers. Without one it makes a
-small LLaVA with new weights (a CLIP-shaped ViT of 196 patches, a Llama 256 wide, 32,064 words) by `prismatic export
---format llava`. Answers of the three ways must be equal.
+`python benchmarks/other_models.py FOLDER ...` takes image-text-to-text models of transformers, as `save_pretrained`
+leaves them, and does nothing without one. Answers of the three ways must be equal.
 """
 
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -26,29 +24,6 @@ KINDS = {
     "letter": Choose(tuple("ABCD")),
     "sentence": Choose(("a red circle", "a blue square of some size", "nothing of the kind", "two yellow crosses")),
 }
-
-
-def llava(folder: Path) -> Path:
-    """A small LLaVA with new weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    import prismatic
-    from prismatic.models.llava import export_llava
-    from vision_backbones import BackboneSpec, register
-
-    size = {"img_size": 224, "patch_size": 16, "embed_dim": 192, "depth": 6, "num_heads": 3}
-    register(BackboneSpec("small-clip", arch="vit_base_patch16_clip_quickgelu_224", image_size=224, arch_kwargs=size))
-    bundled = prismatic.load("miniature")[1].tokenizer
-    text = LlamaConfig(
-        vocab_size=32_064, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=8,
-        bos_token_id=bundled.bos_token_id, eos_token_id=bundled.eos_token_id, initializer_range=0.1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(text).save_pretrained(folder / "llm")
-    bundled.save_pretrained(folder / "llm")
-    parts = prismatic.build("small-clip", str(folder / "llm"), "gelu-mlp", pretrained=True)
-    export_llava(*parts, folder / "llava", "float32")
-    return folder / "llava"
 
 
 def measure(folder: str) -> list[list[str]]:
@@ -78,11 +53,9 @@ def measure(folder: str) -> list[list[str]]:
 def main() -> None:
     """Prints the table."""
     loop.launch("fp32", [], ".")
-    with tempfile.TemporaryDirectory() as folder:
-        folders = sys.argv[1:] or [str(llava(Path(folder)))]
-        rows = [row for place in folders for row in measure(place)]
+    rows = [row for folder in sys.argv[1:] for row in measure(folder)]
     names = ["model", "answer", "one/s", "batches/s", "shared/s", "shared/batches", "shared/one"]
-    print(table(names, rows))
+    print(table(rows, names) if rows else "no folder of a model is given")
 
 
 if __name__ == "__main__":

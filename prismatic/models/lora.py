@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from prismatic.models.modeling import PrismaticForConditionalGeneration
 
 MOVABLE = ("init_from", "llm", "vision_backbone")  # arguments of `start` that may lie on this disk
+# peft looks at what adapters adapt before it is written beside them.
+warnings.filterwarnings("ignore", "Could not find a config file in .* - will assume that the vocabulary", UserWarning)
 LLM, OLD_LLM = r"model\.language_model\.", r"llm\."  # what adapters are put on
 BASE = "base"  # a folder beside adapters: what they adapt
 
