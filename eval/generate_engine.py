@@ -72,6 +72,12 @@ class PlainEngine:
     @torch.inference_mode()
     def answer(self, pictures: Sequence[Image.Image], questions: Sequence[Question]) -> list[Answer]:
         """Answers to `questions` about `pictures` (from `prepare`), in their order."""
+        try:
+            return self._answers(pictures, questions)
+        finally:
+            self.shared.forget()
+
+    def _answers(self, pictures: Sequence[Image.Image], questions: Sequence[Question]) -> list[Answer]:
         answers: list[Answer | None] = [
             Answer(error=problem) if (problem := self._too_long(q)) else None for q in questions
         ]
@@ -83,7 +89,6 @@ class PlainEngine:
                 solve = self._generate if isinstance(kind, Generate) else self._choose
                 for number, answer in zip(part, solve([pictures[q.image] for q in some], some, kind), strict=True):
                     answers[number] = answer
-        self.shared.forget()
         return answers
 
     def _too_long(self, question: Question) -> str | None:

@@ -51,6 +51,8 @@ class SharedImages:
             shared["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=merged)}
             if self._first("features"):
                 self.encodes_once = not differ(self.end(shared), self.end(plain))
+        except torch.OutOfMemoryError:  # which smaller batches mend
+            raise
         except Exception:  # of a stranger's architecture: anything
             self.encodes_once = False
         return shared if self.encodes_once else plain
@@ -69,6 +71,8 @@ class SharedImages:
                 expected = torch.stack([self._read_again(inputs, option) for option in options], dim=1)
                 self.reads_once = torch.allclose(found, expected, atol=1e-3 if expected.dtype is torch.float32 else 0.1)
                 return expected
+            except torch.OutOfMemoryError:
+                raise
             except Exception:  # of a cache of another kind: anything
                 self.reads_once = False
         return torch.stack([self._read_again(inputs, option) for option in options], dim=1)

@@ -10,7 +10,8 @@ OURS = {
     "transformers.models.auto.configuration_auto": ("prismatic.models.configuration", "prismatic.backbone_config"),
     "transformers.models.auto.image_processing_auto": ("prismatic.models.image_processing",),
     "transformers.models.auto.processing_auto": ("prismatic.models.processing",),
-    "transformers.models.auto.modeling_auto": ("prismatic.models.load", "prismatic.auto_backbone"),
+    "transformers.models.auto.modeling_auto": ("prismatic.models.modeling", "prismatic.auto_backbone"),
+    "prismatic.models.modeling": ("prismatic.models.load",),  # which puts a model together that a folder names in parts
 }
 
 

@@ -18,7 +18,7 @@ from prismatic.models.image_processing import PrismaticImageProcessor
 from prismatic.models.llm import VOCAB_MULTIPLE, get_llm_spec, llm_config, load_llm, load_tokenizer
 from prismatic.models.lora import PARTS_FILE, relocated, with_adapters
 from prismatic.models.lora import save_parts as save_parts  # where scripts look for it
-from prismatic.models.modeling import PrismaticForConditionalGeneration
+from prismatic.models.modeling import PrismaticForConditionalGeneration, PrismaticPreTrainedModel
 from prismatic.models.processing import PrismaticProcessor
 from prismatic.models.projectors import TAIL_BLOCKS, check_projector, decoder_config, decoder_file
 from prismatic.models.reject_remote_code import check_parts_named, read_object, refuse_code
@@ -221,7 +221,7 @@ def _from_pretrained(source: str | Path, dtype: torch.dtype, given: dict):
         model = PrismaticForConditionalGeneration.from_pretrained(source, **options)
     except SafetensorError as error:
         raise ValueError(f"the weights in {source} are damaged ({error}): copy or download them again") from None
-    if Path(source).is_dir():
+    if Path(source).is_dir() and not getattr(model, "is_quantized", False):
         _check_files(Path(source), model)
     check_numbers(
         {
@@ -268,14 +268,20 @@ def _load_adapters(path: Path, dtype: torch.dtype, merge: bool, base: str | None
     return (model.merge_and_unload() if merge else model).to(dtype).eval(), processor
 
 
+OF_WHOLE_MODELS = (
+    "device_map", "quantization_config", "attn_implementation", "state_dict", "key_mapping", "max_memory",
+    "offload_folder",
+)  # fmt: skip
+
+
 def of_parts(folder: Path, dtype: torch.dtype | str | None = None, **options) -> PrismaticForConditionalGeneration:
     """The model that a folder of parts without weights means, for `from_pretrained` (see `lora.beside_adapters`).
 
     Raises:
         ValueError: options ask for more than a dtype, which only a whole model's folder can give.
     """
-    unknown = [name for name in ("device_map", "quantization_config", "attn_implementation") if options.get(name)]
-    if unknown:
+    dtype = options.pop("torch_dtype", dtype)
+    if unknown := [name for name in OF_WHOLE_MODELS if options.get(name)]:
         raise ValueError(
             f"{', '.join(unknown)}: {folder} holds no weights, but names the parts they come from; write a whole model "
             "first (prismatic export) and load that"
@@ -286,7 +292,7 @@ def of_parts(folder: Path, dtype: torch.dtype | str | None = None, **options) ->
     return model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32).eval()
 
 
-PrismaticForConditionalGeneration.of_parts = staticmethod(of_parts)
+PrismaticPreTrainedModel._of_parts = staticmethod(of_parts)
 
 
 def _load_step(path: Path, dtype: torch.dtype, merge: bool, base: str | None):

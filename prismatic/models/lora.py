@@ -95,7 +95,7 @@ def linear_layers(llm: "PreTrainedModel") -> tuple[list[str], list[str]]:
         f"{name}.{key}"
         for name, module in llm.named_modules()
         for key, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() == 3 and not isinstance(module, nn.Conv1d)
+        if parameter.dim() == 3 and min(parameter.shape) > 1 and not isinstance(module, nn.Conv1d)
     ]
     return layers, experts
 
@@ -166,6 +166,7 @@ def beside_adapters(model, parts: dict, folder: Path) -> dict[str, dict | str]:
     config = model.get_base_model().config.to_dict() | {"architectures": [type(model.get_base_model()).__name__]}
     for adapter in model.peft_config.values():
         adapter.base_model_name_or_path = str((folder / BASE).absolute())
+        adapter.task_type, adapter.auto_mapping = "CAUSAL_LM", None  # those of earlier versions have another
     return {
         PARTS_FILE: parts, f"{BASE}/config.json": config, f"{BASE}/{PARTS_FILE}": parts,
         "README.md": CARD.format(settings=json.dumps(parts, indent=1)),

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 from pathlib import Path
 
 from prismatic.checkpoints.epoch import save_model
@@ -40,18 +41,22 @@ def save_portable(model, processor, out: Path) -> Path:
     if out.exists():
         raise ValueError(f"{out} exists already: choose another folder")
     folder = save_model(model, processor, out.with_name(f".{out.name}.portable"), replace=True)
-    for name in needed():
-        note = NOTE.format(name=name, version=version("prismatic-locality"))
-        (folder / f"{flat(name)}.py").write_text(note + rewritten(name), encoding="utf-8")
-    for file, classes in MODULES.items():
-        places = {
-            auto: flat(place.rpartition(".")[0]) + "." + place.rpartition(".")[2] for auto, place in classes.items()
-        }
-        content = json.loads((folder / file).read_text())
-        if file == "processor_config.json" and "image_processor" in content:
-            content["image_processor"]["auto_map"] = {"AutoImageProcessor": places["AutoImageProcessor"]}
-        (folder / file).write_text(json.dumps(content | {"auto_map": places}, indent=1) + "\n")
-    return folder.rename(out)
+    try:
+        for name in needed():
+            note = NOTE.format(name=name, version=version("prismatic-locality"))
+            (folder / f"{flat(name)}.py").write_text(note + rewritten(name), encoding="utf-8")
+        for file, classes in MODULES.items():
+            places = {
+                auto: flat(place.rpartition(".")[0]) + "." + place.rpartition(".")[2] for auto, place in classes.items()
+            }
+            content = json.loads((folder / file).read_text())
+            if file == "processor_config.json" and "image_processor" in content:
+                content["image_processor"]["auto_map"] = {"AutoImageProcessor": places["AutoImageProcessor"]}
+            (folder / file).write_text(json.dumps(content | {"auto_map": places}, indent=1) + "\n")
+        return folder.rename(out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def needed() -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden_cases import ROOT
 from PIL import Image
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers import AutoModel, AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.utils import is_torchao_available
 
 import prismatic
@@ -81,6 +81,28 @@ def test_weights_on_a_disk(folder, tmp_path):
     assert next(model.model.language_model.parameters()).is_meta
     whole, processor = prismatic.load(folder)
     assert answers(model, processor, 1) == answers(whole, processor, 1)
+
+
+@needs_libraries
+def test_a_quantised_model_is_saved_and_loaded(folder, tmp_path, monkeypatch):
+    """Asked for by a dict, too, and by a config that stays as it was."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(PLACE)])
+    config = quantization("8 bits")
+    kept = config.to_dict()
+    model, processor = prismatic.load(folder, quantization_config=config, device_map="cpu")
+    assert config.to_dict() == kept
+    same, _ = prismatic.load(folder, quantization_config=config.to_dict(), device_map="cpu")
+    part = AutoModel.from_pretrained(folder, quantization_config=config, device_map="cpu")
+    model.save_pretrained(tmp_path / "q8"), processor.save_pretrained(tmp_path / "q8")
+    again, _ = prismatic.load(tmp_path / "q8", device_map="cpu")
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids)
+        for other in (same, again):
+            torch.testing.assert_close(other(input_ids=ids).logits, expected.logits)
+    for whole in (same, again, part):
+        names = {name for name, module in whole.named_modules() if type(module).__name__ == "Linear8bitLt"}
+        assert names and all("language_model" in name for name in names)
 
 
 def test_whole_models_take_options(folder):

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModel
 
 import prismatic
 from recipes.config.finetune import parse_finetune
@@ -48,6 +49,15 @@ def test_the_card_says_what_they_adapt(adapters):
     settings = json.loads(re.search(r"```json\n(.*?)```", card, re.S)[1])
     assert settings == json.loads((adapters / "prismatic_parts.json").read_text())
     assert "More Information Needed" not in card and card.startswith("---\nlibrary_name: peft\n")
+
+
+def test_the_folder_of_what_they_adapt_is_a_model(adapters):
+    kind, place = prismatic.PrismaticForConditionalGeneration, adapters / "base"
+    whole, info = kind.from_pretrained(place, torch_dtype=torch.bfloat16, output_loading_info=True)
+    assert info == {} and {p.dtype for p in whole.parameters()} == {torch.bfloat16}
+    inside = AutoModel.from_pretrained(place)
+    original = prismatic.build("miniature-aligned", "miniature", "linear")[0].model.state_dict()
+    assert all(torch.equal(value, original[name]) for name, value in inside.state_dict().items())
 
 
 def test_what_needs_a_whole_model_is_refused(adapters):
