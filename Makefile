@@ -41,7 +41,7 @@ test: setup .venv/tokenizers .venv/templates .venv/quantize .venv/trackers
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(PARALLEL))
 
 ## The long tests: kill campaigns, two nodes, the study in small, plans of every named model, ...
-test-slow: setup .venv/tokenizers .venv/templates .venv/quantize .venv/trackers .venv/tour .venv/serving
+test-slow: setup .venv/tokenizers .venv/templates .venv/quantize .venv/trackers .venv/tour .venv/serving .venv/lmms-eval
 	$(BIN)/python -m pytest -m "slow and not gpu and not network" $(if $(ARGS),$(ARGS),$(PARALLEL))
 
 # Mistral's real sentencepiece model, for tokenizer tests. Beside site-packages: transformers changes its behaviour when
@@ -73,6 +73,14 @@ test-slow: setup .venv/tokenizers .venv/templates .venv/quantize .venv/trackers 
 # The server of transformers, and a client of it.
 .venv/serving: .venv/installed
 	-$(BIN)/python -m pip install --quiet --target .venv/serving openai fastapi uvicorn
+	mkdir -p $@ && touch $@
+
+# lmms-eval, and of what it declares what a task of text and images needs; it imports a part of filelock that 4.3 has not.
+LMMS_NEEDS = loguru tenacity evaluate sacrebleu pytz portalocker tabulate colorama lxml requests urllib3 certifi aiohttp \
+	multidict yarl propcache aiohappyeyeballs aiosignal frozenlist pytablewriter DataProperty mbstrdecoder chardet \
+	pathvalidate tabledata tcolorpy typepy python-dateutil six
+.venv/lmms-eval: .venv/installed
+	-$(BIN)/python -m pip install --quiet --no-deps --target .venv/lmms-eval lmms-eval==0.7.3 "filelock<4.3" $(LMMS_NEEDS)
 	mkdir -p $@ && touch $@
 
 ## Plant 200 small faults, one at a time, and see which of them no test notices; half an hour. Not part of CI.
