@@ -61,9 +61,8 @@ def differ(one: torch.Tensor, two: torch.Tensor) -> str | None:
     Root mean squares over the vocabulary: rounding alone brings single logits of a 7B in bfloat16 0.18 apart on a GPU.
     """
     off = (one.float() - two.float()).square().mean(-1).sqrt().max() / two.float().std().clamp(min=1e-12)
-    if off <= max(
-        TOLERANCE.get(logits.dtype, 0.06) for logits in (one, two)
-    ):  # engines give those of halves as float32
+    tolerance = max(TOLERANCE.get(logits.dtype, 0.06) for logits in (one, two))  # engines cast theirs to float32
+    if off <= tolerance:
         return None
     return f"logits differ by {off:.2g} of their standard deviation"
 
