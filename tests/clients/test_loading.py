@@ -27,14 +27,6 @@ there = all(find_spec(name) or (PLACE / name).is_dir() for name in ("bitsandbyte
 needs_libraries = pytest.mark.skipif(not there, reason="bitsandbytes or torchao is not installed")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    for part in prismatic.load("miniature"):
-        part.save_pretrained(folder)
-    return folder
-
-
 def answers(model, processor, pictures):
     engine = PlainEngine(model, processor, 10)
     ready = [engine.prepare(Image.fromarray(scene(77, number).image)) for number in range(pictures)]

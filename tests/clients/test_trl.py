@@ -27,15 +27,6 @@ def reachable(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, str(PLACE)])
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A model's folder, as anybody saves it."""
-    folder = tmp_path_factory.mktemp("model")
-    for part in prismatic.load("miniature"):
-        part.save_pretrained(folder)
-    return folder
-
-
 def talk(number):
     question, answer = TALKS[number % 2]
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -67,6 +67,7 @@ def test_the_pixels_of_timms_transform_are_ours(folder):
 def test_what_others_do_with_the_folder_keeps_the_cap(folder, tmp_path, monkeypatch):
     """Repositories of the hub, timm's own saving, transformers, a new classifier, maps, other image sizes, us."""
     features = create_backbone("miniature-aligned").eval()(PIXELS)
+    assert torch.equal(create_backbone(str(folder)).eval()(PIXELS), features)
     monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda repo_id, filename, **_: str(folder / filename))
     model = timm.create_model("hf-hub:owner/name", pretrained=True).eval()
     assert torch.equal(model.forward_features(PIXELS), features)
