@@ -15,12 +15,14 @@ from PIL import Image
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from eval.rows import RoomyLayer, Rows
 from eval.task import Choose, Generate
 from prismatic.models.attention import SHARED_PREFIX, SharedPrefix
 from prismatic.models.self_check import attention, context_of
 from prismatic.text.conversations import bos_of, encode_prompt, option_token_ids
 
 READ_AT_ONCE = 32  # texts, sorted by length, that are padded to a common one
+Prefix = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of every layer
 COMPACT_AT = 0.75  # finished rows are dropped once no more than this share of a batch is still being written
 
 
@@ -100,12 +102,19 @@ class SharedPrefixEngine:
     def _suffix(self, prompt: str) -> list[int]:
         return encode_prompt(prompt, self.processor.tokenizer)[len(self.bos) :]
 
-    def prefix(self, pictures: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values `[pictures, heads, tokens, width]` of every layer, for BOS and patches."""
-        ids = self.bos + [self.processor.image_token_id] * self.processor.num_image_tokens
-        ids = torch.tensor([ids] * len(pictures), device=self.device)
+    def prefix(self, pictures: Sequence[torch.Tensor], start: list[int] | None = None) -> Prefix:
+        """Keys and values `[pictures, heads, tokens, width]` of every layer, for BOS and patches.
+
+        Args:
+            pictures: Pixels `[3 * parts, H, W]`, or equally many `[M, 3 * parts, H, W]`, to be read one after another.
+            start: Token ids that stand before the patches; BOS if None.
+        """
+        stacks = torch.stack([x if x.dim() == 4 else x[None] for x in pictures]).to(self.device)
+        ids = self.bos if start is None else start
+        ids = ids + [self.processor.image_token_id] * (self.processor.num_image_tokens * stacks.shape[1])
+        ids = torch.tensor([ids] * len(stacks), device=self.device)
         cache = Cache(layer_class_to_replicate=DynamicLayer)
-        embeddings = self.model.embed(ids, torch.stack(list(pictures)).to(self.device))
+        embeddings = self.model.embed(ids, stacks.flatten(0, 1) if stacks.shape[1] else None)
         self._llm(inputs_embeds=embeddings, cache=cache, logits_to_keep=1)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
@@ -113,7 +122,7 @@ class SharedPrefixEngine:
         """Logits `[rows, kept, vocabulary]` in float32."""
         return self.model.llm(**inputs, **{self.cache_argument: cache}, use_cache=True).logits.float()
 
-    def read(self, prefix, images: list[int], suffixes: list[list[int]], new: int, keep: int) -> "_Rows":
+    def read(self, prefix, images: list[int], suffixes: list[list[int]], new: int, keep: int) -> Rows:
         """Runs texts, from short to long, after the prefixes of their images; keeps room for `new` more tokens.
 
         Texts are padded on the left to the longest of all in the cache, but computed in parts with less padding.
@@ -130,7 +139,7 @@ class SharedPrefixEngine:
             itself = torch.eye(length, dtype=torch.bool, device=self.device)  # padding sees itself: softmax needs a key
             mask = real.bool()[:, None, :].expand(-1, length, -1).tril() | itself
             left = longest - length
-            layers = [_RoomyLayer(*(x[first : first + len(part), :, left:] for x in both), 0) for both in rooms]
+            layers = [RoomyLayer(*(x[first : first + len(part), :, left:] for x in both), 0) for both in rooms]
             positions = (start + real.cumsum(1) - 1).clamp(min=start)
             out = self._llm(
                 input_ids=ids,
@@ -143,10 +152,10 @@ class SharedPrefixEngine:
             logits.append(pad_left(out, keep))
         lengths = torch.tensor([[len(row)] for row in suffixes], device=self.device)
         mask = torch.arange(longest + new, device=self.device) >= longest - lengths
-        cache = Cache(layers=[_RoomyLayer(*both, longest) for both in rooms])
-        return _Rows(cache, images, mask, start + lengths - 1, longest, torch.cat(logits))
+        cache = Cache(layers=[RoomyLayer(*both, longest) for both in rooms])
+        return Rows(cache, images, mask, start + lengths - 1, longest, torch.cat(logits))
 
-    def step(self, state: "_Rows", tokens: torch.Tensor, layout: SharedPrefix) -> torch.Tensor:
+    def step(self, state: Rows, tokens: torch.Tensor, layout: SharedPrefix) -> torch.Tensor:
         """Logits `[rows, 1, vocabulary]` after one more token `[rows]` each."""
         state.positions = state.positions + 1
         state.length += 1
@@ -231,44 +240,3 @@ def chosen(kind: Choose, probabilities: list[float]) -> Answer:
 def _by_kind(rows) -> list[tuple[Any, list]]:
     kinds = dict.fromkeys(row[2] for row in rows)
     return [(kind, [row for row in rows if row[2] == kind]) for kind in kinds]
-
-
-@dataclass
-class _Rows:
-    """A batch that is being written: own cache and mask up to its full room, images, last positions, length so far."""
-
-    cache: Cache
-    images: list[int]
-    mask: torch.Tensor
-    positions: torch.Tensor
-    length: int
-    logits: torch.Tensor
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drops all other rows."""
-        self.cache.batch_select_indices(rows)
-        self.images = [self.images[row] for row in rows.tolist()]
-        self.mask, self.positions = self.mask[rows], self.positions[rows]
-
-
-class _RoomyLayer(DynamicLayer):
-    """A cache layer with room for what is still to come: growing by concatenation would copy everything each token."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, start: int):
-        """Takes room for keys and values `[rows, heads, room, width]`, of which `start` tokens are filled."""
-        super().__init__()
-        self._keys, self._values = keys, values
-        self.keys, self.values = keys[:, :, :start], values[:, :, :start]
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        start = self.keys.shape[2]
-        end = start + key_states.shape[2]
-        self._keys[:, :, start:end], self._values[:, :, start:end] = key_states, value_states
-        self.keys, self.values = self._keys[:, :, :end], self._values[:, :, :end]
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        length = self.keys.shape[2]
-        self._keys, self._values = self._keys[indices], self._values[indices]
-        self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]

@@ -6,12 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from families import WORK, write_llm
 from golden_cases import ROOT
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_tokenizers import byte_level_with, train_sentencepiece
-from test_families import WORK, write_llm
 from transformers import (
     AutoImageProcessor,
     AutoProcessor,

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from families import ELSE, PACK, WORK, write_llm
 from golden_cases import ROOT
-from test_families import ELSE, PACK, WORK, write_llm
 
 from prismatic.models.load import build
 from prismatic.models.lora import add_lora, lasting, linear_layers, save_parts, with_adapters

@@ -5,9 +5,9 @@ import copy
 import peft
 import pytest
 import torch
+from families import ALONE, ELSE, PACK, WORK, write_llm
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_families import ALONE, ELSE, PACK, WORK, write_llm
 from test_model import inputs_of, vlm
 from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
 

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from families import GPT, write_llm
 from safetensors.torch import load_file, save_file
 from small_tokenizers import byte_level
-from test_families import GPT, write_llm
 
 from prismatic.models.load import build
 from prismatic.models.self_check import check_context

@@ -1,0 +1,6 @@
+"""Answers that are read while they are written (see `engine`)."""
+
+from eval.streaming.answering import Answering, Request
+from eval.streaming.engine import QueueFull, StreamingEngine
+
+__all__ = ["Answering", "QueueFull", "Request", "StreamingEngine"]
