@@ -4,7 +4,7 @@ import ast
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 Box = list[float]
 
@@ -48,16 +48,45 @@ def find_box(text: str) -> Box | None:
 
     Numbers with nothing but punctuation and names such as "x1:" between them go before numbers with words between.
     """
-    text = text[:LONGEST]
+    return next((box for between in _BETWEEN for _, box in _boxes(text[:LONGEST], between)), None)
+
+
+def find_boxes(text: str) -> list[Box]:
+    """All boxes in a text, on any scale, whose numbers have nothing but punctuation and names between them."""
+    found, end = [], 0
+    for (start, stop), box in _boxes(text[:LONGEST], _BETWEEN[0]):
+        if start >= end:
+            found.append(box)
+            end = stop
+    return found
+
+
+def _boxes(text: str, between: re.Pattern) -> Iterator[tuple[tuple[int, int], Box]]:
+    """Fours of numbers that can be boxes, and where each stands; they may overlap."""
     numbers = list(_NUMBER.finditer(text))
-    for between in _BETWEEN:
-        for four in zip(numbers, numbers[1:], numbers[2:], numbers[3:], strict=False):
-            gaps = [text[a.end() : b.start()] for a, b in zip(four, four[1:], strict=False)]
-            x1, y1, x2, y2 = box = [float(number.group()) for number in four]
-            ordered = 0 <= x1 < x2 < math.inf and 0 <= y1 < y2 < math.inf
-            if ordered and all(len(gap) <= 40 and between.fullmatch(gap) for gap in gaps):
-                return box
-    return None
+    for four in zip(numbers, numbers[1:], numbers[2:], numbers[3:], strict=False):
+        gaps = [text[a.end() : b.start()] for a, b in zip(four, four[1:], strict=False)]
+        x1, y1, x2, y2 = box = [float(number.group()) for number in four]
+        ordered = 0 <= x1 < x2 < math.inf and 0 <= y1 < y2 < math.inf
+        if ordered and all(len(gap) <= 40 and between.fullmatch(gap) for gap in gaps):
+            yield (four[0].start(), four[-1].end()), box
+
+
+def boxes_in_image(text: str, frame: str, width: int, height: int) -> list[Box]:
+    """The boxes in an answer, as fractions of an image of that size; those whose numbers are no fractions are left out.
+
+    Args:
+        text: What a model said.
+        frame: What its fractions are of: `image`, or `padded-square`.
+        width: Of the image.
+        height: Of the image.
+    """
+    found = [box for box in find_boxes(text) if max(box) <= 1]
+    if frame == "padded-square":
+        found = [from_padded_square(box, width, height) for box in found]
+    return [
+        box for box in ([min(max(x, 0.0), 1.0) for x in box] for box in found) if box[0] < box[2] and box[1] < box[3]
+    ]
 
 
 def iou(a: Box, b: Box) -> float:

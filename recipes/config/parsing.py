@@ -60,7 +60,7 @@ def _check_numbers(config, prefix: str = "") -> None:
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise ValueError(f"--{prefix}{name} is {number}: expected a finite number")
-        if name == "seed" and not 0 <= value < 2**32:
+        if name == "seed" and value is not None and not 0 <= value < 2**32:
             raise ValueError(f"--{prefix}{name} is {value}: expected 0 to {2**32 - 1}")
 
 

@@ -216,3 +216,27 @@ def test_boxes_may_be_two_pixels_outside():
         box[at] += (-1, -1, 1, 1)[at]
         with pytest.raises(ValueError, match="is not inside"):
             parsing.true_box(box, 100, 50)
+
+
+@pytest.mark.parametrize(
+    ("text", "boxes"),
+    [
+        ("[0.1, 0.2, 0.3, 0.4]", [[0.1, 0.2, 0.3, 0.4]]),
+        ("the dog [0.1,0.2,0.3,0.4] and the cat [0.5, 0.5, 1, 1].", [[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 1, 1]]),
+        ("x1: 0.1, y1: 0.2, x2: 0.3, y2: 0.4; 0.5 0.6 0.7 0.8", [[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]]),
+        ("two dogs, 3 cats", []),
+        ("[0.3, 0.2, 0.1, 0.4]", []),  # the corners are in another order
+        ("[10, 20, 30, 40] or [0.1, 0.2, 0.3, 0.4]", [[10, 20, 30, 40], [0.1, 0.2, 0.3, 0.4]]),
+    ],
+)
+def test_all_boxes_of_an_answer(text, boxes):
+    assert parsing.find_boxes(text) == boxes
+    inside = [box for box in boxes if max(box) <= 1]
+    assert parsing.boxes_in_image(text, "image", 640, 480) == inside
+
+
+def test_boxes_of_a_padded_square_lie_in_the_image():
+    """A wide image of 200 x 100 in a square of 200: rows 50 to 150 are its own."""
+    assert parsing.boxes_in_image("[0.5, 0.25, 1, 0.5]", "padded-square", 200, 100) == [[0.5, 0.0, 1.0, 0.5]]
+    assert parsing.boxes_in_image("[0.5, 0.0, 1, 0.5]", "padded-square", 200, 100) == [[0.5, 0.0, 1.0, 0.5]]
+    assert parsing.boxes_in_image("[0.5, 0.0, 1, 0.2]", "padded-square", 200, 100) == []
