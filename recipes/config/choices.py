@@ -8,6 +8,7 @@ from typing import Any, Literal
 from vision_backbones.names import suggest
 
 Precision = Literal["bf16", "fp32"]
+ServePrecision = Literal["auto", "bf16", "fp32"]
 Stage = Literal["align", "finetune", "full-finetune", "lora"]
 Sharding = Literal["full", "grad-op", "hybrid", "none"]
 ReduceDtype = Literal["float32", "bfloat16"]
