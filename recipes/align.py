@@ -29,7 +29,7 @@ def main(config: AlignConfig) -> dict:
     summary = masked.train(
         config, run_dir, data, teacher, student,
         targets=lambda batch: teacher(batch["pixel_values"], batch["masks"]),
-        loss=partial(alignment_loss, config, teacher), export=partial(export, config, pair.student),
+        loss=partial(alignment_loss, config, teacher), export=partial(export, config, pair.student, teacher),
         draw=lambda path: draw_patches(path, data.validation, {
             "before": create_backbone(pair.teacher), "after": create_backbone(str(run_dir)),
         }),
@@ -65,15 +65,20 @@ def alignment_loss(config: AlignConfig, teacher, student, batch: dict, training:
     return reconstruction_loss(student(pixels, masks), teacher(pixels, masks), masks, config.loss, **quirks)
 
 
-def export(config: AlignConfig, spec, model, folder) -> None:
+def export(config: AlignConfig, spec, teacher, model, folder) -> None:
     """Writes the encoder as a backbone, with the decoder, which a projector may start from."""
+    from dataclasses import asdict
+
+    from vision_backbones.maskembed.view import Alignment
     from vision_backbones.weights import save_backbone
 
     state = model.state_dict()
     decoder = {k: v for k, v in state.items() if k.startswith(("decoder.", "encoder.head."))}
     encoder = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
     heads = config.decoder_heads or model.encoder.blocks[0].attn.num_heads
-    save_backbone(folder / "backbone.safetensors", encoder, spec, decoder, heads)
+    scale, same = teacher.scale.item(), {"prefix_only": config.prefix_only, "as_reference": config.as_reference}
+    alignment = Alignment(config.teacher, config.teacher_skip_blocks, scale, config.loss, **same)
+    save_backbone(folder / "backbone.safetensors", encoder, spec, decoder, heads, asdict(alignment))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,11 @@ GROUPS = {
         "compare": Job("eval", ("compare",), "compare runs of evaluate, with intervals and paired tests"),
         "reproduce": Job("recipes.reproduce", (), "the paper in miniature, with controls, seeds and a report"),
     },
+    "talk": {
+        "chat": Job("recipes.chat", (), "talk with a model about a picture, or have it answer a file of questions"),
+        "app": Job("recipes.app", (), "a page to chat, to see where backbones look, and to follow runs"),
+        "serve": Job("recipes.serve", (), "answer questions over HTTP as OpenAI's interface does"),
+    },
     "data": {
         "prepare": Job("eval", ("prepare",), "download what a benchmark needs"),
         "verify": Job("prismatic.data.verify", (), "check training data before it is trained on"),
@@ -48,7 +53,6 @@ GROUPS = {
         "losses": Job("recipes.parts", ("losses",), "list the losses of align and mim"),
         "check-llm": Job("recipes.check_llm", (), "try whether an LLM trains and answers as it should"),
         "export": Job("recipes.export", (), "write a run or a checkpoint as a plain Hugging Face folder"),
-        "serve": Job("recipes.serve", (), "answer questions over HTTP as OpenAI's interface does"),
         "push": Job("recipes.push", (), "upload a run to the Hugging Face hub, with a card of its data and scores"),
         "import-reference": Job("recipes.import_reference", (), "read a checkpoint of the reference implementation"),
         "import-llava": Job("recipes.import_llava", (), "read a LLaVA 1.5 of transformers (llava-hf)"),

@@ -1,69 +1,51 @@
-"""`prismatic serve RUN`: a model behind an OpenAI-compatible HTTP interface, by the server of transformers."""
+"""Answers questions about images over HTTP, as OpenAI's interface does: `prismatic serve RUN`; see `--help`."""
 
+import gc
 import sys
-from pathlib import Path
+from importlib.util import find_spec
 
-HELP = """\
-usage: prismatic serve RUN [OPTION ...]
-
-Answer questions about images over HTTP as OpenAI's interface does: /v1/chat/completions (text, images as data URLs or
-addresses, streaming), /v1/models, /health. On localhost only, unless --host says otherwise.
-
-  prismatic serve runs/mine --port 8000
-  prismatic serve miniature --device cpu
-
-RUN is a run (its newest checkpoint is taken), a model's folder, `miniature` or a Hugging Face id. LoRA runs and step
-checkpoints are written as a whole model first (prismatic export). The server is that of transformers, which needs
-pip install "transformers[serving]"; its own options follow RUN:
-"""
+from recipes import cli
+from recipes.config.serve import ServeConfig, parse_serve
 
 
-def main(argv: list[str]) -> None:
-    """Runs the command line; errors are one line."""
+def main(config: ServeConfig) -> None:
+    """Loads the model and answers until SIGTERM or Ctrl-C."""
+    if not (find_spec("fastapi") and find_spec("uvicorn")):
+        raise ValueError("the server needs more packages: pip install 'prismatic-locality[app]'")
+    from eval.streaming.start import start_engine
+    from recipes.serving.api import make_app
+    from recipes.serving.chat import Limits
+    from recipes.serving.server import bind, is_local, serve
+
+    limits = Limits(
+        requests=config.batch_size + config.waiting,
+        body=int(config.max_body_mb * 1e6),
+        seconds=config.timeout,
+        new_tokens=config.max_new_tokens,
+    )
+    listening = bind(config.host, config.port)
+    engine = start_engine(
+        config.model,
+        precision=config.precision,
+        device=config.device,
+        batch_size=config.batch_size,
+        waiting=limits.requests,  # all of them may come before the engine takes the first
+    )
+    if not is_local(config.host):
+        print("warning: there is no authentication: whoever reaches this address can use the model", file=sys.stderr)
+    if engine.alone:
+        print(f"warning: questions are answered one after the other: {engine.alone}", file=sys.stderr)
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    url = f"http://{host}:{listening.getsockname()[1]}/v1"
+    dtype = str(next(engine.model.parameters()).dtype).removeprefix("torch.")
+    listening.listen()  # who reads the next line may ask at once
+    print(f"serving {config.model} ({dtype} on {engine.model.device}) at {url}", flush=True)
+    gc.enable(), gc.freeze()
     try:
-        from transformers.cli.serve import Serve, is_serve_available
-    except ImportError as error:
-        raise SystemExit(f"error: {error}: pip install 'transformers[serving]'") from None
-    if not argv or "-h" in argv or "--help" in argv:
-        print(HELP, flush=True)
-        argv = ["MODEL", "--help"]
-    elif not is_serve_available():
-        raise SystemExit("error: the server needs more packages: pip install 'transformers[serving]'")
-    else:
-        try:
-            argv = [whole_model(argv[0]), *argv[1:]]
-        except ValueError as error:
-            raise SystemExit(f"error: {error}") from None
-    import typer
-
-    app = typer.Typer(add_completion=False)
-    app.command()(Serve)
-    app(argv, prog_name="prismatic serve")
-
-
-def whole_model(run: str) -> str:
-    """The folder of the whole model that a run or name means, or a Hugging Face id as it is.
-
-    Raises:
-        ValueError: there is none, or it has to be written first.
-    """
-    from prismatic.checkpoints.epoch import latest_checkpoint
-    from prismatic.models.load import find_model
-
-    place = find_model(run)
-    if place is None:
-        if run.startswith("-") or run.count("/") != 1:
-            raise ValueError(
-                f"no model called {run!r}: give a run, a model's folder or a Hugging Face id before options"
-            )
-        return run
-    folder: Path | None = latest_checkpoint(place) if (place / "checkpoints").is_dir() else place
-    if folder is None:
-        raise ValueError(f"the run {place} holds no checkpoint yet")
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} is no whole model: prismatic export {run} OUT writes one, then serve OUT")
-    return str(folder)
+        serve(make_app(engine, config.model, limits), listening, config.timeout)
+    finally:
+        engine.close(finish=False)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.run(main, parse_serve)

@@ -21,6 +21,7 @@ from recipes.config.parsing import _flags
 from recipes.config.plan import PlanConfig
 from recipes.config.probe import ProbeConfig
 from recipes.config.reproduce import ReproduceConfig
+from recipes.config.serve import ServeConfig
 
 TRAINING = ("align", "finetune", "probe", "scale")  # pages whose commands are slow tests: the README trains, too
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -153,7 +154,7 @@ def test_command(command, real, checkout):
 
 def test_settings_and_files_named_in_the_docs_exist():
     configs = (FinetuneConfig, PlanConfig, AlignConfig, MimConfig, ClassifyConfig, ProbeConfig, EvaluateConfig)
-    configs += (ReproduceConfig, make_llm.Config, make_vit.Config)
+    configs += (ReproduceConfig, ServeConfig, make_llm.Config, make_vit.Config)
     flags = {flag for config in configs for flag in _flags(config)}
     flags |= {"config_path", "help", "config_file", "backbone", "keep_adapters", "dtype", "quick"}
     flags |= {"dry_run", "eval", "private"}  # of push

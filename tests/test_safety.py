@@ -29,7 +29,7 @@ REVIEWED = {
 MODULES = {"joblib", "dill", "cloudpickle", "marshal", "shelve", "jsonpickle", "imp", "runpy", "code"}
 NAMES = {"eval", "exec", "compile", "__import__", "execfile"}
 IMPORTERS = {"import_module", "exec_module", "spec_from_file_location", "run_path", "run_module", "load_module"}
-YAML_SAFE = {"safe_load", "safe_load_all", "safe_dump", "dump", "YAMLError"}
+YAML_SAFE = {"safe_load", "safe_load_all", "safe_dump", "dump", "YAMLError", "SafeLoader", "CSafeLoader"}
 
 
 def dotted(node: ast.AST) -> str:

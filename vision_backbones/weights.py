@@ -190,6 +190,7 @@ def save_backbone(
     spec: BackboneSpec,
     decoder: "dict[str, Tensor] | None" = None,
     decoder_heads: int | None = None,
+    alignment: dict | None = None,
     **metadata: str,
 ) -> None:
     """Writes an aligned backbone, and its decoder beside it, each file all or nothing; replaces what is there.
@@ -200,6 +201,7 @@ def save_backbone(
         spec: What rebuilds the ViT; travels in the metadata, without `weights`, which will be this file.
         decoder: `decoder.*` and `encoder.head.*` of a MaskEmbed student.
         decoder_heads: Attention heads of the decoder.
+        alignment: What the decoder was trained against (`maskembed.view.Alignment` as a dict); in its metadata.
         metadata: More strings for the metadata of the backbone.
 
     Raises:
@@ -212,7 +214,9 @@ def save_backbone(
         raise ValueError(f"{path}: decoder_heads must say how many attention heads the decoder has")
     # The decoder first: a backbone that is there has the decoder it was trained with.
     if decoder:
-        write_tensors(decoder_path(path), decoder, {"decoder": json.dumps({"num_heads": decoder_heads})})
+        about = {"decoder": json.dumps({"num_heads": decoder_heads})}
+        about |= {"alignment": json.dumps(alignment)} if alignment else {}
+        write_tensors(decoder_path(path), decoder, about)
     else:
         decoder_path(path).unlink(missing_ok=True)
     spec = dataclasses.replace(spec, weights=None)

@@ -189,6 +189,19 @@ def _open(path: Path) -> Image.Image:
         raise BadImageError(f"{path}: unreadable ({type(error).__name__}: {error}); replace it") from error
 
 
+def centre_square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
+    """The largest square in the centre of an image, resized to `size` pixels a side."""
+    side = min(image.size)
+    left, top = ((length - side) // 2 for length in image.size)
+    return image.crop((left, top, left + side, top + side)).resize((size, size), resample)
+
+
+def square_pixels(image: Image.Image, spec: BackboneSpec) -> torch.Tensor:
+    """Pixels `[3 * parts, S, S]` of a square RGB image, normalised as each part of a resolved spec wants them."""
+    pixels = T.functional.to_tensor(image)
+    return torch.cat([T.functional.normalize(pixels, part.mean, part.std) for part in spec.parts or (spec,)])
+
+
 class PatchExamples(Dataset):
     """Pixels and patch labels of pairs, decoded where they are asked for.
 
@@ -206,8 +219,7 @@ class PatchExamples(Dataset):
     ):
         """Takes a resolved spec, its patch side in pixels, and the kinds of labels."""
         self.dataset, self.pairs, self.patch, self.kinds = dataset, pairs, patch, kinds
-        self.size = spec.image_size
-        self.normalise = [T.Normalize(part.mean, part.std) for part in spec.parts or (spec,)]
+        self.spec, self.size = spec, spec.image_size
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -215,19 +227,14 @@ class PatchExamples(Dataset):
     def square(self, row: int) -> tuple[Image.Image, np.ndarray]:
         """The square image, RGB, and the class of its pixels, uint8 `[S, S]`."""
         image, values = read_pair(self.dataset, *self.pairs[row])
-        (width, height), side = image.size, min(image.size)
-        left, top = (width - side) // 2, (height - side) // 2
-        box, size = (left, top, left + side, top + side), (self.size, self.size)
-        values = values.crop(box).resize(size, Image.Resampling.NEAREST)
-        image = image.crop(box).resize(size, Image.Resampling.BILINEAR)
-        return image, self.dataset.class_of[np.asarray(values)]
+        values = centre_square(values, self.size, Image.Resampling.NEAREST)
+        return centre_square(image, self.size), self.dataset.class_of[np.asarray(values)]
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
         image, label_map = self.square(row)
-        pixels = T.functional.to_tensor(image)
         classes = len(self.dataset.classes)
         labels = {kind: reduce_labels(label_map, self.patch, classes, kind) for kind in self.kinds}
-        return {"pixel_values": torch.cat([normalise(pixels) for normalise in self.normalise])} | {
+        return {"pixel_values": square_pixels(image, self.spec)} | {
             kind: torch.from_numpy(pack(value)) for kind, value in labels.items()
         }
 

@@ -13,6 +13,7 @@ from eval.probing.data import PatchExamples, SegmentationSet, get_dataset
 from eval.probing.features import Probe, Split, check_room, features_size
 from eval.probing.heads import check_head, make_head, tokens_for
 from eval.probing.labels import check_labels
+from eval.probing.saved import OUTCOME, probe_folder, save_probe
 from eval.probing.train import train
 from prismatic.data import batching
 from prismatic.data.samplers import fill_batches
@@ -20,8 +21,6 @@ from prismatic.training import console, loop
 from vision_backbones import BackboneSpec, check_spec, import_plugins
 from vision_backbones.files import read_json, write_json
 from vision_backbones.weights import find_weights
-
-OUTCOME = "outcome.json"  # of one probe
 
 
 def check(config) -> tuple[SegmentationSet, dict[str, BackboneSpec]]:
@@ -72,7 +71,7 @@ def run_probes(
     for name, spec in specs.items():
         for labels in config.labels:
             keep = tokens_for(config.head, labels)
-            folder = run_dir / name.replace("/", "_").replace(":", "_") / labels
+            folder = probe_folder(run_dir, name, labels)
             if (folder / OUTCOME).is_file():  # of the run that this one continues
                 results.append(read_json(folder / OUTCOME, "delete it to probe again", "backbone", "labels", "best"))
                 continue
@@ -95,8 +94,9 @@ def run_probes(
             folder.mkdir(parents=True, exist_ok=True)
             outcome = train(config, accelerator, probe, splits, plans["val"], labels, folder, peak)
             results.append({"backbone": name, "labels": labels, "head": config.head, "tokens": keep} | outcome)
+            save_probe(folder, config, probe, dataset, name, labels, epoch=outcome["last"]["epoch"])
             write_json(folder / OUTCOME, results[-1])
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nothing is kept of a head
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return results
 
 

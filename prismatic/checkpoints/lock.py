@@ -7,6 +7,7 @@ Lustre (mounted with `flock`) carry them between machines. Where a file system h
 import functools
 import os
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".lock"
+FLOCK, TYPE = ("qqihh", 3) if sys.platform == "darwin" else ("hhqqi4x", 0)  # C's struct flock; its field l_type
 _held: dict[Path, int] = {}
 _at_end: list[Callable[[], None]] = []
 
@@ -51,6 +53,27 @@ def hold(folder: Path, remedy: str) -> None:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
     _held[path] = descriptor
+
+
+def held(folder: Path) -> bool:
+    """Whether a process on any machine is the one that writes to a folder. Asking takes no lock, so nobody is stopped.
+
+    Raises:
+        OSError: that cannot be known here: no rights, or a file system without locks.
+    """
+    path = folder.resolve() / LOCK
+    if path in _held:  # closing a descriptor of it would give the lock away
+        return True
+    if fcntl is None or not path.is_file():
+        return False
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fields = [0] * 5
+        fields[TYPE] = fcntl.F_RDLCK
+        answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(FLOCK, *fields))
+        return struct.unpack(FLOCK, answer)[TYPE] != fcntl.F_UNLCK
+    finally:
+        os.close(descriptor)
 
 
 def at_end(act: Callable[[], None]) -> None:

@@ -91,11 +91,11 @@ def finished_run(folder: Path, accelerator, finished: str = SUMMARY, needed: Seq
 def _check_unchanged(folder: Path, config, may_change: Sequence[str]) -> None:
     path = folder / "config.yaml"
     try:
-        old = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        old = flat(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} cannot be read ({reason}): choose another --run_id, or restore the file") from None
-    new = _flat(yaml.safe_load(draccus.dump(config)))
+    new = flat(yaml.safe_load(draccus.dump(config)))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     refused = [key for key in changed if key not in may_change]
     if refused:
@@ -105,8 +105,9 @@ def _check_unchanged(folder: Path, config, may_change: Sequence[str]) -> None:
         print(f"{folder}: resuming with --{key} {new.get(key)} (was {old.get(key)})")
 
 
-def _flat(settings: dict, prefix: str = "") -> dict:
-    flat = {}
+def flat(settings: dict, prefix: str = "") -> dict:
+    """Nested settings by dotted name."""
+    found = {}
     for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

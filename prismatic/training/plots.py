@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from prismatic.data.conversation_dataset import BadImageError
 from prismatic.data.image_datasets import ImageSource
 from vision_backbones.files import replacing
+from vision_backbones.patch_views import colours
 
 CELL, GAP, TITLE = 144, 8, 18  # pixels
 
@@ -42,12 +43,7 @@ def draw_patches(path: Path, source: ImageSource, backbones: dict[str, torch.nn.
         pixels = torch.stack([backbone.transform(image) for image in images])
         device = next(backbone.parameters()).device
         features = backbone(pixels.to(device))[:, backbone.num_prefix_tokens :].float().cpu()
-        flat = features.flatten(0, 1) - features.mean((0, 1))
-        axes = torch.linalg.svd(flat, full_matrices=False).Vh[:3]
-        colours = flat @ axes.T
-        low, high = colours.quantile(0.02, dim=0), colours.quantile(0.98, dim=0)
-        colours = ((colours - low) / (high - low)).clamp(0, 1).mul(255).byte()
-        grids = colours.view(len(images), *backbone.grid, 3).numpy()
+        grids = colours(features).view(len(images), *backbone.grid, 3).numpy()
         paste(row, title, [Image.fromarray(grid) for grid in grids])
     with replacing(path) as tmp_path:
         sheet.save(tmp_path, "PNG")

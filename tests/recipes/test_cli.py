@@ -19,11 +19,13 @@ from recipes.config.parsing import _flags
 from recipes.config.plan import PlanConfig
 from recipes.config.probe import ProbeConfig
 from recipes.config.reproduce import ReproduceConfig, parse_reproduce
+from recipes.config.serve import ServeConfig
 from vision_backbones.maskembed.loss import LOSSES
 
 RECIPES = {
     "finetune": FinetuneConfig, "align": AlignConfig, "mim": MimConfig, "classify": ClassifyConfig,
     "probe": ProbeConfig, "evaluate": EvaluateConfig, "plan": PlanConfig, "reproduce": ReproduceConfig,
+    "serve": ServeConfig,
 }  # fmt: skip
 
 

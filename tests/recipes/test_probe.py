@@ -84,6 +84,8 @@ def test_what_a_run_leaves(tmp_path, capsys, drawn):
         there = [line for line in table if int(line["there"])]
         mean = np.mean([float(line["last_recall"]) for line in there])
         assert mean == pytest.approx(row["last"]["scores"]["macro_recall"])
+        left = "classes.csv classes.png head.json head.safetensors metrics.jsonl outcome.json samples.png".split()
+        assert sorted(path.name for path in folder.iterdir()) == left
         for name in ("samples.png", "classes.png"):
             assert len(np.unique(np.asarray(Image.open(folder / name)))) > 20
     assert Image.open(run / "comparison.png").size[0] > 1000, "two charts"

@@ -11,6 +11,7 @@ from recipes.config.images import parse_align, parse_classify, parse_mim
 from recipes.config.presets import CONFIGS, read_presets
 from recipes.config.probe import parse_probe
 from recipes.config.reproduce import parse_reproduce
+from recipes.config.serve import parse_serve
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ["--data.annotations", "rows.json"]
@@ -119,6 +120,7 @@ PARSERS = {
     "probe": parse_probe,
     "evaluate": parse_evaluate,
     "reproduce": parse_reproduce,
+    "serve": parse_serve,
 }
 
 

@@ -17,7 +17,7 @@ from prismatic.checkpoints.epoch import (
     save_state,
     trained_steps,
 )
-from prismatic.checkpoints.lock import hold, releases
+from prismatic.checkpoints.lock import LOCK, held, hold, releases
 from prismatic.checkpoints.run_folder import finished_run, open_run
 from prismatic.training.tracking import MetricsLog, read_metrics
 from recipes.config.finetune import parse_finetune
@@ -140,6 +140,26 @@ def test_a_folder_has_one_writer(tmp_path):
     assert main().startswith(f"ValueError: {tmp_path} is in use by process {os.getpid()} on ")
     assert main().endswith(": wait") and held_by_another(tmp_path) == "", "it ends with its process"
     assert main() != ""
+
+
+def test_whether_a_folder_has_a_writer_is_known_without_stopping_one(tmp_path):
+    assert not held(tmp_path) and not (tmp_path / LOCK).exists()
+    holding = HOLD + "; print(flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", holding, str(tmp_path)], **pipes) as other:
+        other.stdout.readline()
+        assert held(tmp_path) and held(tmp_path / ".." / tmp_path.name)
+        other.communicate()
+    assert (tmp_path / LOCK).exists() and not held(tmp_path)
+
+    @releases
+    def main():
+        hold(tmp_path, "wait")
+        assert held(tmp_path)
+        return held_by_another(tmp_path)
+
+    assert "is in use by process" in main(), "asking gave the lock away"
+    assert not held(tmp_path)
 
 
 def test_folders_are_put_in_place_whole(tmp_path):

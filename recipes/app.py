@@ -1,0 +1,66 @@
+"""A page on this machine to chat, to see where backbones look, and to follow runs: `prismatic app`; see `--help`."""
+
+import gc
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from recipes import cli
+from recipes.config.app import AppConfig, parse_app
+
+SCENES = 8  # drawn, to choose from
+QUESTIONS = [  # about drawn scenes
+    "What color is the circle?",
+    "How many objects are there?",
+    'Please provide the bounding box coordinate of the region this sentence describes: "the yellow circle"',
+]
+
+
+def main(config: AppConfig) -> None:
+    """Loads the models and serves the page until Ctrl-C."""
+    if not find_spec("gradio"):
+        raise ValueError("the page needs gradio: pip install 'prismatic-locality[app]', or make chat")
+    from eval.streaming.start import start_engine
+    from recipes.chatting.pictures import drawn_scene
+    from recipes.serving.server import bind, is_local
+    from recipes.web.page import build_page, launch, temporary_files
+    from vision_backbones import import_plugins
+
+    import_plugins(config.plugins)
+    with bind(config.host, config.port) as found:  # a port that is taken is found before models are loaded
+        port = found.getsockname()[1]
+    examples = pictures_in(Path(config.images)) if config.images else [drawn_scene(i) for i in range(SCENES)]
+    names = dict.fromkeys(filter(None, (config.model, config.compare)))
+    same = {name: getattr(config, name) for name in ("precision", "device", "batch_size")}
+    engines = {name: start_engine(name, **same) for name in names}
+    gc.enable(), gc.freeze()
+    if not is_local(config.host):
+        print("warning: there is no authentication: whoever reaches this address can use the page", file=sys.stderr)
+    places = {"backbones": config.backbones, "probes": config.probes, "run_root": Path(config.run_root)}
+    try:
+        with temporary_files():
+            page = build_page(engines, examples, [] if config.images else QUESTIONS, **places)
+            print(f"open http://{config.host}:{port} in a browser; Ctrl-C ends it", flush=True)
+            launch(page, config.host, port)
+    finally:
+        for engine in engines.values():
+            engine.close(finish=False)
+
+
+def pictures_in(folder: Path, most: int = 24) -> list[Path]:
+    """The first pictures in a folder by name.
+
+    Raises:
+        ValueError: There are none.
+    """
+    from vision_backbones.safe_images import FORMATS
+
+    endings = {f".{name.lower()}" for name in FORMATS} | {".jpg", ".tif"}
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in endings and path.is_file())
+    if not found:
+        raise ValueError(f"--images {folder} holds no pictures: expected {', '.join(sorted(endings))}")
+    return found[:most]
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_app)
