@@ -1,13 +1,17 @@
-# make finetune | align | probe | evaluate | reproduce | test | test-slow | setup | smollm2 | lint | docs | benchmarks | gpu | wheels | mutants; everything lands in .venv, nothing else is touched.
+# make finetune | chat | align | probe | evaluate | reproduce | test | test-slow | setup | smollm2 | lint | docs | benchmarks | gpu | wheels | mutants; everything lands in .venv, nothing else is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 ACCELERATE := $(BIN)/accelerate launch --config_file recipes/configs/accelerate/one-process.yaml
 
-.PHONY: finetune align probe evaluate reproduce setup test test-slow lint docs smollm2 benchmarks gpu wheels mutants
+.PHONY: finetune chat align probe evaluate reproduce setup test test-slow lint docs smollm2 benchmarks gpu wheels mutants
 
 ## Finetune, evaluate and sample a vision-language model on the miniature world.
 finetune: setup
 	$(ACCELERATE) recipes/finetune.py $(ARGS)
+
+## A page to chat with the bundled model (ARGS=runs/mine: another), to see where backbones look, and to follow runs.
+chat: setup .venv/app
+	$(BIN)/prismatic app $(ARGS)
 
 ## Align the bundled tiny vision backbone on the miniature world.
 align: setup
@@ -37,11 +41,11 @@ setup: .venv/installed
 
 ## The test suite, a file or a class at a time on each of up to four cores. ARGS="tests/test_docs.py -k align": just that.
 PARALLEL := -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
-test: setup .venv/tokenizers .venv/templates .venv/quantize .venv/trackers
+test: setup .venv/app .venv/tokenizers .venv/templates .venv/quantize .venv/trackers
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(PARALLEL))
 
 ## The long tests: kill campaigns, two nodes, the study in small, plans of every named model, ...
-test-slow: setup .venv/tokenizers .venv/templates .venv/quantize .venv/trackers .venv/tour .venv/serving .venv/lmms-eval
+test-slow: setup .venv/app .venv/tokenizers .venv/templates .venv/quantize .venv/trackers .venv/tour .venv/browser .venv/lmms-eval
 	$(BIN)/python -m pytest -m "slow and not gpu and not network" $(if $(ARGS),$(ARGS),$(PARALLEL))
 
 # Mistral's real sentencepiece model, for tokenizer tests. Beside site-packages: transformers changes its behaviour when
@@ -70,10 +74,15 @@ test-slow: setup .venv/tokenizers .venv/templates .venv/quantize .venv/trackers 
 	-$(BIN)/python -m pip install --quiet --target .venv/tour nbclient ipykernel
 	mkdir -p $@ && touch $@
 
-# The server of transformers, and a client of it.
-.venv/serving: .venv/installed
-	-$(BIN)/python -m pip install --quiet --target .venv/serving openai fastapi uvicorn
-	mkdir -p $@ && touch $@
+# What the page and the server are made with.
+.venv/app: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[app]"
+	touch $@
+
+# What drives a browser in tests of the page; chromium itself is the system's (Debian: apt-get install chromium).
+.venv/browser: .venv/installed
+	-$(BIN)/python -m pip install --quiet playwright
+	touch $@
 
 # lmms-eval, and of what it declares what a task of text and images needs; it imports a part of filelock that 4.3 has not.
 LMMS_NEEDS = loguru tenacity evaluate sacrebleu pytz portalocker tabulate colorama lxml requests urllib3 certifi aiohttp \

@@ -29,7 +29,7 @@ def main(config: ServeConfig) -> None:
         precision=config.precision,
         device=config.device,
         batch_size=config.batch_size,
-        waiting=limits.requests,  # all of them may come before the engine takes the first
+        waiting=config.waiting,
     )
     if not is_local(config.host):
         print("warning: there is no authentication: whoever reaches this address can use the model", file=sys.stderr)

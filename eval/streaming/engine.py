@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -65,6 +66,10 @@ class StreamingEngine:
         """Requests that wait for a free row."""
         return len(self._queue)
 
+    @property
+    def _free(self) -> int:
+        return max(0, (1 if self.alone else self.batch_size) - self.running)
+
     def submit(self, request: Request, notify=None) -> Answering:
         """Takes a request and returns at once.
 
@@ -81,7 +86,8 @@ class StreamingEngine:
         ids = encode_prompt(list(request.messages), self.processor.tokenizer)
         start = self.engine.bos if request.images else ids[:1]
         pixels = [self.engine.transform(image) for image in request.images]
-        answer = Answering(request, start, ids[len(start) :], self.processor.tokenizer, notify)
+        asked = replace(request, images=())  # pixels are kept, whole pictures are not
+        answer = Answering(asked, start, ids[len(start) :], self.processor.tokenizer, notify)
         answer.prompt_tokens = len(ids) + len(pixels) * self.processor.num_image_tokens
         context = context_of(self.model.config.text_config)
         answer.room = min(request.max_new_tokens, (context or 2**31) - answer.prompt_tokens)
@@ -90,12 +96,13 @@ class StreamingEngine:
                 f"the conversation takes {answer.prompt_tokens} tokens with its images, this model's context has "
                 f"{context}: shorten it"
             )
+        answer.kind = (len(pixels), *start)
         answer.pixels = torch.stack(pixels) if pixels else torch.empty(0, 1, 1, 1)
         answer.key = (digest(request.images), *start)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the engine is closed")
-            if len(self._queue) >= self.most_waiting:
+            if len(self._queue) >= self.most_waiting + self._free:
                 raise QueueFull(f"{len(self._queue)} requests are waiting already, at most {self.most_waiting} may")
             self._queue.append(answer)
             self._changed.notify()
@@ -120,9 +127,8 @@ class StreamingEngine:
                     for answer in new:
                         self._guarded([answer], lambda answer=answer: self._answer_alone(answer))
                     continue
-                kinds = dict.fromkeys((len(answer.request.images), *answer.start) for answer in new)
-                for kind in kinds:
-                    some = [a for a in new if (len(a.request.images), *a.start) == kind]
+                for kind in dict.fromkeys(answer.kind for answer in new):
+                    some = [answer for answer in new if answer.kind == kind]
                     self._guarded(some, lambda kind=kind, some=some: self._admit(kind, some))
                 for kind, batch in list(self._batches.items()):
                     if not self._guarded(batch.answers, batch.step):
@@ -141,12 +147,13 @@ class StreamingEngine:
         if idle and not self.alone:
             time.sleep(GATHER)
         with self._changed:
-            free = 1 if self.alone else self.batch_size - self.running
-            taken = [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
-        for answer in taken:
-            if answer.cancelled:
-                answer.finish("cancelled")
-        return [answer for answer in taken if not answer.finish_reason]
+            gone = [answer for answer in self._queue if answer.cancelled]
+            for answer in gone:
+                self._queue.remove(answer)
+            taken = [self._queue.popleft() for _ in range(min(self._free, len(self._queue)))]
+        for answer in gone:
+            answer.finish("cancelled")
+        return taken
 
     def _guarded(self, answers: Sequence[Answering | None], work) -> bool:
         """Does some work; an error of it ends its answers, not the engine."""
@@ -179,10 +186,10 @@ class StreamingEngine:
         """For LLMs that cannot share: `generate`, which knows every architecture."""
         self._now, request, device, stops = answer, answer.request, self.engine.device, self.engine.eos.tolist()
         try:
-            images = [self.processor.image_token_id] * (len(request.images) * self.processor.num_image_tokens)
+            images = [self.processor.image_token_id] * (answer.kind[0] * self.processor.num_image_tokens)
             ids = torch.tensor([answer.start + images + answer.ids], device=device)
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            if request.images:
+            if answer.kind[0]:
                 inputs["pixel_values"] = answer.pixels.to(device)
             sampling = {"temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
             with torch.random.fork_rng(devices=[]):

@@ -30,7 +30,7 @@ class ChatConfig:
     top_p: float = 1.0  # draw from the likeliest tokens whose probabilities add up to this
     max_new_tokens: int = 512  # tokens at which an answer is cut off
     seed: int | None = None  # random seed of what is drawn; null: another every time
-    batch_size: int = 32  # questions that are answered at the same time, with --questions
+    batch_size: int = 32  # questions of a file that are answered at the same time
     precision: ServePrecision = "auto"  # bf16 or fp32; auto: bf16 on an accelerator, fp32 on a CPU
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: the accelerator if there is one
     prompt_style: str = "auto"  # chat template: a name, FILE.jinja, or auto: the model's own (see docs/llms.md)

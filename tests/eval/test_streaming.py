@@ -187,6 +187,32 @@ def test_too_many_are_refused_and_the_rest_is_finished(parts):
         engine.submit(asked(QUESTIONS[0]))
 
 
+def test_what_comes_at_once_has_the_free_rows_and_may_wait_besides(parts):
+    engine = StreamingEngine(*parts, batch_size=3, waiting=2)
+    answers = [engine.submit(asked(QUESTIONS[0], max_new_tokens=2)) for _ in range(5)]
+    engine.close()
+    assert all(answer.finish_reason in ("stop", "length") for answer in answers)
+
+
+def test_what_is_cancelled_while_it_waits_leaves_the_queue(parts):
+    engine = StreamingEngine(*parts, batch_size=1)
+    first = engine.submit(asked(QUESTIONS[2], PICTURES[0], max_new_tokens=700))
+    next(iter(first))
+    waiting = [engine.submit(asked(QUESTIONS[0])) for _ in range(4)]
+    for answer in waiting[:3]:
+        answer.cancel()
+    assert [list(answer) for answer in waiting[:3]] == [[]] * 3
+    assert engine.waiting_now <= 1 and not (first.finish_reason and waiting[3].finish_reason)
+    first.cancel()
+    engine.close()
+    assert waiting[3].finish_reason in ("stop", "length")
+
+
+def test_pictures_are_not_kept(parts, engine):
+    answer = engine.submit(asked(QUESTIONS[0], PICTURES[0]))
+    assert not answer.request.images and list(answer)
+
+
 def test_an_error_ends_its_answers_and_not_the_engine(parts, engine, monkeypatch):
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("no memory\nat all")

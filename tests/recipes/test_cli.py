@@ -12,6 +12,8 @@ from golden_cases import ROOT
 from prismatic.models.llm import list_llms
 from prismatic.models.projectors import PROJECTORS
 from recipes.cli import JOBS, main, overview
+from recipes.config.app import AppConfig
+from recipes.config.chat import ChatConfig
 from recipes.config.evaluate import EvaluateConfig
 from recipes.config.finetune import FinetuneConfig, parse_finetune
 from recipes.config.images import AlignConfig, ClassifyConfig, MimConfig
@@ -25,7 +27,7 @@ from vision_backbones.maskembed.loss import LOSSES
 RECIPES = {
     "finetune": FinetuneConfig, "align": AlignConfig, "mim": MimConfig, "classify": ClassifyConfig,
     "probe": ProbeConfig, "evaluate": EvaluateConfig, "plan": PlanConfig, "reproduce": ReproduceConfig,
-    "serve": ServeConfig,
+    "serve": ServeConfig, "chat": ChatConfig, "app": AppConfig,
 }  # fmt: skip
 
 

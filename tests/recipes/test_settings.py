@@ -5,6 +5,8 @@ from pathlib import Path
 import forked
 import pytest
 
+from recipes.config.app import parse_app
+from recipes.config.chat import parse_chat
 from recipes.config.evaluate import parse_evaluate
 from recipes.config.finetune import named_models, parse_finetune
 from recipes.config.images import parse_align, parse_classify, parse_mim
@@ -121,6 +123,8 @@ PARSERS = {
     "evaluate": parse_evaluate,
     "reproduce": parse_reproduce,
     "serve": parse_serve,
+    "chat": parse_chat,
+    "app": parse_app,
 }
 
 
