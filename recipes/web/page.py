@@ -21,7 +21,7 @@ WAITING = 64  # events that may wait
 FONTS = ["system-ui", "sans-serif"]
 THEME = gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"], primary_hue="blue")
 CSS = """
-.gradio-container { max-width: 1500px !important; margin: auto; }
+.gradio-container { display: block !important; width: 100%; min-width: 0; max-width: 1500px !important; margin: auto; }
 footer { display: none !important; }
 .buttons { flex-wrap: wrap; }
 #examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
@@ -53,8 +53,8 @@ def build_page(
         gr.Markdown("# Prismatic")
         with gr.Tab("Chat", elem_id="tab-chat"):
             chat_tab(engines, examples, questions)
-        with gr.Tab("Where", elem_id="tab-where"):
-            where_tab(backbones, probes)
+        with gr.Tab("Where", elem_id="tab-where") as where:
+            where.select(**where_tab(backbones, probes))
         with gr.Tab("Runs", elem_id="tab-runs"):
             runs_tab(run_root)
     return page.queue(max_size=WAITING, api_open=False, default_concurrency_limit=4)

@@ -25,20 +25,28 @@ HELP = (
 )
 
 
-def where_tab(backbones: list[str], probes: list[str]) -> None:
-    """Puts the tab's content into the open `gr.Blocks` or `gr.Tab`.
+def where_tab(backbones: list[str], probes: list[str]) -> dict:
+    """Puts the tab's content into the open `gr.Blocks` or `gr.Tab`; returns the event that shows what is chosen.
 
     Args:
         backbones: Names to choose from; others can be typed.
         probes: Folders of saved probes to choose from; likewise.
     """
-    names = list(dict.fromkeys(["miniature", "miniature-aligned", *backbones]))
+    names = list(dict.fromkeys([*backbones, "miniature", "miniature-aligned"]))
     gr.Markdown(HELP)
     with gr.Row():
         free = {"allow_custom_value": True, "interactive": True}
         first = gr.Dropdown(names, value=names[0], label="Backbone", info="id, timm:ID, or folder of a run", **free)
-        second = gr.Dropdown([NONE, *names], value=names[1], label="Second backbone", info="beside it, or none", **free)
-        probe = gr.Dropdown(["", *probes], value="", label="Probe", info="folder of `prismatic probe`", **free)
+        second = gr.Dropdown(
+            [NONE, *names],
+            value=backbones[1] if len(backbones) > 1 else NONE,
+            label="Second backbone",
+            info="beside it, or none",
+            **free,
+        )
+        probe = gr.Dropdown(
+            ["", *probes], value=probes[0] if probes else "", label="Probe", info="folder of `prismatic probe`", **free
+        )
     mode = gr.Radio(list(MODES), value=MODES[0], label="Show")
     with gr.Row():
         with gr.Column(scale=1):
@@ -59,7 +67,7 @@ def where_tab(backbones: list[str], probes: list[str]) -> None:
             *mask_part, buttons = _mask_part()
             parts = dict(zip(MODES, (_similarity_part(), _probe_part(), mask_part), strict=True))
     settings = [mode, picture, first, second, probe, row, column, gr.State([])]
-    _wire(parts, settings, said, look, buttons, gallery)
+    return _wire(parts, settings, said, look, buttons, gallery)
 
 
 def _picture(caption: str, id: str, **options) -> list:
@@ -105,7 +113,7 @@ def _mask_part() -> tuple[gr.Column, list, list[gr.Button]]:
     return part, [*pictures, *legend, table], buttons
 
 
-def _wire(parts: dict, settings: list, said: gr.Markdown, look: gr.Button, buttons: list, gallery: gr.Gallery) -> None:
+def _wire(parts: dict, settings: list, said: gr.Markdown, look: gr.Button, buttons: list, gallery: gr.Gallery) -> dict:
     """Connects the tab: everything that changes shows the part of the mode anew."""
     mode, picture, first, second, probe, row, column, hidden = settings
     (half, everything, this), places = buttons, [row, column, hidden]
@@ -151,6 +159,7 @@ def _wire(parts: dict, settings: list, said: gr.Markdown, look: gr.Button, butto
         return looking.enlarged_example(event.index)
 
     gallery.select(choose_scene, None, picture)
+    return show
 
 
 def _choosing(place_of):

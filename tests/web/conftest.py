@@ -1,13 +1,16 @@
 """The page, served in this process, and a real browser that looks at it."""
 
+import io
 import os
 import shutil
 import socket
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 from golden_cases import ROOT
+from PIL import Image
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PICTURES = ROOT / "build" / "screenshots"  # kept, to be looked at
@@ -65,8 +68,6 @@ def serve(home):
 @pytest.fixture(scope="session")
 def scenes(home):
     """Files of some drawn scenes."""
-    from PIL import Image
-
     from prismatic.miniature.scenes import scene
 
     files = []
@@ -123,3 +124,9 @@ def picture_of(page, name, width):
     page.wait_for_timeout(300)
     page.screenshot(path=PICTURES / f"{name}-{width}.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def pixels(page, selector):
+    """The picture that is shown there."""
+    source = page.locator(f"{selector} img").first.get_attribute("src")
+    return np.asarray(Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB"))

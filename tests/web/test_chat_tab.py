@@ -1,10 +1,8 @@
 """The tab to chat, in a real browser, as a person uses it."""
 
-import io
-
 import numpy as np
 import pytest
-from conftest import WIDTHS, picture_of
+from conftest import WIDTHS, picture_of, pixels
 from PIL import Image
 
 from eval.scoring.parsing import find_boxes
@@ -37,12 +35,6 @@ def ask(page, text, answers=1, chat="#chat-0"):
 
 def expected(engine, text, *pictures):
     return "".join(engine.submit(Request([{"role": "user", "content": text}], pictures)))
-
-
-def pixels(page, selector):
-    """The picture that is shown there."""
-    source = page.locator(f"{selector} img").first.get_attribute("src")
-    return np.asarray(Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB"))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
