@@ -14,6 +14,8 @@ import pytest
 from golden_cases import ROOT, requires_samples, samples_dir
 
 from prismatic.miniature import make_llm, make_vit
+from recipes.config.app import AppConfig
+from recipes.config.chat import ChatConfig
 from recipes.config.evaluate import EvaluateConfig
 from recipes.config.finetune import FinetuneConfig
 from recipes.config.images import AlignConfig, ClassifyConfig, MimConfig
@@ -40,6 +42,7 @@ QUICK_MAKE = {  # as `make finetune` does, in less time
     "align": "--max_steps 2 --data.train miniature:256 --data.validation miniature:8:4",
     "probe": "--max_steps 2 --backbone miniature,miniature-aligned --dataset miniature --data_root miniature:64:16",
     "evaluate": "--data_root miniature:8",
+    "chat": "--help",
     "reproduce": "--help",  # the study itself is a command of docs/reproduce.md
 }
 
@@ -154,7 +157,7 @@ def test_command(command, real, checkout):
 
 def test_settings_and_files_named_in_the_docs_exist():
     configs = (FinetuneConfig, PlanConfig, AlignConfig, MimConfig, ClassifyConfig, ProbeConfig, EvaluateConfig)
-    configs += (ReproduceConfig, ServeConfig, make_llm.Config, make_vit.Config)
+    configs += (ReproduceConfig, ServeConfig, ChatConfig, AppConfig, make_llm.Config, make_vit.Config)
     flags = {flag for config in configs for flag in _flags(config)}
     flags |= {"config_path", "help", "config_file", "backbone", "keep_adapters", "dtype", "quick"}
     flags |= {"dry_run", "eval", "private"}  # of push
@@ -168,7 +171,7 @@ def test_settings_and_files_named_in_the_docs_exist():
         for flag in re.findall(r"--([a-z_.]+)", text):
             assert flag.rstrip(".") in flags, f"{page.name}: --{flag}"
         for link in re.findall(r"\]\((\S+?)\)", text):
-            assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
+            assert link.startswith("http") or (page.parent / link.partition("#")[0]).exists(), f"{page.name}: {link}"
 
 
 def test_the_readme_says_what_the_study_found():
