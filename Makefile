@@ -74,9 +74,10 @@ test-slow: setup .venv/app .venv/tokenizers .venv/templates .venv/quantize .venv
 	-$(BIN)/python -m pip install --quiet --target .venv/tour nbclient ipykernel
 	mkdir -p $@ && touch $@
 
-# What the page and the server are made with.
+# What the page and the server are made with. Gradio asks for an older Pillow, which resizes some pictures otherwise.
 .venv/app: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[app]"
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade pillow
 	touch $@
 
 # What drives a browser in tests of the page; chromium itself is the system's (Debian: apt-get install chromium).

@@ -53,10 +53,23 @@ def soft_capped_attention(qkv: torch.Tensor, cap: float, scale: float, dropout: 
     """
     if not dropout and not torch.compiler.is_compiling():  # compilers fuse the formula themselves
         return _SoftCapped.apply(qkv, cap, scale)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    return capped_attention(*qkv.permute(2, 0, 3, 1, 4), cap, scale, None, dropout).transpose(1, 2)
+
+
+def capped_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cap: float,
+    scale: float,
+    bias: torch.Tensor | None,
+    dropout: float,
+) -> torch.Tensor:
+    """Returns `softmax(cap * tanh(scale * q k^T / cap) + bias) v`, `[B, H, N, d]`, for q, k, v `[B, H, N, d]`."""
     logits = cap * torch.tanh((q * scale) @ k.transpose(-2, -1) / cap)
-    weights = torch.dropout(logits.softmax(dim=-1, dtype=_wide(qkv.dtype)), dropout, train=True)
-    return (weights.to(v.dtype) @ v).transpose(1, 2)
+    logits = logits if bias is None else logits + bias
+    weights = torch.dropout(logits.softmax(dim=-1, dtype=_wide(q.dtype)), dropout, train=True)
+    return weights.to(v.dtype) @ v
 
 
 def flex_soft_capped_attention(qkv: torch.Tensor, cap: float, scale: float) -> torch.Tensor:

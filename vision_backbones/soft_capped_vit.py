@@ -26,18 +26,15 @@ def soft_capped_vit(pretrained: bool = False, *, vit: str, soft_cap: float, **kw
         ValueError: If there is no such architecture, or its attention is not timm's plain one.
     """
     # timm is imported by the module of the attention, and imports this one.
-    from vision_backbones.soft_cap import SoftCapAttention
+    from vision_backbones.soft_cap_others import create_capped
 
     if not is_model(vit):
         raise ValueError(f"{NAME}: timm has no architecture {vit!r}: {suggest(vit, list_models(), otherwise='')}")
     try:
-        model = model_entrypoint(vit)(pretrained=pretrained, attn_layer=SoftCapAttention, **kwargs)
+        model = create_capped(model_entrypoint(vit), vit, soft_cap, pretrained=pretrained, **kwargs)
     except TypeError as error:
         raise ValueError(f"{NAME}: timm cannot build {vit} with soft-capped attention: {error}") from error
-    capped = [module for module in model.modules() if isinstance(module, SoftCapAttention)]
-    if not capped:
-        raise ValueError(f"{NAME}: {vit} has attention of its own, soft_cap does not apply to it")
-    for module in capped:
-        module.cap = soft_cap
+    except ValueError as error:
+        raise ValueError(f"{NAME}: {vit} {error}") from error
     model.pretrained_cfg["architecture"] = NAME  # under which timm saves it again
     return model

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import timm
 import torch
+from timm.layers import HybridEmbed
 from torch import nn
 
-from vision_backbones.soft_cap import SoftCapAttention
+from vision_backbones.soft_cap_others import create_capped
 from vision_backbones.spec import BackboneSpec
 from vision_backbones.transforms import image_transform
 from vision_backbones.weights import find_weights, load_weights
@@ -17,23 +18,26 @@ from vision_backbones.weights import find_weights, load_weights
 def build_vit(spec: BackboneSpec, *, pretrained: bool = False) -> nn.Module:
     """Returns the whole timm model of a resolved spec, without classifier; `pretrained` loads timm's own weights."""
     kwargs = {**spec.arch_kwargs, "img_size": spec.image_size, "num_classes": 0}
-    if spec.soft_cap:
-        kwargs["attn_layer"] = SoftCapAttention
     if torch.get_default_device().type == "meta" and timm.models.is_model_in_modules(spec.arch, ["vision_transformer"]):
         kwargs["weight_init"] = "skip"  # drawing numbers that nobody keeps takes most of the time
-    vit = timm.create_model(spec.arch, pretrained=pretrained, **kwargs)
-    for module in vit.modules():
-        if isinstance(module, SoftCapAttention):
-            module.cap = spec.soft_cap
-    return vit
+    create = functools.partial(timm.create_model, spec.arch)
+    return create_capped(create, spec.arch, spec.soft_cap, pretrained=pretrained, **kwargs)
 
 
 class Layout(NamedTuple):
-    """What the ViT of a spec looks like: patch side in pixels, patch rows and columns, number of blocks."""
+    """What the ViT of a spec looks like.
+
+    Attributes:
+        patch: Side of a patch in pixels.
+        grid: Patch rows and columns.
+        depth: Number of blocks.
+        hybrid: Whether patches come from a convolutional network, so that each has seen others.
+    """
 
     patch: int
     grid: tuple[int, int]
     depth: int
+    hybrid: bool = False
 
 
 def layout(spec: BackboneSpec) -> Layout:
@@ -48,6 +52,8 @@ def layout(spec: BackboneSpec) -> Layout:
     except (TypeError, RuntimeError, AssertionError) as error:
         asked = f"it was given image size {spec.image_size}, arch_kwargs {spec.arch_kwargs}, soft_cap {spec.soft_cap}"
         raise ValueError(f"backbone '{spec.id}': timm cannot build {spec.arch} as asked: {error}; {asked}") from error
+    except ValueError as error:
+        raise ValueError(f"backbone '{spec.id}': {spec.arch} {error}") from None
     if isinstance(found, str):
         raise ValueError(f"backbone '{spec.id}': {spec.arch} {found}")
     return found
@@ -61,9 +67,8 @@ def _layout(spec: BackboneSpec) -> Layout | str:
     grid = getattr(getattr(vit, "patch_embed", None), "grid_size", None)
     if grid is None or "return_prefix_tokens" not in signature(vit.forward_intermediates).parameters:
         return f"is a {type(vit).__name__}, not a plain ViT; choose a ViT"
-    if spec.soft_cap and not any(isinstance(module, SoftCapAttention) for module in vit.modules()):
-        return "has attention of its own, soft_cap does not apply to it"
-    return Layout(vit.patch_embed.feat_ratio(), tuple(grid), len(vit.blocks))
+    hybrid = isinstance(vit.patch_embed, HybridEmbed)
+    return Layout(vit.patch_embed.feat_ratio(), tuple(grid), len(vit.blocks), hybrid)
 
 
 def check_vit(spec: BackboneSpec, tail_blocks: int = 0) -> None:
@@ -72,7 +77,7 @@ def check_vit(spec: BackboneSpec, tail_blocks: int = 0) -> None:
     Raises:
         ValueError: If it does not; says what would.
     """
-    (patch, _, depth), size = layout(spec), spec.image_size
+    (patch, _, depth, _), size = layout(spec), spec.image_size
     if size < patch or (size % patch and not spec.allow_border):
         low = max(size // patch * patch, patch)
         remedy = f"use {low} or {low + patch}"

@@ -156,7 +156,7 @@ def test_shipped_borders_are_allowed(id):
         (BackboneSpec("a", arch="swin_tiny_patch4_window7_224"), "is a SwinTransformer, not a plain ViT"),
         (BackboneSpec("a", arch="cait_s24_224"), "is a Cait, not a plain ViT"),
         (BackboneSpec("a", arch="vit_tiny_patch16_224", arch_kwargs={"widht": 3}), "'widht'"),
-        (BackboneSpec("a", arch="eva02_tiny_patch14_224", soft_cap=30.0), "soft_cap 30.0"),
+        (BackboneSpec("a", arch="samvit_base_patch16", soft_cap=30.0), "soft_cap 30.0"),
         (
             BackboneSpec("a", arch="vit_tiny_patch16_224", arch_kwargs={"depth": 1}),
             "second-to-last block's, but depth is 1",

@@ -38,6 +38,11 @@ def check_pair(
     for spec in (taught, learner):
         if spec.parts:
             raise ValueError(f"'{spec.id}' is fused: align its parts one by one, e.g. '{spec.parts[0].id}'")
+        if layout(spec).hybrid:
+            raise ValueError(
+                f"'{spec.id}' is a hybrid: its patches come from a convolutional network that looks across them, so "
+                "that none can be hidden; choose a ViT that embeds each patch by itself"
+            )
     grids = [layout(spec).grid for spec in (taught, learner)]
     if grids[0] != grids[1] or taught.image_size != learner.image_size:
         shown = [

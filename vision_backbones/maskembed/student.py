@@ -51,10 +51,11 @@ class MaskEmbedStudent(nn.Module):
                 "more blocks, and a width that is a multiple of the heads"
             )
         block = vit.blocks[0]
+        norm = getattr(block.attn, "q_norm", nn.Identity())
         self.encoder = with_head(vit, width, head, as_reference)
         self.decoder = Decoder(
             width, target_dim, tokens=vit.num_prefix_tokens + vit.patch_embed.num_patches, blocks=decoder_blocks,
-            heads=heads, act_layer=type(block.mlp.act), qk_norm=not isinstance(block.attn.q_norm, nn.Identity),
+            heads=heads, act_layer=type(block.mlp.act), qk_norm=not isinstance(norm, nn.Identity),
         )  # fmt: skip
         self.prefix_only = prefix_only
 
@@ -108,21 +109,22 @@ class MaskedImageStudent(nn.Module):
 def with_head(vit: nn.Module, width: int, head: str, as_reference: bool) -> nn.Module:
     """The ViT without pooling and with a new head to `width` channels that gives zero.
 
+    Where a ViT normalises after pooling (BEiT, EVA-02), its tokens have no final norm, as in the reference.
+
     Raises:
-        ValueError: The head is unknown, or the ViT has no norm after its blocks.
+        ValueError: The head is unknown.
     """
-    if isinstance(vit.norm, nn.Identity):
-        raise ValueError("this ViT normalises after pooling, so that its tokens have no final norm: choose another")
     if head not in HEADS:
         raise ValueError(f"unknown student head {head!r}: {suggest(head, HEADS)}")
     vit.prune_intermediate_layers([len(vit.blocks) - 1], prune_head=True)
-    if as_reference:
+    if as_reference and not isinstance(vit.norm, nn.Identity):
         vit.norm = final_norm(vit)
     if head == "linear":
         vit.head = last = nn.Linear(vit.embed_dim, width)
     else:
         mlp = vit.blocks[0].mlp
-        vit.head = Mlp(vit.embed_dim, mlp.fc1.out_features, width, act_layer=type(mlp.act))
+        hidden = (mlp.fc1 if hasattr(mlp, "fc1") else mlp.fc1_g).out_features
+        vit.head = Mlp(vit.embed_dim, hidden, width, act_layer=type(mlp.act))
         last = vit.head.fc2
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)

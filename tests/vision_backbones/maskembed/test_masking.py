@@ -138,8 +138,14 @@ def test_the_student_starts_from_zero_and_keeps_the_vits_norm():
     assert torch.equal(student.encoder.norm.weight, norm) and student.encoder.norm.eps == 1e-6
     with pytest.raises(ValueError, match="did you mean linear"):
         with_head(vit(patch_size=8), 24, "liner", as_reference=False)
-    with pytest.raises(ValueError, match="normalises after pooling"):
-        with_head(vit(patch_size=8, global_pool="avg"), 24, "linear", as_reference=False)
+
+
+def test_tokens_of_a_vit_that_normalises_after_pooling_have_no_final_norm():
+    model = vit(patch_size=8, global_pool="avg")
+    pixels = torch.randn(1, 3, 48, 48)
+    plain = model.blocks(model.norm_pre(model._pos_embed(model.patch_embed(pixels))))
+    encoder = with_head(model, 24, "linear", as_reference=True)
+    assert torch.equal(encoder.forward_features(pixels), plain)
 
 
 def test_what_does_not_fit():
