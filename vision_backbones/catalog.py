@@ -97,6 +97,28 @@ add("eva02", "eva02-vit-b", "eva02_base_patch16_clip_224.merged2b", 224, CLIP_CR
 add("eva02", "eva02-vit-l", "eva02_large_patch14_clip_224.merged2b", 224, CLIP_CROPPED)
 add("dinov2", "dinov2-vit-b", "vit_base_patch14_reg4_dinov2.lvd142m", 224, DINO)
 
+# Of 2024 and later. SigLIP's own evaluation resizes to the image size itself, as for its first version.
+for size in (224, 256, 384, 512):
+    add("siglip2", f"siglip2-vit-b16-{size}px", f"vit_base_patch16_siglip_{size}.v2_webli", size, SIGLIP)
+for size in (256, 384, 512):
+    add("siglip2", f"siglip2-vit-l16-{size}px", f"vit_large_patch16_siglip_{size}.v2_webli", size, SIGLIP)
+    add("siglip2", f"siglip2-vit-so400m16-{size}px", f"vit_so400m_patch16_siglip_{size}.v2_webli", size, SIGLIP)
+for size in (224, 378):
+    add("siglip2", f"siglip2-vit-so400m14-{size}px", f"vit_so400m_patch14_siglip_{size}.v2_webli", size, SIGLIP)
+for letter, name in (("s", "small"), ("b", "base"), ("l", "large")):
+    add("dinov3", f"dinov3-vit-{letter}", f"vit_{name}_patch16_dinov3.lvd1689m", 256, DINO)
+add("pe", "pe-core-vit-b", "vit_pe_core_base_patch16_224.fb", 224, SIGLIP)
+add("pe", "pe-core-vit-l-336px", "vit_pe_core_large_patch14_336.fb", 336, SIGLIP)
+add("pe", "pe-spatial-vit-b-512px", "vit_pe_spatial_base_patch16_512.fb", 512, SIGLIP)
+add("pe", "pe-spatial-vit-l-448px", "vit_pe_spatial_large_patch14_448.fb", 448, SIGLIP)
+for size in (224, 336, 448):
+    add("aimv2", f"aimv2-vit-l-{size}px", f"aimv2_large_patch14_{size}.apple_pt", size, CLIP)
+add("metaclip", "metaclip-vit-b", "vit_base_patch16_clip_quickgelu_224.metaclip_2pt5b", 224, CLIP)
+add("metaclip", "metaclip-vit-l", "vit_large_patch14_clip_quickgelu_224.metaclip_2pt5b", 224, CLIP)
+add("metaclip", "metaclip-vit-h", "vit_huge_patch14_clip_quickgelu_224.metaclip_2pt5b", 224, CLIP)
+for letter, name in (("b", "base"), ("l", "large")):
+    add("radio", f"radio-v3-vit-{letter}", f"vit_{name}_patch16_radio_v3.c_radio", 512, CLIP)
+
 # The bundled ViT: small enough for the package, deep enough to show what alignment does.
 MINIATURE = {"img_size": 48, "patch_size": 8, "embed_dim": 96, "depth": 8, "num_heads": 4}
 add("miniature", "miniature", "vit_tiny_patch16_224", 48, IN1K, arch_kwargs=MINIATURE, weights="miniature")
