@@ -182,11 +182,19 @@ def test_fused_features_stand_side_by_side():
 
 def test_fused_parts_must_share_the_grid():
     odd = dataclasses.replace(small("odd"), arch_kwargs={**SMALL, "patch_size": 16})
-    with pytest.raises(ValueError, match="one token grid, got a 4x4 \\+ 0 prefix, odd 2x2"):
+    with pytest.raises(ValueError, match="one patch grid, got a 4x4, odd 2x2"):
         create_backbone(BackboneSpec("x", parts=(small("a"), odd), image_size=32), pretrained=False)
-    with pytest.raises(ValueError, match="c 4x4 \\+ 1 prefix"):
-        parts = (small("a"), small("c", aligned=True))
-        create_backbone(BackboneSpec("x", parts=parts, image_size=32), pretrained=False)
+
+
+@pytest.mark.parametrize(("aligned", "prefix"), [((False, True), 0), ((True, True), 1), ((False, False), 0)])
+def test_fused_prefix_tokens_are_kept_where_all_parts_have_them(aligned, prefix):
+    parts = tuple(small(f"part{number}", aligned=kept) for number, kept in enumerate(aligned))
+    fused = create_backbone(BackboneSpec("x", parts=parts, image_size=32), pretrained=False).eval()
+    pixels = torch.randn(2, 6, 32, 32)
+    features = fused(pixels)
+    assert features.shape == (2, 16 + prefix, 64) and fused.num_prefix_tokens == prefix
+    for part, view, own in zip(fused.parts, pixels.split(3, dim=1), features.split(32, dim=-1), strict=True):
+        assert torch.equal(own[:, -16:], part(view)[:, -16:])
 
 
 def test_pixels_of_another_shape_are_refused():
