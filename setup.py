@@ -32,7 +32,15 @@ setup(
         "prismatic": ["py.typed", "miniature/assets/*/*"],
         "vision_backbones": ["py.typed", "assets/*"],
         "eval": ["py.typed", "*.json", "report/*.html"],
-        "recipes": ["py.typed", "configs/*.yaml", "configs/accelerate/*.yaml", "slurm/*.sbatch", "reproduce/*.html"],
+        "recipes": [
+            "py.typed",
+            "configs/*.yaml",
+            "configs/accelerate/*.yaml",
+            "slurm/*.sbatch",
+            "reproduce/*.html",
+            "training_data/*.json",
+            "training_data/*.html",
+        ],
     },
     entry_points={
         "console_scripts": ["prismatic = recipes.cli:main"],

@@ -60,8 +60,22 @@ def prepare(task_name: str, data_root: Path, entries: list[dict] | None = None) 
     Raises:
         ValueError: The task is unknown, an archive is unsafe or not as expected, or a file has changed.
     """
-    root = Path(data_root)
     entries = needs(task_name) if entries is None else entries
+    root = Path(data_root)
+    return fetch_all(entries, root, f"python -m eval prepare {task_name} --data_root {root}")
+
+
+def fetch_all(entries: list[dict], root: Path, again: str) -> int:
+    """Downloads and unpacks what is not there yet of some entries, as `prepare` does; returns the exit status.
+
+    Args:
+        entries: As in `downloads.json`.
+        root: Where data sets lie.
+        again: The command that goes on once files were put there by hand.
+
+    Raises:
+        ValueError: As `prepare`.
+    """
     missed = []
     for entry in entries:
         if any((root / parent / entry["to"]).exists() for parent in ("", "download")):
@@ -76,8 +90,8 @@ def prepare(task_name: str, data_root: Path, entries: list[dict] | None = None) 
         print(f"\n{len(missed)} of {len(entries)} could not be fetched. By hand, with a browser or on another machine:")
         for entry, error in missed:
             place = root / ARCHIVES / entry["save"] if "save" in entry else root / entry["to"]
-            print(f"- {' or '.join(entry['urls'])}\n  save as {place}\n  ({error})")
-        print(f"Then run python -m eval prepare {task_name} --data_root {root} again.")
+            print(f"- {' or '.join(entry['urls'])}: save as {place} ({error})")
+        print(f"Then run {again} again.")
     return int(bool(missed))
 
 
@@ -88,9 +102,10 @@ def _obtain(entry: dict, root: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():
         _fetch_any(entry["urls"], target, root)
-    check_sum(name, target, root)
-    if archive:
+    digest = _compared(name, target, root)
+    if archive:  # first: what turns out to be no archive leaves no checksum that the right file would be held to
         unpack(target, root / entry["to"], entry.get("from"))
+    _record(name, digest, root)
 
 
 def _fetch_any(urls: list[str], target: Path, root: Path) -> None:
@@ -193,16 +208,29 @@ def check_sum(name: str, path: Path, root: Path) -> None:
     Raises:
         ValueError: It is another one.
     """
-    recorded_path = root / ARCHIVES / "checksums.json"
-    recorded = read_json(recorded_path, "delete it to accept files as they are") if recorded_path.exists() else {}
+    _record(name, _compared(name, path, root), root)
+
+
+def _recorded(root: Path) -> dict[str, str]:
+    path = root / ARCHIVES / "checksums.json"
+    return read_json(path, "delete it to accept files as they are") if path.exists() else {}
+
+
+def _compared(name: str, path: Path, root: Path) -> str:
+    """The sha256 of a file, which is that of its first download if that is recorded."""
     digest = describe(path)["sha256"]
-    if recorded.setdefault(name, digest) != digest:
+    expected = _recorded(root).get(name, digest)
+    if digest != expected:
         raise ValueError(
-            f"{path} has sha256 {digest}, expected {recorded[name]} of the first one: delete it to fetch it again, "
-            f"or delete the line '{name}' of {recorded_path} if the new file is right"
+            f"{path} has sha256 {digest}, expected {expected} of the first one: delete it to fetch it again, "
+            f"or delete the line '{name}' of {root / ARCHIVES / 'checksums.json'} if the new file is right"
         )
-    recorded_path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(recorded_path, recorded)
+    return digest
+
+
+def _record(name: str, digest: str, root: Path) -> None:
+    (root / ARCHIVES).mkdir(parents=True, exist_ok=True)
+    write_json(root / ARCHIVES / "checksums.json", _recorded(root) | {name: digest})
 
 
 def verify(task_name: str, data_root: Path) -> int:
@@ -235,8 +263,7 @@ def verify(task_name: str, data_root: Path) -> int:
             except ValueError as error:
                 problems += 1
                 print(error)
-    recorded_path = root / ARCHIVES / "checksums.json"
-    recorded = read_json(recorded_path, "delete it to accept files as they are") if recorded_path.exists() else {}
+    recorded = _recorded(root)
     for name in recorded.keys() & {entry.get("save", entry["to"]) for entry in _entries_or_none(default.name)}:
         for path in (root / ARCHIVES / name, root / name):
             if path.is_file() and describe(path)["sha256"] != recorded[name]:

@@ -41,6 +41,7 @@ GROUPS = {
         "serve": Job("recipes.serve", (), "answer questions over HTTP as OpenAI's interface does"),
     },
     "data": {
+        "data": Job("recipes.data", (), "training data by name: list, prepare, look at it as a model sees it, verify"),
         "prepare": Job("eval", ("prepare",), "download what a benchmark needs"),
         "verify": Job("prismatic.data.verify", (), "check training data before it is trained on"),
     },

@@ -29,7 +29,7 @@ def main(config: FinetuneConfig) -> dict:
 
     # What can fail early fails here, before any weights are read.
     parts = vlm.check(config, parts_of(config), accelerator.num_processes)
-    source, questions = conversation_dataset.open_data(config.data)
+    source, questions = conversation_dataset.open_data(config.data, config.seed)
     if config.eval_tasks:
         evaluation.read_jobs(after_finetune(config))
     name = f"{config.model or config.vision_backbone}+{config.stage}"

@@ -163,6 +163,7 @@ def test_settings_and_files_named_in_the_docs_exist():
     flags |= {"dry_run", "eval", "private"}  # of push
     flags |= {"format", "mmproj", "clip", "image"}  # of export, and of the converters of llama.cpp
     flags |= {"device", "toy", "minutes"}  # of benchmarks/gpu.py
+    flags |= {"image_root", "n", "out"}  # of data
     flags |= {"logdir"}  # of tensorboard
     flags |= {"model_args", "output_path", "include_path", "log_samples", "gen_kwargs"}  # of lmms-eval
     flags |= {"num_processes", "machine_rank", "main_process_ip", "cpu", "standalone", "nproc_per_node"}  # launchers'

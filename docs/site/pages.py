@@ -6,7 +6,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-KINDS = (".md", ".svg", ".html", ".json", ".ipynb")
+KINDS = (".md", ".svg", ".png", ".html", ".json", ".ipynb")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -96,6 +96,7 @@ def _check_unchanged(folder: Path, config, may_change: Sequence[str]) -> None:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} cannot be read ({reason}): choose another --run_id, or restore the file") from None
     new = flat(yaml.safe_load(draccus.dump(config)))
+    old = flat(yaml.safe_load(draccus.dump(type(config)()))) | old  # settings that there were not yet
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     refused = [key for key in changed if key not in may_change]
     if refused:

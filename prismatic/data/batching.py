@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from prismatic.data.conversation_dataset import BadImageError, ConversationDataset
+from prismatic.data.conversation_source import ConversationSource
+from prismatic.data.image_stores import BadImageError
 from prismatic.text.conversations import IGNORE_INDEX
 
 Example = dict[str, Any]
@@ -25,7 +26,7 @@ class TrainingExamples(Dataset):
 
     def __init__(
         self,
-        source: ConversationDataset,
+        source: ConversationSource,
         encode: Callable[[dict[str, Any]], Sequence],
         transform: Callable[[Any], Tensor],
         on_bad_image: str = "error",

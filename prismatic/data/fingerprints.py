@@ -10,17 +10,23 @@ from prismatic.text.prompts import without_marks
 from vision_backbones.files import describe
 
 if TYPE_CHECKING:
-    from prismatic.data.conversation_dataset import ConversationDataset
+    from prismatic.data.conversation_source import ConversationSource
     from prismatic.data.image_datasets import ImageSource
 
 SAMPLED = 64  # images, evenly over the rows, of which the pixels are looked at
 
 
-def of_conversations(source: "ConversationDataset", tokenizer) -> dict[str, Any]:
-    """Number of rows, digests of the annotations' bytes, sampled images' pixels, tokenizer and template."""
+def of_conversations(source: "ConversationSource", tokenizer) -> dict[str, Any]:
+    """Number of rows, digests of the annotations, sampled images' pixels, tokenizer and template.
+
+    The annotations of a mixture are those of all its parts, and how many rows there are of each; a part has a digest of
+    its own as well, so that one that has changed is named.
+    """
+    parts = source.parts if len(source.parts) > 1 else []
     return {
         "rows": len(source),
-        "annotations": describe(source.annotations)["sha256"],
+        "annotations": source.digest,
+        **{f"annotations of {part.location}": part.digest for part in parts},
         "images": _pixels(source.load_image, source.image_counts.nonzero()[0].tolist()),
         "tokenizer": _digest(speech(tokenizer)),
     }

@@ -1,6 +1,5 @@
 """Images with or without classes, by row number: folders, tar shards, scenes of the miniature world."""
 
-import glob
 import io
 import os
 import re
@@ -14,15 +13,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from prismatic.data.conversation_dataset import BadImageError
-from prismatic.data.tar_index import expand_braces, index_of
+from prismatic.data.tar_index import index_of, matching
 from prismatic.miniature.scenes import CLASSES, HALF_EXTENT, scene
-from vision_backbones.names import suggest
 from vision_backbones.safe_images import open_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in any case
 SPLITS = ("train", "val", "validation", "test")
 SHARDS_AT_ONCE = 16  # an epoch's order mixes the rows of so many shards
 OPEN_SHARDS = 64  # file handles a process keeps
+EXPECTED = "a folder of images, tar shards (DIR/*.tar, DIR/name-{000..123}.tar) or miniature:COUNT"
 MINIATURE_SEED = 3  # writers.py draws the worlds 1 and 2, make_vit.py 1, 1001 and 987654
 
 Seed = int | Sequence[int]
@@ -215,7 +214,7 @@ def open_images(location: str) -> ImageSource:
     path = Path(location)
     if path.is_dir():
         return _open_folder(path)
-    shards = [path] if path.exists() else _shards(location)
+    shards = [path] if path.exists() else matching(location, EXPECTED)
     if unfit := [shard for shard in shards if shard.suffix != ".tar"]:
         raise ValueError(f"{unfit[0]} is neither a folder nor a .tar; expected images as a folder or as tar shards")
     return TarImages(shards)
@@ -266,23 +265,3 @@ def _list_images(root: Path) -> tuple[list[Path], list[pa.Array]]:
 
 def _leads_back(folder: Path) -> bool:
     return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
-
-
-def _shards(pattern: str) -> list[Path]:
-    if "{" in pattern:
-        shards = [Path(path) for path in expand_braces(pattern)]
-        if missing := [shard.name for shard in shards if not shard.is_file()]:
-            raise ValueError(
-                f"{len(missing)} of the {len(shards)} shards of {pattern} are missing: {', '.join(missing[:3])}"
-                f"{', ...' if len(missing) > 3 else ''}; correct the range, or complete the download"
-            )
-        return shards
-    if shards := sorted(Path(path) for path in glob.glob(pattern)):
-        return shards
-    parent = Path(pattern).parent
-    around = sorted(entry.name for entry in parent.iterdir()) if parent.is_dir() else []
-    near = suggest(Path(pattern).name, around, otherwise=f"{parent} holds {', '.join(around[:5]) or 'nothing'}")
-    raise ValueError(
-        f"nothing at {pattern}; expected a folder of images, tar shards (DIR/*.tar, DIR/name-{{000..123}}.tar) or "
-        f"miniature:COUNT: {near}"
-    )

@@ -4,6 +4,7 @@ import codecs
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,50 +44,75 @@ def index_of(annotations: Path) -> Path:
     Raises:
         ValueError: the file is absent, empty or malformed (the row is named), or the cache cannot be written.
     """
+    check_file(annotations)
+    stat = annotations.stat()
+    identity = f"{INDEX_FORMAT}|{annotations.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    return index_rows(annotations, identity, lambda advance: read_rows(annotations, advance), stat.st_size)
+
+
+def check_file(annotations: Path) -> None:
+    """Raises ValueError if there is no such annotation file, with the names of those beside it."""
     if not annotations.is_file():
         neighbours = [file.name for file in annotations.parent.glob("*.json*")]
         near = suggest(annotations.name, sorted(neighbours), otherwise=None if neighbours else "check the path")
         raise ValueError(f"no annotation file {annotations}; expected LLaVA json or jsonl: {near}")
-    stat = annotations.stat()
-    identity = f"{INDEX_FORMAT}|{annotations.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+
+
+def index_rows(
+    location: object,
+    identity: str,
+    rows: Callable[[Callable[[int], Any]], Iterator[Any]],
+    size: int,
+) -> Path:
+    """Path of the index of rows, written if there is none of this identity.
+
+    Args:
+        location: of the data, for messages.
+        identity: a text that is another whenever the rows are.
+        rows: gives LLaVA's rows; it is given what to call with the number of bytes read since the last call.
+        size: the sum of those bytes.
+
+    Raises:
+        ValueError: a row is malformed, there is none, or the cache cannot be written.
+    """
     folder = Path(datasets_config.HF_DATASETS_CACHE) / "prismatic"
-    index = folder / f"{annotations.stem[:40]}-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.arrow"
+    stem = re.sub(r"[^\w.-]", "_", Path(str(location)).stem)[:40]
+    index = folder / f"{stem}-{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:20]}.arrow"
     if not index.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{index}.lock"):
                 if not index.exists():
-                    _write_index(annotations, index)
+                    _write_index(location, index, rows, size)
         except OSError as error:
             raise ValueError(
-                f"cannot index {annotations} into {folder} ({error}): point HF_DATASETS_CACHE to a folder with room"
+                f"cannot index {location} into {folder} ({error}): point HF_DATASETS_CACHE to a folder with room"
             ) from error
     return index
 
 
-def _write_index(annotations: Path, index: Path) -> None:
+def _write_index(location: object, index: Path, rows, size: int) -> None:
     partial = index.with_suffix(f".{os.getpid()}.partial")
     schema = FEATURES.arrow_schema
     total = 0
-    bar = tqdm(
-        total=annotations.stat().st_size, unit="B", unit_scale=True, delay=1, desc=f"indexing {annotations.name}"
-    )
+    bar = tqdm(total=size, unit="B", unit_scale=True, delay=1, desc=f"indexing {Path(str(location)).name}")
     try:
         with bar, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for rows in _batches(_read_rows(annotations, bar.update), annotations):
-                total += len(rows)
-                writer.write_batch(pa.record_batch([list(column) for column in zip(*rows, strict=True)], schema=schema))
+            for batch in _batches(rows(bar.update), location):
+                total += len(batch)
+                columns = [list(column) for column in zip(*batch, strict=True)]
+                writer.write_batch(pa.record_batch(columns, schema=schema))
         if not total:
-            raise ValueError(f"{annotations} holds no rows; expected at least one conversation")
+            raise ValueError(f"{location} holds no rows; expected at least one conversation")
         os.replace(partial, index)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _batches(rows: Iterator[Any], annotations: Path) -> Iterator[list[tuple]]:
+def _batches(rows: Iterator[Any], location: object) -> Iterator[list[tuple]]:
     batch = []
     for number, row in enumerate(rows):
-        batch.append(_checked(row, f"{annotations}: row {number}"))
+        batch.append(_checked(row, f"{location}: row {number}"))
         if len(batch) == ROWS_PER_RECORD_BATCH:
             yield batch
             batch = []
@@ -142,7 +168,7 @@ def _show(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _read_rows(path: Path, advance: Callable[[int], Any]) -> Iterator[Any]:
+def read_rows(path: Path, advance: Callable[[int], Any]) -> Iterator[Any]:
     """Rows of one JSON array, or of JSON lines, parsed while reading: memory does not grow with the file."""
     decode = codecs.getincrementaldecoder("utf-8-sig")().decode
     parse = json.JSONDecoder().raw_decode

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from prismatic.data import batching, samplers
-from prismatic.data.conversation_dataset import ConversationDataset
+from prismatic.data.conversation_source import ConversationSource
 from prismatic.models.processing import encode_counting
 
 
@@ -14,7 +14,7 @@ class FinetuneBatches:
     """This process's micro-batches of a finetune with the settings `config`."""
 
     config: object
-    source: ConversationDataset
+    source: ConversationSource
     processor: object
     rank: int
     world: int

@@ -1,5 +1,6 @@
 """Where every image lies in tar shards, so that any of them can be read on its own."""
 
+import glob
 import hashlib
 import os
 import re
@@ -12,8 +13,11 @@ from filelock import FileLock
 from pyarrow import feather
 from tqdm import tqdm
 
+from vision_backbones.names import suggest
+
 INDEX_FORMAT = 1  # raise it whenever the content of an index changes
 LONGEST_LABEL = 100  # bytes
+NUMBERED = re.compile(r"^\.\d+\.")  # of the images of one key
 SCHEMA = pa.schema({"name": pa.large_binary(), "offset": pa.int64(), "size": pa.int64(), "label": pa.int64()})
 
 
@@ -26,7 +30,7 @@ def index_of(shards: Sequence[Path], suffixes: Sequence[str]) -> list[pa.Table]:
 
     Args:
         shards: uncompressed tar files.
-        suffixes: of images, in lower case, with the dot.
+        suffixes: in lower case, with the dot; ".#.jpg" stands for `key.0.jpg`, `key.1.jpg` and so on.
 
     Returns:
         A table for each shard: `name`; `offset` and `size` of the data in bytes; `label`, -1 without `key.cls`.
@@ -84,7 +88,7 @@ def _scan(shard: Path, suffixes: Sequence[str]) -> pa.Table:
                 key, suffix = f"{folder}/{stem}", (dot + suffix).lower()
                 if suffix == ".cls":
                     label_of[key] = _label(tar.extractfile(member).read(LONGEST_LABEL), f"{shard}: {member.name}")
-                elif suffix in suffixes:
+                elif NUMBERED.sub(".#.", suffix) in suffixes:
                     keys.append(key)
                     names.append(member.name.encode(errors="surrogateescape"))
                     offsets.append(member.offset_data)
@@ -104,6 +108,32 @@ def _label(text: bytes, where: str) -> int:
     if not re.fullmatch(rb"\s*\d{1,7}\s*", text):
         raise ValueError(f"{where} holds {text[:40]!r}; expected a class number such as 17: correct the shard")
     return int(text)
+
+
+def matching(pattern: str, expected: str) -> list[Path]:
+    """The files that a pattern with braces or wildcards stands for.
+
+    Args:
+        pattern: as for `expand_braces`, or with `*`.
+        expected: what could have been given, for the message where nothing is there.
+
+    Raises:
+        ValueError: there are none, or some of those in braces are missing.
+    """
+    if "{" in pattern:
+        shards = [Path(path) for path in expand_braces(pattern)]
+        if missing := [shard.name for shard in shards if not shard.is_file()]:
+            raise ValueError(
+                f"{len(missing)} of the {len(shards)} shards of {pattern} are missing: {', '.join(missing[:3])}"
+                f"{', ...' if len(missing) > 3 else ''}; correct the range, or complete the download"
+            )
+        return shards
+    if shards := sorted(Path(path) for path in glob.glob(pattern)):
+        return shards
+    parent = Path(pattern).parent
+    around = sorted(entry.name for entry in parent.iterdir()) if parent.is_dir() else []
+    near = suggest(Path(pattern).name, around, otherwise=f"{parent} holds {', '.join(around[:5]) or 'nothing'}")
+    raise ValueError(f"nothing at {pattern}; expected {expected}: {near}")
 
 
 def expand_braces(pattern: str) -> Iterator[str]:

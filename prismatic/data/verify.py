@@ -1,4 +1,4 @@
-"""Checks images and LLaVA files before days of training depend on them: `python -m prismatic.data.verify --help`."""
+"""Checks images and conversations before days of training depend on them: `python -m prismatic.data.verify --help`."""
 
 import argparse
 from collections import Counter
@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from prismatic.data.conversation_dataset import BadImageError, ConversationDataset, MissingImageError, RefusedPathError
+from prismatic.data.containers.tars import holds_texts
+from prismatic.data.conversation_source import ConversationSource
 from prismatic.data.image_datasets import ImageSource, open_images
+from prismatic.data.image_stores import BadImageError, MissingImageError, RefusedPathError
 from prismatic.data.llava_rows import MARKS, TURNS, images_of, row_problems, stray_marks
+from prismatic.data.sources import kind_of, open_source
 from prismatic.text.prompts import IMAGE_TOKEN, ROLES
 
 ROWS_PER_TASK = 64
@@ -25,10 +28,12 @@ PROBLEMS = ("missing images", "unreadable images", "refused paths", TURNS, MARKS
 
 _HELP = """\
 Decodes every image, on all processor cores, either
-  of a LLaVA json or jsonl file, whose conversations are checked as well: give the file and the image root; or
-  of a folder, of tar shards or of miniature:COUNT, as locality alignment and classification read them: give one place.
+  of conversations, which are checked as well: LLaVA json or jsonl, parquet, a folder of datasets.save_to_disk,
+    hf:NAME:SPLIT, tar shards with key.json or key.txt, all that --data.sources takes; give the image root besides if
+    paths are relative to another folder than that of the data; or
+  of a folder, of tar shards or of miniature:COUNT, as locality alignment and classification read them.
 
-A row of a LLaVA file has one image, a list of them ("image": ["a.png", "b.png"]) or none, and counts as a problem if
+A row of LLaVA's has one image, a list of them ("image": ["a.png", "b.png"]) or none, and counts as a problem if
   an image is missing, or cannot be decoded (damaged, empty, not an image, or too many pixels to be safe);
   an image path is refused: absolute, with '..', or a symbolic link out of the image root;
   its turns do not alternate human, gpt, human, gpt, ... after an optional system turn, or hold no answer;
@@ -42,6 +47,7 @@ Malformed files, rows and shards end the check at once.
 _EPILOG = """\
 examples; coco/, gqa/, ocr_vqa/, textvqa/ and vg/ lie below data/llava:
   python -m prismatic.data.verify data/llava/llava_v1_5_mix665k.json data/llava
+  python -m prismatic.data.verify data/the_cauldron/ai2d
   python -m prismatic.data.verify data/imagenet/train
   python -m prismatic.data.verify 'data/in21k/in21k-{000..123}.tar'
 
@@ -77,14 +83,13 @@ class Findings:
         self.problems[kind].append(str(message))
 
 
-def verify(annotations: Path, image_root: Path) -> Findings:
+def verify(location: str | Path, image_root: Path | None = None) -> Findings:
     """Checks all rows of a data set in parallel, with a progress bar.
 
     Raises:
-        ValueError: the annotation file is absent or malformed.
+        ValueError: as `open_source`.
     """
-    dataset = ConversationDataset(annotations, image_root)
-    return _in_parallel(check_rows, dataset)
+    return _in_parallel(check_rows, open_source(str(location), image_root=image_root))
 
 
 def verify_images(location: str) -> tuple[Findings, list[str]]:
@@ -138,7 +143,7 @@ def check_images(source: ImageSource, start: int) -> Findings:
     return found
 
 
-def check_rows(dataset: ConversationDataset, start: int) -> Findings:
+def check_rows(dataset: ConversationSource, start: int) -> Findings:
     """Checks the `ROWS_PER_TASK` rows from `start` on."""
     found = Findings()
     for index in range(start, min(start + ROWS_PER_TASK, len(dataset))):
@@ -153,13 +158,13 @@ def check_rows(dataset: ConversationDataset, start: int) -> Findings:
         found.counts["rows, several images"] += images > 1
         found.counts["rows, <image> unsaid"] += images > 0 and not any(IMAGE_TOKEN in turn["value"] for turn in turns)
         for kind, problem in row_problems(row):
-            found.problem(kind, f"{dataset.annotations}: row {index} (id {row['id']!r}): {problem}")
+            found.problem(kind, f"{dataset.where(index)}: {problem}")
         for number in range(images):
             _check_image(dataset, index, number, found)
     return found
 
 
-def _check_image(dataset: ConversationDataset, index: int, number: int, found: Findings) -> None:
+def _check_image(dataset: ConversationSource, index: int, number: int, found: Findings) -> None:
     try:
         found.sizes.update([dataset.load_image(index, number).size])
     except MissingImageError as error:
@@ -171,7 +176,7 @@ def _check_image(dataset: ConversationDataset, index: int, number: int, found: F
 
 
 def report(findings: Findings) -> str:
-    """The findings of a LLaVA file as text: counts, image sizes, and the first examples of every problem."""
+    """The findings about conversations as text: counts, image sizes, and the first examples of every problem."""
     counts = findings.counts
     lines = [_line(name, counts[name]) for name in COUNTED]
     return "\n".join(lines + _size_lines(findings) + _problem_lines(findings, PROBLEMS))
@@ -217,15 +222,14 @@ def main() -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", help="json: one JSON array of rows, or one row a line; or the place of the images")
-    parser.add_argument("root", type=Path, nargs="?", help="with json: folder that image paths are relative to")
+    parser.add_argument("data", help="the place of conversations, or of images")
+    parser.add_argument("root", type=Path, nargs="?", help="of conversations: folder that image paths are relative to")
     arguments = parser.parse_args()
     try:
-        if arguments.root is not None:
-            findings = verify(Path(arguments.data), arguments.root)
+        kind = None if arguments.data.startswith("miniature:") else kind_of(arguments.data)
+        if arguments.root is not None or kind and (kind != "tar" or holds_texts(arguments.data)):
+            findings = verify(arguments.data, arguments.root)
             text = report(findings)
-        elif arguments.data.endswith((".json", ".jsonl")):
-            raise ValueError(f"{arguments.data} came without an image root; expected: {arguments.data} ROOT")
         else:
             findings, classes = verify_images(arguments.data)
             text = report_images(findings, classes)

@@ -9,7 +9,7 @@ import jsonlines
 import torch
 from tqdm import tqdm
 
-from prismatic.data.conversation_dataset import ConversationDataset
+from prismatic.data.conversation_source import ConversationSource
 from prismatic.models.padding import padding_problem
 from prismatic.text.prompts import ROLES
 from prismatic.training import sharding
@@ -36,7 +36,7 @@ class Item:
         return self.turns[-1]["value"]
 
 
-def read_items(source: ConversationDataset, limit: int) -> list[Item]:
+def read_items(source: ConversationSource, limit: int) -> list[Item]:
     """The first question and answer of the first `limit` rows.
 
     Raises:
@@ -55,7 +55,7 @@ def read_items(source: ConversationDataset, limit: int) -> list[Item]:
 def generate_answers(
     model,
     processor,
-    source: ConversationDataset,
+    source: ConversationSource,
     items: Sequence[Item],
     *,
     accelerator,
@@ -120,7 +120,7 @@ class HeldOut:
         ValueError: a row cannot be read, or has no answer.
     """
 
-    def __init__(self, source: ConversationDataset | None, limit: int, accelerator):
+    def __init__(self, source: ConversationSource | None, limit: int, accelerator):
         self.source, self.accelerator, self.answers = source, accelerator, []
         self.items = read_items(source, limit) if source and accelerator.is_main_process else []
 

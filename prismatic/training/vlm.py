@@ -44,7 +44,7 @@ def build(config, parts: dict, source, accelerator: Accelerator, *, answers_firs
     Args:
         config: a `FinetuneConfig`.
         parts: from `check`.
-        source: the `ConversationDataset` that it is trained on.
+        source: the `ConversationSource` that it is trained on.
         accelerator: of the run.
         answers_first: the model answers questions before it is sharded. Otherwise its LLM may get placeholders, which
             `distribute` fills: a process then reads its own part alone.

@@ -5,6 +5,7 @@ from typing import Any
 
 from recipes.config.choices import (
     Decay,
+    Layout,
     OnBadImage,
     Precision,
     Quantization,
@@ -33,8 +34,13 @@ class DataConfig:
     """What is trained on."""
 
     annotations: str = ""  # LLaVA json or jsonl; "miniature:N" generates N questions about drawn scenes
-    image_root: str | None = None  # folder that image paths are relative to; null: the folder of the annotations
-    # LLaVA json of single questions, answered before and after training; the miniature world brings its own
+    # instead of annotations, one or several of: LLaVA json, parquet files, a folder of save_to_disk, hf:NAME:SPLIT, tar
+    # shards, miniature:N; LOCATION@0.3 is a share of the mixture, LOCATION@20000 a number of rows (docs/data.md)
+    sources: list[str] = field(default_factory=list)
+    layout: Layout = "auto"  # layout of the rows of sources; auto: told by their columns
+    image_root: str | None = None  # folder that image paths are relative to; null: the folder of the data
+    # single questions, LLaVA json or another source, answered before and after training; the miniature world brings its
+    # own
     held_out: str | None = None
     held_out_limit: int = 500  # maximum number of held-out questions
     # "error" stops at a missing or corrupt image; "skip" drops its row and counts it in the metrics
@@ -153,8 +159,13 @@ def _check(config: FinetuneConfig) -> None:
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ValueError(f"--{name} is {getattr(config, name)}: expected at least 1, or null")
     check_quantize(config)
-    if not config.data.annotations:
-        raise ValueError("no data: give --data.annotations a LLaVA json file, or miniature:10000 for drawn scenes")
+    if config.data.annotations and config.data.sources:
+        raise ValueError("--data.annotations and --data.sources are both set: list the annotations among the sources")
+    if not config.data.annotations and not config.data.sources:
+        raise ValueError(
+            "no data: give --data.annotations a LLaVA json file, or miniature:10000 for drawn scenes, or "
+            "--data.sources what else there is"
+        )
     scenes = config.data.annotations.partition("miniature:")[2]
     if config.data.annotations.startswith("miniature:") and not scenes.isdecimal():
         raise ValueError(

@@ -6,8 +6,10 @@ Lives here and not in `prismatic`, whose import brings torch and transformers: `
 import contextlib
 import dataclasses
 import io
+import json
 import math
 import operator
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,6 +24,8 @@ from recipes.config.presets import CONFIGS, in_stage, merged_settings, read_pres
 from vision_backbones.names import suggest, take_plugins
 
 MOST_VALUES = 10_000  # of a settings file
+INSTEAD = ("data.annotations", "data.sources")  # whichever is given last is meant
+QUOTED = r"[][{}#&*!|>%`\"']|:"  # characters that mean something in YAML
 RENAMED = {"embedded_seeds": "bundled_seeds"}  # settings of earlier versions: what they are called now
 
 
@@ -100,10 +104,11 @@ def _parse(config_class, argv: list[str], default: str, named: str | None):
         if name not in models:
             near = suggest(name, models, otherwise=f"{CONFIGS / named} names them all")
             raise ValueError(f"unknown model {name!r}: {near}")
-        preset = in_stage(models[name], given.get("stage", settings.get("stage")))
+        preset = _without_other(in_stage(models[name], given.get("stage", settings.get("stage"))), _flatten(settings))
         settings = merged_settings(preset, settings) | {"model": name}
     nested = {flag.partition(".")[0] for flag in fields if "." in flag}
     settings = {key: value for key, value in settings.items() if not (value is None and key in nested)}
+    settings = _without_other(settings, [flag.split("=")[0][2:] for flag in rest if flag.startswith("--")])
     for name, allowed in choices_of(config_class).items():
         rest, values = _without(rest, f"--{name}")
         choose(settings, name, values, allowed)
@@ -122,6 +127,15 @@ def _parse(config_class, argv: list[str], default: str, named: str | None):
             if not end.code:
                 raise
             raise ValueError(said.getvalue().rpartition("error: ")[2].strip()) from None
+
+
+def _without_other(settings: dict[str, Any], given: Sequence[str]) -> dict[str, Any]:
+    """Settings without the one of `INSTEAD` that is not given, where the other is."""
+    for name, other in (INSTEAD, INSTEAD[::-1]):
+        group, _, last = other.partition(".")
+        if name in given and other not in given and isinstance(settings.get(group), dict):
+            settings = settings | {group: {key: value for key, value in settings[group].items() if key != last}}
+    return settings
 
 
 def _renamed(argv: list[str]) -> list[str]:
@@ -163,9 +177,14 @@ def _listed(config_class, argv: list[str]) -> list[str]:
     lists = {f"--{name}" for name in _flags(config_class) if isinstance(_default(config_class, name), list)}
     argv = [part for a in argv for part in (a.split("=", 1) if a.split("=")[0] in lists else [a])]
     return [
-        f"[{value}]" if flag in lists and not value.startswith("[") else value
+        _bracketed(value) if flag in lists and not value.startswith("[") else value
         for flag, value in zip(["", *argv], argv, strict=False)
     ]
+
+
+def _bracketed(value: str) -> str:
+    """A YAML list of values between commas; those are quoted that YAML would not take as they are."""
+    return f"[{', '.join(json.dumps(part) if re.search(QUOTED, part) else part for part in value.split(','))}]"
 
 
 def _without(argv: list[str], flag: str) -> tuple[list[str], list[str]]:

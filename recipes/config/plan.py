@@ -9,6 +9,7 @@ from recipes.config.parsing import check_positive, parse
 # mix of 665k, of which 40,688 rows have no image. The tokens are estimates from the size of the files.
 CAPTIONS = {"examples": 558_128, "text_length": 30, "text_only": 0.0}
 MIX = {"examples": 665_298, "text_length": 300, "text_only": 0.061}
+TOKENS_PER_WORD = 4 / 3  # of English, roughly, whatever the tokenizer
 
 
 @dataclass
@@ -27,11 +28,12 @@ class PlanConfig(FinetuneConfig):
     # fraction of that peak that is reached (model FLOP/s utilisation); measured values are in a run's metrics.jsonl
     mfu: float = 0.4
     supervised: float = 1.0  # fraction of the text tokens of the longest examples that are answers; 1 is the worst case
-    # mean text tokens per example; null: 300, an estimate for LLaVA-1.5, or 30 for stage align
+    # mean text tokens per example; null: by the words of --data.sources; without, 300 as in LLaVA-1.5, or 30 for align
     text_length: int | None = None
-    # fraction of examples without an image; null: LLaVA-1.5's 0.061, or 0 for stage align
+    # fraction of examples without an image; null: that of --data.sources; without, LLaVA-1.5's 0.061, or 0 for align
     text_only: float | None = None
-    examples: int | None = None  # number of examples; null: LLaVA-1.5's 665298, or 558128 for stage align
+    # number of examples; null: those of --data.sources; without, LLaVA-1.5's 665298, or 558128 for stage align
+    examples: int | None = None
     json: str | None = None  # JSON file to write the plan to as well
 
 
@@ -41,10 +43,23 @@ def parse_plan(argv: list[str]) -> PlanConfig:
 
 
 def data_of(config: PlanConfig) -> dict[str, int | float]:
-    """What is known of the data, `examples`, `text_length` and `text_only`: as given, else LLaVA-1.5's."""
-    known = CAPTIONS if config.stage == "align" else MIX
+    """What is known of the data, `examples`, `text_length`, `text_only`: as given, of --data.sources, or LLaVA-1.5's.
+
+    Raises:
+        ValueError: there are sources, and they cannot be read.
+    """
+    known = _counted(config) if config.data.sources else CAPTIONS if config.stage == "align" else MIX
     given = {name: getattr(config, name) for name in known}
     return {name: known[name] if value is None else value for name, value in given.items()}
+
+
+def _counted(config: PlanConfig) -> dict[str, int | float]:
+    from prismatic.data.mixture import open_sources
+
+    data = config.data
+    source = open_sources(data.sources, data.layout, data.image_root, seed=config.seed)
+    tokens = max(1, round(TOKENS_PER_WORD * source.word_counts.mean()))
+    return {"examples": len(source), "text_length": tokens, "text_only": float((source.image_counts == 0).mean())}
 
 
 def _check(config: PlanConfig) -> None:

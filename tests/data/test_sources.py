@@ -97,7 +97,7 @@ def test_reopening_uses_the_index_and_an_edit_is_noticed(tmp_path, cache, monkey
     path = tmp_path / "rows.json"
     assert dataset_of(tmp_path, [row(0)])[0]["id"] == "r0"
     with monkeypatch.context() as patch:
-        patch.setattr(arrow_index, "_read_rows", lambda *_: pytest.fail("indexed twice"))
+        patch.setattr(arrow_index, "read_rows", lambda *_: pytest.fail("indexed twice"))
         assert len(ConversationDataset(path, tmp_path)) == 1
     before = path.stat()
     path.write_text(json.dumps([row(1)]))
@@ -201,7 +201,7 @@ def test_a_broken_row_does_not_read_on_for_ever(tmp_path, monkeypatch):
     (tmp_path / "rows.json").write_text("[" + json.dumps(row()) + ', {"id" 1}' + " " * 10_000)
     read = []
     with pytest.raises(ValueError, match="row 1 is not valid JSON"):
-        list(arrow_index._read_rows(tmp_path / "rows.json", read.append))
+        list(arrow_index.read_rows(tmp_path / "rows.json", read.append))
     assert sum(read) < 1500
 
 

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from datasets import config as datasets_config
 from golden_cases import requires_samples, samples_dir
+from picture_files import picture, write_tar
 from PIL import Image
+from source_files import CONTAINERS, LAYOUTS, members_of, pictures, write_shards
 
 from prismatic.data import verify as verifying
 from prismatic.data.verify import report, verify
@@ -131,7 +133,39 @@ def test_scenes_and_wrong_places(tmp_path, monkeypatch, capsys):
     assert code == 0 and "stored as RGB" in printed.out
     for place, message in (
         (tmp_path / "nothing", "nothing at"),
-        (tmp_path / "rows.json", "without an image root"),
+        (tmp_path / "rows.json", "no annotation file"),
     ):
         code, printed = run(monkeypatch, capsys, place)
         assert code == 1 and printed.err.startswith("error: ") and message in printed.err
+
+
+@pytest.mark.parametrize("container", ["parquet", "disk", "tars"])
+def test_conversations_in_other_containers(container, tmp_path, monkeypatch, capsys):
+    if container == "tars":
+        place = write_shards(tmp_path / "data", lambda row: members_of(row, pictures()[row]))
+    else:
+        place = CONTAINERS[container](LAYOUTS["llava"](), tmp_path / "data")
+    code, printed = run(monkeypatch, capsys, place)
+    lines = [" ".join(line.split()) for line in printed.out.splitlines()]
+    assert code == 0
+    for line in (
+        "rows 8",
+        "text-only rows 2",
+        "rows, several images 3",
+        "images decoded 10",
+        "turns 32",
+        "no problems",
+    ):
+        assert line in lines
+
+    rows = pictures()
+    rows[2][1] = b"damaged"
+    place = write_shards(tmp_path / "bad", lambda row: members_of(row, rows[row]))
+    code, printed = run(monkeypatch, capsys, place)
+    assert code == 1 and "row 2 (id 'r2'), image 'r2.1.png': unreadable" in printed.out
+    assert printed.out.endswith("1 problems\n")
+
+
+def test_tar_shards_of_images_alone(tmp_path, monkeypatch, capsys):
+    code, printed = run(monkeypatch, capsys, write_tar(tmp_path / "a.tar", [("a.png", picture(1)), ("a.cls", b"0")]))
+    assert code == 0 and " ".join(printed.out.split()).startswith("images 1 classes 1")

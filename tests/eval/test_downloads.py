@@ -1,14 +1,13 @@
 """Downloads from a server on this machine that knows ranges, breaks off, changes its files and lies."""
 
 import functools
-import http.server
 import io
 import json
 import tarfile
-import threading
 
 import pytest
 from evaluation_folders import zipped
+from file_server import file_server
 
 from eval import prepare as downloads
 from eval.prepare import ARCHIVES, needs, prepare, verify
@@ -17,52 +16,11 @@ from prismatic.miniature.benchmarks import write_benchmarks
 from vision_backbones.files import describe
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves `server.files`; a path in `server.breaks` is cut after so many bytes, once for each number."""
-
-    def do_GET(self):
-        self.server.asked.append((self.path, self.headers.get("Range")))
-        content = self.server.files.get(self.path)
-        if content is None:
-            return self.send_error(404)
-        if lie := self.server.lies.get(self.path):
-            status, headers, body = lie(self.headers.get("Range"), content)
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            return self.wfile.write(body)
-        etag, start = f'"{hash(content)}"', 0
-        asked = self.headers.get("Range")
-        if asked and self.headers.get("If-Range") == etag:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-        if start and start >= len(content):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(content)}")
-            return self.end_headers()
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.send_header("Content-Type", self.server.types.get(self.path, "application/octet-stream"))
-        self.send_header("ETag", etag)
-        self.end_headers()
-        breaks = self.server.breaks.get(self.path)
-        self.wfile.write(content[start : start + breaks.pop(0)] if breaks else content[start:])
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.files, running.breaks, running.types, running.lies, running.asked = {}, {}, {}, {}, []
-        running.url = f"http://127.0.0.1:{running.server_port}"
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+    with file_server() as running:
         yield running
-        running.shutdown()
 
 
 def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
@@ -162,6 +120,16 @@ def test_a_changed_file_is_refused(server, tmp_path):
     server.files["/rows.jsonl"] = b"other"
     with pytest.raises(ValueError, match="expected a7937b64b8caa58f03721bb6bacf5c78cb235febe0e70b1b84cd99541461a08e"):
         prepare("vsr", tmp_path, [entry])
+
+
+def test_a_web_page_under_an_archive_s_name_does_not_become_what_is_expected(server, tmp_path):
+    server.files["/a.zip"] = b"<!doctype html><p>Please sign in</p>"
+    entry = {"to": "vsr/images", "save": "vsr_images.zip", "urls": [f"{server.url}/a.zip"]}
+    with pytest.raises(ValueError, match="neither a zip nor a tar file: delete it and fetch it again"):
+        prepare("vsr", tmp_path, [entry])
+    (tmp_path / ARCHIVES / "vsr_images.zip").unlink()
+    server.files["/a.zip"] = zipped({"images/1.jpg": b"one"})
+    assert prepare("vsr", tmp_path, [entry]) == 0 and (tmp_path / "vsr/images/1.jpg").read_bytes() == b"one"
 
 
 SIZE = 300_000
