@@ -13,9 +13,12 @@ def main(config: ChatConfig) -> None:
     from eval.streaming import Request
     from eval.streaming.start import start_engine
     from recipes.chatting.pictures import drawn_scene
-    from recipes.chatting.question_file import write_answers
+    from recipes.chatting.question_file import read_questions, write_answers
     from recipes.chatting.terminal import Conversation, converse
 
+    questions = read_questions(Path(config.questions)) if config.questions else []
+    if config.out and (Path(config.out).exists() or not Path(config.out).absolute().parent.is_dir()):
+        raise ValueError(f"--out {config.out} is there already, or its folder is not: choose another")
     request = Request([], (), config.max_new_tokens, config.temperature, config.top_p, seed=config.seed)
     same = {name: getattr(config, name) for name in ("precision", "device", "batch_size", "prompt_style", "base")}
     engine = start_engine(config.model, **same)
@@ -23,7 +26,7 @@ def main(config: ChatConfig) -> None:
     try:
         if config.questions:
             out = Path(config.out) if config.out else None
-            if errors := write_answers(engine, Path(config.questions), out, request, config.system):
+            if errors := write_answers(engine, questions, out, request, config.system):
                 raise ValueError(f"{errors} questions could not be answered; their lines say why")
             return
         images = config.image or ([str(drawn_scene())] if config.model == "miniature" else [])

@@ -15,7 +15,7 @@ def main(config: ServeConfig) -> None:
     from eval.streaming.start import start_engine
     from recipes.serving.api import make_app
     from recipes.serving.chat import Limits
-    from recipes.serving.server import bind, is_local, serve
+    from recipes.serving.server import LOCAL_NAMES, bind, is_local, serve
 
     limits = Limits(
         requests=config.batch_size + config.waiting,
@@ -42,7 +42,8 @@ def main(config: ServeConfig) -> None:
     print(f"serving {config.model} ({dtype} on {engine.model.device}) at {url}", flush=True)
     gc.enable(), gc.freeze()
     try:
-        serve(make_app(engine, config.model, limits), listening, config.timeout)
+        hosts = LOCAL_NAMES if is_local(config.host) else None
+        serve(make_app(engine, config.model, limits, hosts), listening, config.timeout)
     finally:
         engine.close(finish=False)
 

@@ -130,6 +130,11 @@ def load_probe(folder: Path | str, device: str | torch.device = "cpu") -> SavedP
     return SavedProbe(probe.to(device), about)
 
 
+def check_probe(folder: Path | str) -> None:
+    """Raises ValueError where `load_probe` would find no probe, or more than one; reads no weights."""
+    _read_about(_one_probe(Path(folder).expanduser()))
+
+
 def _files(spec: BackboneSpec) -> dict[str, dict]:
     """Size and digest of the backbone's weights files, by part; weights of timm have none."""
     found = {part.id: find_weights(part) for part in spec.parts or (spec,)}

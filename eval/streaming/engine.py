@@ -22,6 +22,7 @@ from eval.streaming.kept_prefixes import KeptPrefixes, digest
 from prismatic.models.attention import SHARED_PREFIX, SharedPrefix
 from prismatic.models.self_check import attention, context_of
 from prismatic.text.conversations import encode_prompt
+from prismatic.text.rendering import render_prompt
 
 GATHER = 0.01  # seconds an idle engine waits for more, so that what is asked at once starts in one batch
 ROOM = 64  # tokens that a batch grows by
@@ -79,10 +80,12 @@ class StreamingEngine:
                 the answer gives nothing.
 
         Raises:
-            ValueError: The conversation is malformed, or too long for the LLM's context.
+            ValueError: The conversation is malformed, too long for the LLM's context, or has a system message that the
+                model's template does not write.
             QueueFull: Too many are waiting.
             RuntimeError: The engine is closed.
         """
+        check_system(request.messages, self.processor.tokenizer)
         ids = encode_prompt(list(request.messages), self.processor.tokenizer)
         start = self.engine.bos if request.images else ids[:1]
         pixels = [self.engine.transform(image) for image in request.images]
@@ -257,13 +260,27 @@ class _Batch:
         tokens = self.logits.argmax(-1)
         for row, answer in enumerate(self.answers):
             if answer and answer.request.temperature > 0:
-                tokens[row] = _drawn(self.logits[row], answer)
+                try:
+                    tokens[row] = _drawn(self.logits[row], answer)
+                except RuntimeError as error:  # of logits that are no numbers; others' rows go on
+                    answer.finish("error", f"{type(error).__name__}: {error}")
         return tokens
+
+
+def check_system(messages: Sequence[dict], tokenizer) -> None:
+    """Raises ValueError for a system message that a model would not see: some chat templates leave it out."""
+    first = messages[0] if messages else {}
+    said = str(first.get("content", "")).strip() if first.get("role") == "system" else ""
+    if said and said not in render_prompt(list(messages), tokenizer):
+        raise ValueError(
+            "this model's chat template has no place for a system message: leave it out, or choose another prompt style"
+        )
 
 
 def _drawn(logits: torch.Tensor, answer: Answering) -> int:
     """A token drawn from the most likely ones, whose probabilities add up to `top_p`."""
-    shares, order = (logits.float() / answer.request.temperature).softmax(-1).cpu().sort(descending=True)
+    logits = (logits - logits.max()).double() / answer.request.temperature  # whatever the temperature, the first is 0
+    shares, order = logits.softmax(-1).cpu().sort(descending=True)
     shares[shares.cumsum(0) - shares >= answer.request.top_p] = 0  # the first always stays
     return int(order[torch.multinomial(shares, 1, generator=answer.generator)])
 

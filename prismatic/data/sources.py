@@ -35,8 +35,10 @@ def open_source(
     """
     kind = kind_of(location)
     if kind is None:
-        files = matching(location, EXPECTED)
-        raise ValueError(f"{files[0]} holds no conversations; expected {EXPECTED}")
+        place = matching(location, EXPECTED)[0]
+        below = next((file.parent for kind in ("parquet", "tar") for file in sorted(place.glob(f"*/*.{kind}"))), None)
+        near = f"; name {below}, which holds some" if below else ""
+        raise ValueError(f"{place} holds no conversations; expected {EXPECTED}{near}")
     return _OPEN[kind](location, layout, image_root, exif_rotate)
 
 
@@ -74,7 +76,7 @@ def _open_miniature(location: str, layout: str, image_root, exif_rotate: bool) -
     count = location.removeprefix("miniature:")
     if not count.isdecimal():
         raise ValueError(f"{location!r} names no scenes; expected a number of questions, miniature:10000")
-    return _open_json(str(miniature_llava(int(count)) / "train.json"), layout, None, exif_rotate)
+    return _open_json(str(miniature_llava(int(count)) / "train.json"), "auto", None, exif_rotate)
 
 
 _OPEN: dict[str, Callable[..., IndexedSource]] = {

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vision_backbones.safe_images import open_image, to_rgb
 
 
 def open_picture(file: str | Path) -> Image.Image:
-    """The picture in a file, in RGB.
+    """The picture in a file, in RGB, upright as people see it.
 
     Raises:
         ValueError: There is no such file, or it is no picture.
@@ -17,7 +17,7 @@ def open_picture(file: str | Path) -> Image.Image:
         raise ValueError(f"no picture {file}")
     try:
         with open_image(file) as image:
-            return to_rgb(image)
+            return to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # of damaged files: nearly anything
         raise ValueError(f"{file} is no picture that can be read ({' '.join(str(error).split())[:150]})") from None
 

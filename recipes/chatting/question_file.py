@@ -3,6 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from tqdm import tqdm
 
 from eval.streaming import Answering, QueueFull, Request, StreamingEngine
 from recipes.chatting.pictures import open_picture
+
+ADDED = ("answer", "finish_reason", "error")  # to a row; what an earlier run added is replaced
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ def read_questions(file: Path) -> list[Question]:
     """
     questions = []
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from None
     for number, line in enumerate(lines, 1):
@@ -48,6 +51,9 @@ def _question(row, folder: Path) -> Question:
         raise ValueError('expected an object such as {"image": "a.png", "question": "What is it?"}')
     if "messages" in row:
         messages = row["messages"]
+        turns = messages if isinstance(messages, list) else [None]
+        if not all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in turns):
+            raise ValueError("expected a list of objects with role and content (a text) under messages")
     elif isinstance(row.get("question"), str) and row["question"].strip():
         messages = [{"role": "user", "content": row["question"]}]
     else:
@@ -83,12 +89,12 @@ def answers(engine: StreamingEngine, questions: list[Question], request: Request
                 asked.append((left[0], str(error)))
             left.popleft()
         question, answer = asked.popleft()
-        yield question.row | _result(answer)
+        yield {name: value for name, value in question.row.items() if name not in ADDED} | _result(answer)
 
 
 def _ask(engine: StreamingEngine, question: Question, request: Request, system: str) -> Answering:
     messages = question.messages
-    if system and isinstance(messages, list) and messages and messages[0].get("role") != "system":
+    if system and messages and messages[0].get("role") != "system":
         messages = [{"role": "system", "content": system}, *messages]
     images = [open_picture(path) for path in question.images]
     return engine.submit(replace(request, messages=messages, images=images))
@@ -103,23 +109,18 @@ def _result(answer: Answering | str) -> dict:
         return {"error": str(error)}
 
 
-def write_answers(engine: StreamingEngine, file: Path, out: Path | None, request: Request, system: str) -> int:
-    """Answers the questions in a file, a line each, printed or written to a new file; returns how many had errors.
+def write_answers(
+    engine: StreamingEngine, questions: list[Question], out: Path | None, request: Request, system: str
+) -> int:
+    """Writes the answers to a new file, a line each, or prints them; returns how many questions had errors.
 
     Raises:
-        ValueError: The file of questions is malformed, or that of answers is there already.
+        OSError: The file is there already, or cannot be written.
     """
-    questions = read_questions(file)
-    if out and out.exists():
-        raise ValueError(f"{out} is there already: choose another --out, or delete it")
     bar = tqdm(answers(engine, questions, request, system), total=len(questions), desc="answers", disable=not out)
     errors = 0
-    target = out.open("x", encoding="utf-8") if out else None
-    try:
+    with out.open("x", encoding="utf-8") if out else nullcontext() as target:
         for row in bar:
             errors += "error" in row
             print(json.dumps(row, ensure_ascii=False), file=target, flush=True)
-    finally:
-        if target:
-            target.close()
     return errors

@@ -1,13 +1,14 @@
 """A conversation in the terminal: answers appear as they are written, and commands begin with a slash."""
 
+import hashlib
 import json
 import shlex
 import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
-from eval.streaming import Answering, Request, StreamingEngine
-from prismatic.text.rendering import render_prompt
+from eval.streaming import Answering, Request, StreamingEngine, check_system
 from recipes.chatting.pictures import open_picture
 from vision_backbones.names import suggest
 
@@ -20,6 +21,7 @@ COMMANDS = {
     "/quit": "/quit              leave; so does Ctrl-D. Ctrl-C stops an answer",
 }
 PROMPT, ANSWER = "you> ", "model> "
+TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 class Conversation:
@@ -45,10 +47,8 @@ class Conversation:
         Raises:
             ValueError: The model's template does not write it; then nothing changes.
         """
-        tokenizer = self.engine.processor.tokenizer
         messages = [{"role": "system", "content": system}, {"role": "user", "content": "?"}]
-        if system and system not in render_prompt(messages, tokenizer):
-            raise ValueError("this model's chat template has no place for a system message: --prompt_style is another")
+        check_system(messages, self.engine.processor.tokenizer)
         self.system, self.turns = system, []
 
     def look_at(self, files: list[str]) -> None:
@@ -75,7 +75,7 @@ class Conversation:
         self.turns += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
 
     def save(self, file: Path) -> None:
-        """Appends the conversation to a file, as a row of LLaVA's data.
+        """Appends the conversation to a file, as a row of LLaVA's data; pictures from elsewhere are copied beside it.
 
         Raises:
             ValueError: There is nothing to save.
@@ -86,11 +86,12 @@ class Conversation:
         names = {"user": "human", "assistant": "gpt"}
         turns = [{"from": names[turn["role"]], "value": turn["content"]} for turn in self.turns]
         turns[0]["value"] = "<image>\n" * len(self.files) + turns[0]["value"]
-        row = {"id": f"chat-{file.stem}"}
+        row: dict = {"id": f"chat-{file.stem}"}
         if self.system:
             turns.insert(0, {"from": "system", "value": self.system})
         if self.files:
-            row["image"] = self.files[0] if len(self.files) == 1 else self.files
+            names = [_below(Path(image), file) for image in self.files]
+            row["image"] = names[0] if len(names) == 1 else names
         with file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row | {"conversations": turns}, ensure_ascii=False) + "\n")
 
@@ -175,6 +176,19 @@ def _answer(conversation: Conversation, line: str, say) -> None:
     conversation.keep(line, answer.text)
 
 
+def _below(image: Path, file: Path) -> str:
+    """The path of a picture relative to the folder of a file; one that lies elsewhere is copied there first."""
+    folder = file.resolve().parent
+    if image.is_relative_to(folder):
+        return image.relative_to(folder).as_posix()
+    content = image.read_bytes()
+    name = f"{file.stem}-images/{hashlib.sha256(content).hexdigest()[:8]}-{image.name}"
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
+    return name
+
+
 def printable(text: str) -> str:
-    """A text without what steers a terminal: models may say anything."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
+    """A text without what steers a terminal or turns the direction of writing: models may say anything."""
+    return "".join("\ufffd" if unicodedata.category(char) == "Cc" and char not in "\n\t" or char in TURNS else char
+                   for char in text)  # fmt: skip

@@ -4,20 +4,24 @@ import time
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from recipes.serving.chat import ChatCompletions, Limits
 from recipes.serving.refusal import Refusal
 
 
-def make_app(engine, name: str, limits: Limits) -> FastAPI:
+def make_app(engine, name: str, limits: Limits, hosts: list[str] | None = None) -> FastAPI:
     """The application that serves one model.
 
     Args:
         engine: an `eval.streaming.StreamingEngine`.
         name: by which requests ask for the model.
         limits: of each request.
+        hosts: names under which it may be asked for; None for all.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    if hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     app.add_route("/v1/chat/completions", ChatCompletions(engine, name, limits), methods=["POST"])
     model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "prismatic"}
 

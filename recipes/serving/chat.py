@@ -51,7 +51,9 @@ class ChatCompletions:
         try:
             if self.held > self.limits.requests:
                 raise QueueFull(f"{self.limits.requests} requests are being answered or wait")
-            length = dict(scope["headers"]).get(b"content-length", b"")
+            headers = dict(scope["headers"])
+            check_origin(headers)
+            length = headers.get(b"content-length", b"")
             body = await client.body(length, self.limits)
             loop, pieces = asyncio.get_running_loop(), asyncio.Queue()
             asked, answer = await loop.run_in_executor(self.readers, self._submit, body, deadline, loop, pieces)
@@ -120,6 +122,13 @@ class ChatCompletions:
         if asked.include_usage:
             await client.event(json.dumps(head | {"choices": [], "usage": _usage(answer)}).encode())
         await client.event(b"[DONE]", more=False)
+
+
+def check_origin(headers: dict[bytes, bytes]) -> None:
+    """Raises Refusal for what a page of another site sends from somebody's browser."""
+    origin = headers.get(b"origin", b"").decode("latin-1")
+    if origin and origin.partition("://")[2] != headers.get(b"host", b"").decode("latin-1"):
+        raise Refusal("pages of other sites may not ask this server", status=403)
 
 
 class HungUp(Exception):

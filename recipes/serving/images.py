@@ -3,7 +3,7 @@
 import base64
 import io
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from recipes.serving.refusal import Refusal
 from vision_backbones.safe_images import FORMATS, open_image, to_rgb
@@ -28,7 +28,7 @@ def read_images(urls: dict[str, str]) -> tuple[Image.Image, ...]:
 
 
 def read_image(url: str, place: str, most_pixels: int | None) -> Image.Image:
-    """The decoded image of one data URL.
+    """The decoded image of one data URL, upright.
 
     Raises:
         Refusal: it is no data URL, or damaged, or has more than `most_pixels`.
@@ -50,7 +50,7 @@ def read_image(url: str, place: str, most_pixels: int | None) -> Image.Image:
         with open_image(file) as image:
             if most_pixels is not None and image.width * image.height > most_pixels:
                 raise ValueError("all images of a request together have too many pixels: make them smaller")
-            return to_rgb(image)
+            return to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:  # whose message is about an object in memory
         raise Refusal(f"{place} is no image of a known format: expected {', '.join(FORMATS)}", place) from None
     except Exception as error:  # damaged files raise nearly anything

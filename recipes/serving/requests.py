@@ -41,7 +41,7 @@ def read_request(body: bytes, name: str, longest: int) -> Asked:
     Args:
         body: JSON.
         name: of the only model that there is.
-        longest: answer that may be asked for, in tokens; the one that is, where the request does not say.
+        longest: answer in tokens; what asks for a longer one, or does not say, gets this.
 
     Raises:
         Refusal: it is malformed, or asks for what this server does not do.
@@ -149,7 +149,7 @@ def _new_tokens(given: dict, longest: int) -> int:
     names = [name for name in ("max_completion_tokens", "max_tokens") if name in given]
     if len(names) > 1:
         raise Refusal("max_tokens and max_completion_tokens mean the same: send one of them", "max_tokens")
-    return _whole(given, names[0], 1, longest) if names else longest
+    return min(_whole(given, names[0], 1, 2**31), longest) if names else longest
 
 
 def _stop(given: Any) -> tuple[str, ...]:

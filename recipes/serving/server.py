@@ -6,6 +6,7 @@ import socket
 
 import uvicorn
 
+LOCAL_NAMES = ["localhost", "127.0.0.1", "[::1]"]  # of what only this machine reaches: no other name leads to it
 GRACE = 10  # seconds beyond the limit of a request, in which all are done
 
 

@@ -1,19 +1,17 @@
 """The tab to chat: one model, or two side by side, about a picture; boxes in answers are drawn."""
 
-import queue
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
 from PIL import Image, ImageDraw
 
 from eval.scoring.parsing import boxes_in_image
-from eval.streaming import Answering, QueueFull, Request, StreamingEngine
+from eval.streaming import StreamingEngine
 from recipes.chatting.terminal import printable
-from recipes.web.shared import one_line, page_error, read_picture, safe_image
+from recipes.web.shared import page_error, read_picture, safe_image
+from recipes.web.talks import Talk, Talks
 
-LONGEST = 4_000  # characters of a question
 SHOWN = 512  # pixels that small pictures are enlarged to, at least, where boxes are drawn
 COLOURS = ("#e8590c", "#1971c2", "#2f9e44", "#9c36b5")
 HINT = "Ask about the picture"
@@ -45,32 +43,6 @@ def boxes_of(engine: StreamingEngine, text: str, picture: Image.Image | None) ->
     return boxes_in_image(text, frame, *picture.size) if picture else []
 
 
-def answer_all(
-    engines: list[StreamingEngine], requests: list[Request]
-) -> Iterator[tuple[list[str], list[Answering | None]]]:
-    """What was said so far, by every engine, as often as one says more; ends when all have ended.
-
-    Raises:
-        ValueError: A conversation is too long for a model, or too many are waiting.
-    """
-    news: queue.SimpleQueue = queue.SimpleQueue()
-    answers: list[Answering] = []
-    try:
-        for number, (engine, request) in enumerate(zip(engines, requests, strict=True)):
-            answers.append(engine.submit(request, lambda piece, number=number: news.put((number, piece))))
-        going = len(answers)
-        while going:
-            going -= news.get()[1] is None
-            while not news.empty():
-                going -= news.get()[1] is None
-            yield [answer.text for answer in answers], answers
-    except QueueFull as error:
-        raise ValueError(f"{error}: try again in a moment") from None
-    finally:
-        for answer in answers:  # whoever asked may be gone
-            answer.cancel()
-
-
 def chat_tab(engines: dict[str, StreamingEngine], examples: list[Path], questions: list[str]) -> None:
     """Builds the tab, inside `gr.Tab`.
 
@@ -79,58 +51,50 @@ def chat_tab(engines: dict[str, StreamingEngine], examples: list[Path], question
         examples: Files of pictures to choose from; the first is there from the start.
         questions: To choose from, too.
     """
-    names, models = list(engines), list(engines.values())
+    names, talks = list(engines), Talks(list(engines.values()))
     pictures = [read_picture(path) for path in examples]
 
     def shown(turns: list[dict]) -> list[dict]:
-        return [turn | {"content": as_text(turn["content"]) or " "} for turn in turns]
+        return [turn | {"content": as_text(turn["content"])} for turn in turns]
 
-    def update(histories, picture, answers=None):
-        """Values of everything that an answer changes: chats, pictures with boxes, histories."""
-        answers = answers or [history[-1]["content"] if history else "" for history in histories]
-        found = [boxes_of(m, text, picture) for m, text in zip(models, answers, strict=True)]
-        drawn = [
-            gr.Image(draw_boxes(picture, boxes), visible=True) if boxes else gr.Image(None, visible=False)
-            for boxes in found
-        ]
-        return [*map(shown, histories), *drawn, histories]
+    def update(talk: Talk, picture) -> list:
+        """Chats, and pictures with the boxes of the last answers."""
+        last = [history[-1]["content"] if history else "" for history in talk.histories]
+        found = [boxes_of(engine, text, picture) for engine, text in zip(talk.engines, last, strict=True)]
+        drawn = [gr.Image(draw_boxes(picture, boxes) if boxes else None, visible=bool(boxes)) for boxes in found]
+        return [*map(shown, talk.histories), *drawn]
 
-    def ask(text, picture, histories, temperature, longest, system):
-        text = (text or "").strip()
-        if not text:
-            raise page_error("Type a question first.")
-        if len(text) > LONGEST:
-            raise page_error(f"The question has {len(text):,} characters: at most {LONGEST:,}.")
-        asked = [[*history, {"role": "user", "content": text}] for history in histories]
-        first = [{"role": "system", "content": system.strip()}] if (system or "").strip() else []
+    def answer(talk: Talk, text: str, picture, temperature, longest, system):
         options = {"max_new_tokens": int(longest), "temperature": float(temperature)}
-        images = (picture,) if picture else ()
         try:
-            requests = [Request([*first, *history], images, **options) for history in asked]
-            yield "", *update(asked, picture)
-            for texts, answers in answer_all(models, requests):  # noqa: B007
-                said = [[*h, {"role": "assistant", "content": t}] for h, t in zip(asked, texts, strict=True)]
-                yield "", *update(said, picture)
-            if problems := [answer.error for answer in answers if answer.error]:
-                raise ValueError(problems[0])
+            for number, _ in enumerate(talk.ask(text, (picture,) if picture else (), system or "", **options)):
+                yield gr.skip() if number else "", *update(talk, picture)  # who types on is not disturbed
         except (ValueError, RuntimeError) as error:
             raise page_error(error) from None
+        yield [gr.skip()] * len(changed)  # gradio sends the last values once more, when others may be there
 
-    def again(picture, histories, temperature, longest, system):
-        if not histories[0]:
-            raise page_error("There is no answer yet.")
-        last = max(place for place, turn in enumerate(histories[0]) if turn["role"] == "user")
-        text = histories[0][last]["content"]
-        yield from ask(text, picture, [history[:last] for history in histories], temperature, longest, system)
+    def ask(text, picture, temperature, longest, system, request: gr.Request):
+        talk = talks.of(request.session_hash)
+        yield from answer(talk, text or "", picture, temperature, longest, system)
 
-    def anew(picture):
-        return "", *update([[] for _ in models], picture)
+    def again(picture, temperature, longest, system, request: gr.Request):
+        talk = talks.of(request.session_hash)
+        try:
+            text = talk.again()
+        except ValueError as error:
+            raise page_error(error) from None
+        yield from answer(talk, text, picture, temperature, longest, system)
 
-    def choose(event: gr.SelectData):
-        return pictures[event.index]
+    def anew(picture, request: gr.Request):
+        talk = talks.of(request.session_hash)
+        talk.anew()
+        return update(talk, picture)
 
-    def hide(histories):
-        return histories
+    def stop_writing(request: gr.Request):
+        talks.of(request.session_hash).stop()
+
+    def choose(request: gr.Request, event: gr.SelectData):
+        return pictures[event.index], *anew(pictures[event.index], request)
 
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=280):
@@ -185,14 +149,11 @@ def chat_tab(engines: dict[str, StreamingEngine], examples: list[Path], question
                 repeat = gr.Button("Regenerate", elem_id="regenerate", min_width=120)
                 clear = gr.Button("Start anew", elem_id="clear", min_width=140)
             gr.Examples(questions, text, label="Such as", elem_id="questions") if questions else None
-    histories = gr.State([[] for _ in models])
-    changed = [text, *chats, *boxed, histories]
-    options = [temperature, longest, system]
-    running = [
-        gr.on([text.submit, send.click], ask, [text, image, histories, *options], changed, concurrency_limit=32),
-        repeat.click(again, [image, histories, *options], changed, concurrency_limit=32),
-    ]
-    stop.click(hide, histories, histories, cancels=running)
-    clear.click(one_line(anew), image, changed, cancels=running)
-    gallery.select(choose, None, image).then(one_line(anew), image, changed, cancels=running)
-    image.input(one_line(anew), image, changed, cancels=running)
+    both = [*chats, *boxed]
+    changed, options = [text, *both], [temperature, longest, system]
+    often = {"concurrency_limit": 32, "trigger_mode": "multiple"}  # what comes too early is told so, not swallowed
+    gr.on([text.submit, send.click], ask, [text, image, *options], changed, **often)
+    repeat.click(again, [image, *options], changed, **often)
+    stop.click(stop_writing, concurrency_limit=32)
+    gallery.select(choose, None, [image, *both])
+    gr.on([clear.click, image.input, image.clear, *(chat.clear for chat in chats)], anew, image, both)

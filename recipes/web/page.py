@@ -10,9 +10,13 @@ from pathlib import Path
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from eval.streaming import StreamingEngine
+from recipes.serving.server import LOCAL_NAMES, is_local
 from recipes.web.chat import chat_tab
+from recipes.web.limits import UploadLimits
 from recipes.web.runs import runs_tab
 from recipes.web.where import where_tab
 
@@ -38,6 +42,7 @@ def build_page(
     backbones: list[str],
     probes: list[str],
     run_root: Path,
+    others: bool = True,
 ) -> gr.Blocks:
     """The page, not yet served.
 
@@ -48,13 +53,14 @@ def build_page(
         backbones: Whose patches are shown.
         probes: Folders of saved probes.
         run_root: Folder of the runs.
+        others: Whether other backbones and probes of this machine may be looked at, too.
     """
     with gr.Blocks(title="Prismatic", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("# Prismatic")
         with gr.Tab("Chat", elem_id="tab-chat"):
             chat_tab(engines, examples, questions)
         with gr.Tab("Where", elem_id="tab-where") as where:
-            where.select(**where_tab(backbones, probes))
+            where.select(**where_tab(backbones, probes, others))
         with gr.Tab("Runs", elem_id="tab-runs"):
             runs_tab(run_root)
     return page.queue(max_size=WAITING, api_open=False, default_concurrency_limit=4)
@@ -82,9 +88,12 @@ def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True) -> str:
     Raises:
         OSError: The port is taken.
     """
+    middleware = [Middleware(UploadLimits)]
+    if is_local(host):  # else a page of others could reach this one under a name of its own (DNS rebinding)
+        middleware.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES))
     _, url, _ = page.launch(
         server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=not block,
         max_file_size=LARGEST, ssr_mode=False, enable_monitoring=False, footer_links=[], run_history=False,
-        theme=THEME, css=CSS, pwa=False, mcp_server=False, show_error=False,
+        theme=THEME, css=CSS, pwa=False, mcp_server=False, show_error=False, app_kwargs={"middleware": middleware},
     )  # fmt: skip
     return url

@@ -25,17 +25,18 @@ HELP = (
 )
 
 
-def where_tab(backbones: list[str], probes: list[str]) -> dict:
+def where_tab(backbones: list[str], probes: list[str], others: bool = True) -> dict:
     """Puts the tab's content into the open `gr.Blocks` or `gr.Tab`; returns the event that shows what is chosen.
 
     Args:
         backbones: Names to choose from; others can be typed.
         probes: Folders of saved probes to choose from; likewise.
+        others: Whether others can be typed: error messages tell which folders there are.
     """
     names = list(dict.fromkeys([*backbones, "miniature", "miniature-aligned"]))
     gr.Markdown(HELP)
     with gr.Row():
-        free = {"allow_custom_value": True, "interactive": True}
+        free = {"allow_custom_value": others, "interactive": True}
         first = gr.Dropdown(names, value=names[0], label="Backbone", info="id, timm:ID, or folder of a run", **free)
         second = gr.Dropdown(
             [NONE, *names],
@@ -67,7 +68,8 @@ def where_tab(backbones: list[str], probes: list[str]) -> dict:
             *mask_part, buttons = _mask_part()
             parts = dict(zip(MODES, (_similarity_part(), _probe_part(), mask_part), strict=True))
     settings = [mode, picture, first, second, probe, row, column, gr.State([])]
-    return _wire(parts, settings, said, look, buttons, gallery)
+    known = None if others else {NONE, "", *names, *probes}
+    return _wire(parts, settings, said, look, buttons, gallery, known)
 
 
 def _picture(caption: str, id: str, **options) -> list:
@@ -113,7 +115,9 @@ def _mask_part() -> tuple[gr.Column, list, list[gr.Button]]:
     return part, [*pictures, *legend, table], buttons
 
 
-def _wire(parts: dict, settings: list, said: gr.Markdown, look: gr.Button, buttons: list, gallery: gr.Gallery) -> dict:
+def _wire(
+    parts: dict, settings: list, said: gr.Markdown, look: gr.Button, buttons: list, gallery: gr.Gallery, known
+) -> dict:
     """Connects the tab: everything that changes shows the part of the mode anew."""
     mode, picture, first, second, probe, row, column, hidden = settings
     (half, everything, this), places = buttons, [row, column, hidden]
@@ -121,6 +125,8 @@ def _wire(parts: dict, settings: list, said: gr.Markdown, look: gr.Button, butto
     outputs = [*(output for part in results.values() for output in part), said]
 
     def refresh(mode, image, first, second, probe, row, column, hidden):
+        if known is not None and not {first, second, probe} <= known:
+            raise ValueError("choose backbones and probes from the lists: this page is open to others")
         if None in (row, column):  # being typed
             return [gr.skip()] * len(outputs)
         if image is None:

@@ -82,13 +82,11 @@ def test_an_answer_about_an_image(parts, port, question):
 
 def test_images_of_all_turns_come_in_their_order(parts, port):
     turns = [
-        {"role": "developer", "content": "Answer shortly."},
         message(picture(0), "What is there?"),
         {"role": "assistant", "content": "A circle."},
         message("And ", "here?", picture(1)),
     ]
-    plain = [{"role": "system", "content": "Answer shortly."}, {"role": "user", "content": "What is there?"}]
-    plain += [turns[2], {"role": "user", "content": "And here?"}]
+    plain = [{"role": "user", "content": "What is there?"}, turns[1], {"role": "user", "content": "And here?"}]
     text, *_ = expected(parts, plain, [picture(0), picture(1)], 12)
     found = client(port).chat.completions.create(model="miniature", messages=turns, max_completion_tokens=12)
     assert found.choices[0].message.content == text
@@ -130,6 +128,19 @@ def test_what_does_not_fit_the_context(port):
     assert status == 400 and "context" in found["error"]["message"] and found["error"]["param"] == "messages"
     status, _, found = post(port, {"model": "miniature", "messages": [message("a", role="assistant")]})
     assert status == 400 and "\n" not in found["error"]["message"]
+    asked = [{"role": "developer", "content": "Be brief."}, message("a")]
+    status, _, found = post(port, {"model": "miniature", "messages": asked})
+    assert status == 400 and "no place for a system message" in found["error"]["message"]
+
+
+def test_pages_of_other_sites_are_refused(port):
+    """By the origin that browsers send; and a server of this machine alone is not asked for by another name."""
+    import httpx
+
+    body = {"model": "miniature", "messages": [message("Hi")], "max_tokens": 1}
+    for origin, status in (("http://evil.example", 403), (f"http://127.0.0.1:{port}", 200)):
+        found = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, headers={"Origin": origin})
+        assert found.status_code == status
 
 
 def health(port):

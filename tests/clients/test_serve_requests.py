@@ -27,7 +27,6 @@ GREY = Image.new("RGB", (8, 8), "grey")
         ({"store": True}, "store"),
         ({"max_token": 3}, "max_token"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": 901}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
         ({"max_tokens": 1, "max_completion_tokens": 1}, "max_tokens"),

@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import config as datasets_config
+from golden_cases import requires_samples, samples_dir
 from picture_files import picture
 from PIL import Image
 from source_files import CONTAINERS, COUNTS, LAYOUTS, conversation, members_of, pictures, raw, write_shards
 
+from prismatic.data.conversation_dataset import ConversationDataset
 from prismatic.data.sources import open_source
 
 MARK = "<image>"
@@ -54,6 +56,19 @@ def in_words(row):
     ]
     turns[0]["value"] = MARK * COUNTS[row] + turns[0]["value"]
     return turns
+
+
+@requires_samples
+def test_genuine_rows_of_llava(tmp_path):
+    """As a source, a file of LLaVA's gives what it gives as annotations, and so the same order of rows."""
+    root = samples_dir() / "llava" / "download" / "llava-v1.5-instruct"
+    known = ConversationDataset(root / "llava_v1_5_mix665k.json", root)
+    source = open_source(str(root / "llava_v1_5_mix665k.json"))
+    assert [source[row] for row in range(len(source))] == [known[row] for row in range(len(known))]
+    assert source.image_counts.tolist() == known.image_counts.tolist()
+    assert source.word_counts.tolist() == known.word_counts.tolist()
+    image = int(known.image_counts.argmax())
+    assert np.array_equal(np.asarray(source.load_image(image)), np.asarray(known.load_image(image)))
 
 
 @pytest.mark.parametrize("container", CONTAINERS)

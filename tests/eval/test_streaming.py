@@ -142,6 +142,45 @@ def test_what_is_drawn_follows_the_probabilities(parts, engine):
     assert found == pytest.approx(shares[top].item(), abs=4 * (shares[top] * (1 - shares[top]) / 240).sqrt().item())
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-9, 1e30])
+def test_any_temperature_hurts_nobody(parts, engine, temperature):
+    others = [engine.submit(asked(QUESTIONS[i], PICTURES[i], max_new_tokens=40)) for i in range(3)]
+    odd = engine.submit(asked(QUESTIONS[0], PICTURES[0], max_new_tokens=40, temperature=temperature, seed=1))
+    assert all("".join(answer) == answer.text for answer in [*others, odd])
+    assert all(answer.error is None for answer in [*others, odd])
+    if temperature < 1e-3:
+        assert odd.text == others[0].text == alone(*parts, asked(QUESTIONS[0], PICTURES[0], max_new_tokens=40))
+
+
+def test_what_cannot_be_drawn_ends_its_own_answer_alone(parts, engine, monkeypatch):
+    drawn = torch.multinomial
+
+    def broken(shares, count, generator):
+        if generator.initial_seed() == 7:
+            raise RuntimeError("probability tensor contains nan")
+        return drawn(shares, count, generator=generator)
+
+    monkeypatch.setattr(torch, "multinomial", broken)
+    answers = [engine.submit(asked(QUESTIONS[0], PICTURES[0], max_new_tokens=9, temperature=1.0, seed=seed))
+               for seed in (6, 7, 8)]  # fmt: skip
+    with pytest.raises(RuntimeError, match="contains nan"):
+        list(answers[1])
+    assert all("".join(answer) == answer.text and answer.error is None for answer in (answers[0], answers[2]))
+
+
+def test_a_system_message_that_is_not_written_is_refused(parts, engine):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    list(engine.submit(Request(messages)))
+    template = parts[1].tokenizer.chat_template
+    parts[1].tokenizer.chat_template = prismatic.text.prompts.chat_template("pure")
+    try:
+        with pytest.raises(ValueError, match="no place for a system message"):
+            engine.submit(Request(messages))
+        list(engine.submit(Request([{"role": "system", "content": " "}, *messages[1:]])))
+    finally:
+        parts[1].tokenizer.chat_template = template
+
+
 def test_stops_end_an_answer_and_no_piece_of_them_is_shown(parts, engine):
     request = asked(QUESTIONS[0], PICTURES[0], max_new_tokens=60)
     whole = alone(*parts, request)

@@ -19,9 +19,9 @@ from eval.streaming import Request, StreamingEngine
 from eval.streaming.start import device_of
 from prismatic.miniature.scenes import scene
 from recipes.chat import main
-from recipes.chatting.pictures import drawn_scene
-from recipes.chatting.question_file import write_answers
-from recipes.chatting.terminal import Conversation, converse
+from recipes.chatting.pictures import drawn_scene, open_picture
+from recipes.chatting.question_file import read_questions, write_answers
+from recipes.chatting.terminal import Conversation, converse, printable
 from recipes.config.chat import parse_chat
 
 QUESTIONS = ["What color is the circle?", "How many objects are there?", "Where is the square?"]
@@ -136,14 +136,17 @@ def test_a_conversation_is_saved_as_training_data(engine, picture, tmp_path):
     conversation = start(engine, picture)
     talk(conversation, QUESTIONS[0], QUESTIONS[1], f"/save {tmp_path}/rows.jsonl", f"/save {tmp_path}/rows.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert len(rows) == 2 and rows[0]["image"] == str(picture)
+    assert len(rows) == 2 and rows[0]["image"] == picture.name
     assert [turn["from"] for turn in rows[0]["conversations"]] == ["human", "gpt"] * 2
     assert rows[0]["conversations"][0]["value"] == f"<image>\n{QUESTIONS[0]}"
-    for row in rows:  # rows name images below a folder
-        row["image"] = picture.name
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    done = forked.run(["-m", "prismatic.data.verify", str(tmp_path / "rows.json"), str(tmp_path)])
-    assert done.returncode == 0, done.stdout
+    elsewhere = tmp_path / "saved" / "rows.jsonl"
+    elsewhere.parent.mkdir()
+    conversation.save(elsewhere)  # the picture is copied
+    for file in (tmp_path / "rows.jsonl", elsewhere):
+        done = forked.run(["-m", "prismatic.data.verify", str(file), str(file.parent)])
+        assert done.returncode == 0 and "images decoded" in done.stdout, done.stdout
+    (copied,) = (elsewhere.parent / "rows-images").iterdir()
+    assert copied.read_bytes() == picture.read_bytes()
 
 
 def test_a_system_message_reaches_models_that_take_one(engine, picture):
@@ -190,7 +193,15 @@ def test_what_steers_a_terminal_is_not_printed(engine, picture, monkeypatch):
 
     monkeypatch.setattr(Conversation, "ask", lambda self, text: Hostile())
     text = talk(start(engine, picture), "What?")
+    assert printable("a\u00a0\u202f\u3000\u200d b\n") == "a\u00a0\u202f\u3000\u200d b\n"
     assert "\x1b" not in text and "\x07" not in text and "\u202e" not in text and "red" in text and "green" in text
+
+
+def test_photographs_are_upright(tmp_path):
+    noise, exif = Image.effect_noise((30, 20), 50).convert("RGB"), Image.Exif()
+    exif[0x0112] = 6
+    noise.save(tmp_path / "turned.png", exif=exif)
+    assert open_picture(tmp_path / "turned.png").tobytes() == noise.transpose(Image.Transpose.ROTATE_270).tobytes()
 
 
 def rows_of(folder, picture):
@@ -204,25 +215,31 @@ def rows_of(folder, picture):
 
 def test_a_file_of_questions(engine, picture, tmp_path):
     file, rows = rows_of(tmp_path, picture)
-    assert write_answers(engine, file, tmp_path / "answers.jsonl", Request([], max_new_tokens=30), "") == 0
+    brief = Request([], max_new_tokens=30)
+    assert write_answers(engine, read_questions(file), tmp_path / "answers.jsonl", brief, "") == 0
     found = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [{k: v for k, v in row.items() if k not in ("answer", "finish_reason")} for row in found] == rows
     assert [row["answer"] for row in found[:3]] == [generated(engine, q, picture) for q in QUESTIONS]
     assert [row["answer"] for row in found[3:6]] == [row["answer"] for row in found[:3]]
-    with pytest.raises(ValueError, match="is there already"):
-        write_answers(engine, file, tmp_path / "answers.jsonl", Request([]), "")
+    with pytest.raises(ValueError, match="answers.jsonl is there already"):
+        main(parse_chat(["miniature", "--questions", str(file), "--out", str(tmp_path / "answers.jsonl")]))
+    again = read_questions(tmp_path / "answers.jsonl")  # what it added is replaced
+    assert write_answers(engine, again, tmp_path / "again.jsonl", brief, "") == 0
+    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "answers.jsonl").read_text()
 
 
 def test_a_question_that_fails_does_not_lose_the_others(engine, picture, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     rows = [{"question": "Hi"}, {"question": "x " * 3000}, {"image": "broken.png", "question": "Hi"},
-            {"messages": [{"role": "assistant", "content": "?"}]}, {"question": "Hi"}]  # fmt: skip
+            {"messages": [{"role": "assistant", "content": "?"}]},
+            {"question": "H\u2028i", "error": "old"}]  # fmt: skip
     file = tmp_path / "questions.jsonl"
-    file.write_text("\n".join(map(json.dumps, rows)))
-    assert write_answers(engine, file, tmp_path / "out.jsonl", Request([]), "") == 3
-    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    assert write_answers(engine, read_questions(file), tmp_path / "out.jsonl", Request([]), "") == 3
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().split("\n")[:-1]]
     assert ["error" in row for row in found] == [False, True, True, True, False]
-    assert found[0]["answer"] == found[4]["answer"]
+    assert found[4]["question"] == "H\u2028i" and found[4]["answer"]
 
 
 @pytest.mark.parametrize(
@@ -234,13 +251,15 @@ def test_a_question_that_fails_does_not_lose_the_others(engine, picture, tmp_pat
         ('{"question": "x", "image": 3}', "expected the name of a file under image"),
         ('{"question": "x", "image": "gone.png"}', "line 2: no picture .*gone.png"),
         ("[" * 100_000, "line 2: "),
+        ('{"messages": null}', "line 2: expected a list of objects with role and content"),
+        ('{"messages": ["x"]}', "line 2: expected a list of objects with role and content"),
     ],
 )
 def test_malformed_questions_fail_before_any_is_answered(line, said, tmp_path):
     file = tmp_path / "questions.jsonl"
     file.write_text(f'{{"question": "fine"}}\n{line}\n')
     with pytest.raises(ValueError, match=said) as error:
-        write_answers(None, file, None, Request([]), "")
+        read_questions(file)
     assert "\n" not in str(error.value)
 
 

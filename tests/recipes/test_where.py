@@ -281,8 +281,8 @@ class TestPage:
         images = [part for part in parts if isinstance(part, gr.Image)]
         assert len(images) == 11 and all(part.alt_text and part.elem_id for part in images)
         dropdowns = {part.label: part for part in parts if isinstance(part, gr.Dropdown)}
-        assert dropdowns["Backbone"].value == "miniature" and dropdowns["Second backbone"].value == "miniature-aligned"
-        assert [name for name, _ in dropdowns["Backbone"].choices] == ["miniature", "miniature-aligned", "mine"]
+        assert dropdowns["Backbone"].value == "mine" and dropdowns["Second backbone"].value == "none"
+        assert [name for name, _ in dropdowns["Backbone"].choices] == ["mine", "miniature", "miniature-aligned"]
         assert "runs/probe/a/union" in dict(dropdowns["Probe"].choices) and all(
             d.allow_custom_value for d in dropdowns.values()
         )

@@ -1,20 +1,15 @@
 """The page, served in this process, and a real browser that looks at it."""
 
-import io
 import os
 import shutil
 import socket
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import pytest
-from golden_cases import ROOT
 from PIL import Image
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PICTURES = ROOT / "build" / "screenshots"  # kept, to be looked at
-WIDTHS = (400, 1600)
 
 
 @pytest.fixture(scope="session")
@@ -116,17 +111,3 @@ def visit(chromium):
 
 def foreign(asked, ours):
     return asked.startswith(("http:", "https:", "ws:", "wss:")) and asked.split("/")[2] != ours.split("/")[2]
-
-
-def picture_of(page, name, width):
-    """Keeps a screenshot; the page must not be wider than the window."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    page.wait_for_timeout(300)
-    page.screenshot(path=PICTURES / f"{name}-{width}.png", full_page=True)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-
-
-def pixels(page, selector):
-    """The picture that is shown there."""
-    source = page.locator(f"{selector} img").first.get_attribute("src")
-    return np.asarray(Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB"))

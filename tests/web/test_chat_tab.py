@@ -1,12 +1,16 @@
 """The tab to chat, in a real browser, as a person uses it."""
 
+import time
+
 import numpy as np
 import pytest
-from conftest import WIDTHS, picture_of, pixels
+import torch
+from browsed import WIDTHS, picture_of, pixels
 from PIL import Image
 
+import prismatic
 from eval.scoring.parsing import find_boxes
-from eval.streaming import Answering, Request
+from eval.streaming import Answering, Request, StreamingEngine
 
 pytestmark = pytest.mark.slow
 BOX = 'Please provide the bounding box coordinate of the region this sentence describes: "the blue square"'
@@ -123,6 +127,69 @@ def test_dark(visit, url):
     picture_of(page, "chat-dark", 1600)
     colour = page.evaluate("getComputedStyle(document.querySelector('#question textarea')).backgroundColor")
     assert sum(map(int, colour.removeprefix("rgb(").removesuffix(")").split(","))) < 150, colour
+
+
+@pytest.fixture(scope="module")
+def slow(serve, scenes):
+    """A page whose model takes its time and never ends an answer, as large ones do."""
+    engine = StreamingEngine(*prismatic.load("miniature"))
+    engine.engine.eos = torch.tensor([-1])
+    step = engine.engine.step
+    engine.engine.step = lambda *args: time.sleep(0.1) or step(*args)
+    yield serve({"slow": engine}, scenes)
+    engine.close(finish=False)
+
+
+def begin(page, text=QUESTIONS[0]):
+    page.fill("#question textarea", text)
+    page.click("#send")
+    last = "[...document.querySelectorAll('#chat-0 .bot.message')].at(-1)?.innerText ?? ''"
+    asked = "[...document.querySelectorAll('#chat-0 .user.message')].at(-1)?.innerText ?? ''"
+    page.wait_for_function(f"text => ({asked}) == text && ({last}).length > 4", arg=text)
+
+
+def test_stop_keeps_what_was_written_and_the_talk_goes_on(visit, slow):
+    page = visit(slow)
+    page.fill("#question textarea", QUESTIONS[0])
+    page.click("#send")
+    page.click("#stop")  # perhaps before the first word
+    page.wait_for_timeout(1000)
+    begin(page, QUESTIONS[1])
+    page.click("#stop")
+    page.wait_for_timeout(800)
+    written = said(page)[-1]
+    page.wait_for_timeout(1000)
+    assert said(page)[-1] == written and not page.locator(".toast-body").count()
+
+
+@pytest.mark.parametrize("how", ["#clear", "picture", "trash"])
+def test_begun_anew_in_the_midst_of_an_answer(visit, slow, how):
+    page = visit(slow)
+    begin(page)
+    if how == "picture":
+        page.locator("#examples .thumbnail-item").nth(2).click()
+    elif how == "trash":
+        page.locator("#chat-0").get_by_label("Clear").first.click()
+    else:
+        page.click(how)
+    page.wait_for_timeout(2500)
+    assert not page.locator("#chat-0 .message").count()
+    begin(page, QUESTIONS[1])
+    assert page.locator("#chat-0 .user.message").all_inner_texts() == [QUESTIONS[1]]
+    page.click("#stop")
+
+
+def test_who_types_on_is_not_disturbed(visit, slow):
+    page = visit(slow)
+    begin(page)
+    page.locator("#question textarea").type("and what", delay=60)
+    page.wait_for_timeout(800)
+    assert page.locator("#question textarea").input_value() == "and what"
+    page.click("#send")  # too early
+    page.wait_for_selector(".toast-body")
+    assert "an answer is being written" in page.locator(".toast-body").inner_text()
+    assert page.locator("#question textarea").input_value() == "and what"
+    page.click("#stop")
 
 
 class Saying:

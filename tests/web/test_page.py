@@ -20,6 +20,8 @@ from PIL import Image
 gradio = pytest.importorskip("gradio", reason="the page needs gradio: make .venv/app")
 import httpx  # noqa: E402 -- comes with gradio
 
+from recipes.app import main  # noqa: E402
+from recipes.config.app import parse_app  # noqa: E402
 from recipes.web.shared import read_picture, safe_image  # noqa: E402
 
 
@@ -206,7 +208,56 @@ def test_an_uploaded_page_is_not_shown_as_one(url):
     assert "attachment" in shown.headers.get("content-disposition", "")
 
 
-def test_the_command(tmp_path):
+def test_many_files_at_once_are_too_much(url, monkeypatch):
+    files = [("files", (f"{number}.png", b"\0" * 4_000_000)) for number in range(8)]
+    assert httpx.post(f"{url}/gradio_api/upload", files=files, timeout=60).status_code == 413
+    monkeypatch.setattr("recipes.web.limits.MOST_IN_ALL", -1)
+    assert upload(url, b"hello").status_code == 507
+
+
+def test_no_other_name_leads_to_the_page(url):
+    assert httpx.get(f"{url}/config", headers={"Host": "evil.example"}, timeout=30).status_code == 400
+
+
+def test_a_page_for_others_shows_what_is_on_its_lists_alone(engines, scenes, tmp_path):
+    from recipes.web.page import build_page
+
+    page = build_page(
+        {"miniature": engines["miniature"]}, scenes, [], backbones=["miniature"], probes=[], run_root=tmp_path,
+        others=False,
+    )  # fmt: skip
+    free = {
+        block.label: block.allow_custom_value for block in page.blocks.values() if hasattr(block, "allow_custom_value")
+    }
+    assert not any(free[label] for label in ("Backbone", "Second backbone", "Probe"))
+    (show,) = {f.fn for f in page.fns.values() if f.fn and f.fn.__name__ == "refresh"}
+    with pytest.raises(gradio.Error, match="choose backbones and probes from the lists"):
+        show("probe", Image.new("RGB", (48, 48)), "miniature", "none", "/etc", 1, 1, [])
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--backbones", "minature"], "--backbones: .*did you mean miniature"),
+        (["--probes", "{folder}"], "holds no head.json of a finished probe"),
+        (["--run_root", "{file}"], "is no folder"),
+        (["--images", "{folder}"], "holds no pictures"),
+        (["--images", "{bad}"], "holds no pictures"),
+        (["--compare", "nope"], "nope"),
+    ],
+)
+def test_mistakes_show_before_the_page(argv, said, tmp_path, capsys):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "a.png").write_bytes(b"no picture")
+    names = {"folder": tmp_path, "file": bad / "a.png", "bad": bad}
+    with pytest.raises(ValueError, match=said):
+        main(parse_app([part.format(**names) for part in argv] + ["--port", "0"]))
+    assert "{bad}" not in argv or "a.png is no picture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+def test_the_command(end, tmp_path):
     """A port that is taken, a model that is not there; and a start as a user's, on this machine alone, with its end."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -235,7 +286,7 @@ def test_the_command(tmp_path):
             elsewhere.connect((socket.gethostbyname(socket.gethostname()), port))
             raise OSError if socket.gethostbyname(socket.gethostname()).startswith("127.") else AssertionError
         assert list(tmp_path.glob("prismatic-app-*"))
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         output, errors = process.communicate(timeout=30)
         assert process.returncode in (0, 1) and "Traceback" not in errors, errors
         assert f"open http://127.0.0.1:{port}" in output

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import WIDTHS, picture_of
+from browsed import WIDTHS, picture_of
 from run_folders import HOLD, recorded
 
 pytestmark = pytest.mark.slow

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import WIDTHS, picture_of, pixels
+from browsed import WIDTHS, picture_of, pixels
 from matplotlib import colormaps
 from PIL import Image
 
