@@ -41,7 +41,7 @@ class Run:
         """
         path = samples_path(self.folder, key)
         try:
-            with jsonlines.open(path) as reader:
+            with jsonlines.open(path, loads=json.loads) as reader:  # orjson, its default, reads no lone surrogates
                 records = list(reader)
         except FileNotFoundError:
             raise ValueError(f"{path} is missing: evaluate again, to the same folder") from None

@@ -85,5 +85,5 @@ def open_metrics(path: Path, done_steps: int) -> jsonlines.Writer:
 
 def read_metrics(path: Path) -> list[dict]:
     """The rows of a `metrics.jsonl`; a line that was cut off is left out."""
-    with jsonlines.open(path) as reader:
+    with jsonlines.open(path, loads=json.loads) as reader:  # by default orjson, where it is: it reads no NaN
         return [row for row in reader.iter(type=dict, skip_invalid=True) if isinstance(row.get("step"), int)]
