@@ -47,7 +47,7 @@ def main(config: FinetuneConfig) -> dict:
 
     # The data, and where an interrupted run resumes.
     data = processes.on_main(accelerator, lambda: fingerprints.of_conversations(source, processor.tokenizer))
-    batches = rows.FinetuneBatches(config, source, processor, accelerator.process_index, accelerator.num_processes)
+    batches = rows.batches_of(config, source, processor, accelerator.process_index, accelerator.num_processes)
     accelerator.print(batches.describe())
     done = writer.resume(config.resume, run_dir, accelerator, model, optimizer, data=data)
     log = tracking.MetricsLog(accelerator, config, run_dir, done)

@@ -52,9 +52,12 @@ class TrainingExamples(Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Example | None:
-        row = self.source[index]
+        return self.encoded(self.source[index], lambda: self.source.load_images(index))
+
+    def encoded(self, row: dict[str, Any], load_images: Callable[[], list]) -> Example | None:
+        """The example of a row, whose images `load_images` decodes."""
         try:
-            pixels = [self.transform(image) for image in self.source.load_images(index)]
+            pixels = [self.transform(image) for image in load_images()]
         except BadImageError:
             if self.on_bad_image == "error":
                 raise
@@ -134,17 +137,19 @@ def epoch_loaders(
         batches, done = batches[done:], max(0, done - len(batches))
         if len(batches) == 0:
             continue
-        yield (
-            epoch,
-            DataLoader(
-                examples(epoch),
-                batch_sampler=batches,
-                collate_fn=collate,
-                num_workers=workers,
-                pin_memory=torch.accelerator.is_available(),
-                generator=torch.Generator().manual_seed(seed + epoch),  # else iterating would draw from the global one
-            ),
-        )
+        yield epoch, loader(examples(epoch), collate, workers, seed + epoch, batch_sampler=batches)
+
+
+def loader(examples: Dataset, collate: Callable, workers: int, seed: int, **cut) -> DataLoader:
+    """A loader of examples, which are cut into micro-batches as DataLoader's `batch_sampler` or `batch_size` says."""
+    return DataLoader(
+        examples,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=torch.accelerator.is_available(),
+        generator=torch.Generator().manual_seed(seed),  # else iterating would draw from the global one
+        **cut,
+    )
 
 
 def batched(items: Iterable, size: int) -> Iterator[list]:

@@ -8,6 +8,7 @@ from prismatic.data.image_stores import BadImageError, MissingImageError, Refuse
 from prismatic.data.llava_index import index_of
 from prismatic.data.mixture import drawn_held_out, open_sources
 from prismatic.data.sources import open_source
+from prismatic.data.streams import open_stream
 from vision_backbones.files import describe
 
 __all__ = [
@@ -66,7 +67,9 @@ def open_data(data, seed: int = 0) -> tuple[ConversationSource, ConversationSour
         root = data.image_root or Path(annotations).parent
         return ConversationDataset(Path(annotations), Path(root), exif_rotate=data.exif_rotation)
 
-    if data.sources:
+    if data.streaming:
+        source = open_stream(data.sources[0], data.layout, data.image_root, exif_rotate=data.exif_rotation)
+    elif data.sources:
         source = open_sources(data.sources, data.layout, data.image_root, exif_rotate=data.exif_rotation, seed=seed)
         data.held_out = data.held_out or next(filter(None, map(drawn_held_out, data.sources)), None)
     else:

@@ -187,7 +187,7 @@ class IndexedSource(ConversationSource):
         if not images:
             raise ValueError(f"{self.where(index)}, image None: a text-only row; ask `is_multimodal` before loading")
         where = _Place(self, index, images[number])
-        return _open_rgb(self.images.open(index, number, images[number], where), where, self.exif_rotate)
+        return open_rgb(self.images.open(index, number, images[number], where), where, self.exif_rotate)
 
 
 class _Place(NamedTuple):
@@ -201,7 +201,8 @@ class _Place(NamedTuple):
         return f"{self.source.where(self.row)}, image {self.image!r}"
 
 
-def _open_rgb(file: Path | io.BytesIO, where: object, exif_rotate: bool) -> Image.Image:
+def open_rgb(file: Path | io.BytesIO, where: object, exif_rotate: bool) -> Image.Image:
+    """An image as RGB, whatever mode it is stored in. Raises BadImageError, which begins with `where`."""
     try:
         with open_image(file) as image:
             image.load()

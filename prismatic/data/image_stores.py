@@ -22,12 +22,16 @@ CACHE_BYTES = 256 << 20  # of compressed parquet columns that a process keeps
 OTHER_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".JPG", ".JPEG", ".PNG", ".GIF")
 
 
-class BadImageError(ValueError):
-    """An image that is missing or cannot be decoded."""
+class DataError(ValueError):
+    """What is wrong with the data, in one line, wherever it is found."""
 
     def __init__(self, message: str):
         # A DataLoader raises the error of its worker again, with a traceback in front of the message.
         super().__init__(message.rstrip().rpartition(f"{type(self).__name__}: ")[2])
+
+
+class BadImageError(DataError):
+    """An image that is missing or cannot be decoded."""
 
 
 class MissingImageError(BadImageError):

@@ -112,7 +112,7 @@ def _write_index(location: object, index: Path, rows, size: int) -> None:
 def _batches(rows: Iterator[Any], location: object) -> Iterator[list[tuple]]:
     batch = []
     for number, row in enumerate(rows):
-        batch.append(_checked(row, f"{location}: row {number}"))
+        batch.append(checked(row, f"{location}: row {number}"))
         if len(batch) == ROWS_PER_RECORD_BATCH:
             yield batch
             batch = []
@@ -120,8 +120,12 @@ def _batches(rows: Iterator[Any], location: object) -> Iterator[list[tuple]]:
         yield batch
 
 
-def _checked(row: Any, where: str) -> tuple:
-    """Columns of one row in the order of `FEATURES`; keys that training never reads are dropped."""
+def checked(row: Any, where: str) -> tuple:
+    """Columns of one row in the order of `FEATURES`; keys that training never reads are dropped.
+
+    Raises:
+        ValueError: a column is absent or of another type.
+    """
     if not isinstance(row, dict):
         raise ValueError(f"{where} is {_show(row)}; expected an object with id, conversations and perhaps an image")
     identity, image, turns = row.get("id"), row.get("image"), row.get("conversations")

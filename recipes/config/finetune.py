@@ -37,6 +37,9 @@ class DataConfig:
     # instead of annotations, one or several of: LLaVA json, parquet files, a folder of save_to_disk, hf:NAME:SPLIT, tar
     # shards, miniature:N; LOCATION@0.3 is a share of the mixture, LOCATION@20000 a number of rows (docs/data.md)
     sources: list[str] = field(default_factory=list)
+    # read the rows of one source, hf:NAME:SPLIT or parquet, as they come: it is not downloaded or indexed first; needs
+    # --max_steps and --data.sampler shuffle
+    streaming: bool = False
     layout: Layout = "auto"  # layout of the rows of sources; auto: told by their columns
     image_root: str | None = None  # folder that image paths are relative to; null: the folder of the data
     # single questions, LLaVA json or another source, answered before and after training; the miniature world brings its
@@ -152,6 +155,22 @@ def check_quantize(config: FinetuneConfig) -> None:
         raise ValueError(f"--quantize {config.quantize} needs a frozen LLM: --stage lora or align, not {config.stage}")
 
 
+def check_streaming(config: FinetuneConfig) -> None:
+    """Raises ValueError if the settings ask of a stream what only numbered rows can give."""
+    if config.data.annotations or len(config.data.sources) != 1:
+        given = config.data.annotations or ",".join(config.data.sources) or "no --data.sources"
+        raise ValueError(
+            f"--data.streaming reads one of --data.sources, not {given}: name one hf:NAME:SPLIT or parquet"
+        )
+    if not config.max_steps:
+        raise ValueError("--data.streaming needs --max_steps: a stream has no length of which --epochs could be passes")
+    if config.data.sampler != "shuffle":
+        raise ValueError(
+            f"--data.streaming knows no lengths, which --data.sampler {config.data.sampler} needs: set --data.sampler "
+            "shuffle"
+        )
+
+
 def _check(config: FinetuneConfig) -> None:
     positive = ("epochs", "max_length", "learning_rate", "data.held_out_limit", "timeout_minutes", "keep_last")
     check_positive(config, positive)
@@ -159,6 +178,8 @@ def _check(config: FinetuneConfig) -> None:
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ValueError(f"--{name} is {getattr(config, name)}: expected at least 1, or null")
     check_quantize(config)
+    if config.data.streaming:
+        check_streaming(config)
     if config.data.annotations and config.data.sources:
         raise ValueError("--data.annotations and --data.sources are both set: list the annotations among the sources")
     if not config.data.annotations and not config.data.sources:

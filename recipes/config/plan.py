@@ -67,6 +67,11 @@ def _check(config: PlanConfig) -> None:
     positive += [name for name in ("text_length", "examples") if getattr(config, name) is not None]
     check_positive(config, positive)
     check_quantize(config)
+    if config.data.streaming:
+        raise ValueError(
+            "--data.streaming: a stream cannot be counted; leave it out, and give --examples, --text_length and "
+            "--text_only instead of --data.sources"
+        )
     if config.max_length < 2:
         raise ValueError(f"--max_length is {config.max_length}: expected at least 2 text tokens")
     for name, low, high in (("mfu", 0, 1), ("supervised", 0, 1), ("reserve", -1, 0.99), ("text_only", -1, 1)):

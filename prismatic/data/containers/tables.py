@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from huggingface_hub import is_offline_mode
 
 from prismatic.data.containers.common import BATCH, indexed, is_path
@@ -40,12 +40,22 @@ def open_disk(location: str, layout: str, image_root, exif_rotate: bool) -> Inde
 
 def open_hub(location: str, layout: str, image_root, exif_rotate: bool) -> IndexedSource:
     """The rows of a data set of the hub, which `datasets` downloads and keeps as Arrow files; see `open_source`."""
+    loaded = load_hub(location, keep_in_memory=False)
+    return _open_table(location, loaded, layout, Path(image_root or "."), exif_rotate)
+
+
+def load_hub(location: str, **options) -> Dataset | IterableDataset:
+    """What `load_dataset` gives for `hf:NAME:SPLIT` or `hf:NAME:CONFIG:SPLIT`.
+
+    Raises:
+        ValueError: there is no such data set, no network, or no split is named.
+    """
     name, *config = location.removeprefix("hf:").rsplit(":", 2)
     if not config or not all((name, *config)):
         raise ValueError(f"{location!r} names no split; expected hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
     split = config.pop()
     try:
-        loaded = load_dataset(name, *config, split=split, keep_in_memory=False)
+        return load_dataset(name, *config, split=split, **options)
     except Exception as error:  # datasets raises its own, those of the hub's client, OSError, ValueError, ...
         call = f"load_dataset({', '.join(map(repr, [name, *config]))}, split={split!r})"
         offline = " HF_HUB_OFFLINE is set, and the cache does not hold it:" if is_offline_mode() else ""
@@ -53,7 +63,6 @@ def open_hub(location: str, layout: str, image_root, exif_rotate: bool) -> Index
             f"{location} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]});{offline} run "
             f"datasets.{call} once where there is network, with the same HF_HOME"
         ) from error
-    return _open_table(location, loaded, layout, Path(image_root or "."), exif_rotate)
 
 
 def _open_table(location: str, loaded: Dataset, layout: str, root: Path, exif_rotate: bool) -> IndexedSource:
