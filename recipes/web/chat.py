@@ -71,7 +71,8 @@ def chat_tab(engines: dict[str, StreamingEngine], examples: list[Path], question
                 yield gr.skip() if number else "", *update(talk, picture)  # who types on is not disturbed
         except (ValueError, RuntimeError) as error:
             raise page_error(error) from None
-        yield [gr.skip()] * len(changed)  # gradio sends the last values once more, when others may be there
+        # Gradio sends the last values once more at the end: not those of a talk that was begun anew meanwhile.
+        yield (gr.skip(), *update(talk, picture)) if any(talk.histories) else [gr.skip()] * len(changed)
 
     def ask(text, picture, temperature, longest, system, request: gr.Request):
         talk = talks.of(request.session_hash)
