@@ -120,7 +120,7 @@ smollm2: .venv/smollm2
 	touch $@
 
 ## Speed and memory as ratios within one run, without what needs a GPU or models of others.
-benchmarks: setup
+benchmarks: setup .venv/app
 	for script in $(filter-out %/gpu.py %/other_models.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 # Packages that a bare GPU machine (torch, transformers, accelerate, peft, timm, ... are there) lacks, for another Python.

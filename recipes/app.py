@@ -9,7 +9,6 @@ from pathlib import Path
 from recipes import cli
 from recipes.config.app import AppConfig, parse_app
 
-SCENES = 8  # drawn, to choose from
 QUESTIONS = [  # about drawn scenes
     "What color is the circle?",
     "How many objects are there?",
@@ -22,7 +21,7 @@ def main(config: AppConfig) -> None:
     if not find_spec("gradio"):
         raise ValueError("the page needs gradio: pip install 'prismatic-locality[app]', or make chat")
     from eval.streaming.start import start_engine
-    from recipes.chatting.pictures import drawn_scene
+    from recipes.chatting.pictures import SCENES, example_file
     from recipes.serving.server import bind, is_local
     from recipes.web.page import build_page, launch, temporary_files
     from vision_backbones import import_plugins
@@ -32,7 +31,7 @@ def main(config: AppConfig) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it ends as with Ctrl-C
     with bind(config.host, config.port) as found:  # a port that is taken is found before models are loaded
         port = found.getsockname()[1]
-    examples = pictures_in(Path(config.images)) if config.images else [drawn_scene(i) for i in range(SCENES)]
+    examples = pictures_in(Path(config.images)) if config.images else [example_file(number) for number in range(SCENES)]
     names = dict.fromkeys(filter(None, (config.model, config.compare)))
     same = {name: getattr(config, name) for name in ("precision", "device", "batch_size")}
     engines = {name: start_engine(name, **same) for name in names}

@@ -12,7 +12,7 @@ def main(config: ChatConfig) -> None:
     """Answers a file of questions, or whoever types."""
     from eval.streaming import Request
     from eval.streaming.start import start_engine
-    from recipes.chatting.pictures import drawn_scene
+    from recipes.chatting.pictures import example_file
     from recipes.chatting.question_file import read_questions, write_answers
     from recipes.chatting.terminal import Conversation, converse
 
@@ -29,7 +29,7 @@ def main(config: ChatConfig) -> None:
             if errors := write_answers(engine, questions, out, request, config.system):
                 raise ValueError(f"{errors} questions could not be answered; their lines say why")
             return
-        images = config.image or ([str(drawn_scene())] if config.model == "miniature" else [])
+        images = config.image or ([str(example_file(0))] if config.model == "miniature" else [])
         conversation = Conversation(engine, images, request, config.system)
         shown = f"about {', '.join(conversation.files)}" if images else "without a picture: /image FILE shows it one"
         print(f"talking with {config.model} {shown}\n/help lists commands")

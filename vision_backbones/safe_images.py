@@ -43,6 +43,29 @@ def open_image(file: str | Path | IO[bytes]) -> "Iterator[Image.Image]":
         yield image
 
 
+def read_upright(file: str | Path | IO[bytes], most_pixels: int | None = None) -> "Image.Image":
+    """The picture in a file that somebody hands over, in RGB, turned as its EXIF orientation says: as people see it.
+
+    Args:
+        file: Path, or a file of bytes.
+        most_pixels: None for Pillow's own limit.
+
+    Raises:
+        ValueError: It is no image of one of `FORMATS`, damaged, or has too many pixels; one line that says so.
+    """
+    from PIL import ImageOps, UnidentifiedImageError
+
+    try:
+        with open_image(file) as image:
+            if most_pixels is not None and image.width * image.height > most_pixels:
+                raise ValueError(f"{image.width:,} x {image.height:,} pixels, expected at most {most_pixels:,}")
+            return to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:  # whose message may be about an object in memory
+        raise ValueError(f"no image of a known format, expected {', '.join(FORMATS)}") from None
+    except Exception as error:  # damaged files raise nearly anything
+        raise ValueError(f"cannot be read as an image: {' '.join(str(error).split())[:200]}") from None
+
+
 def to_rgb(image: "Image.Image") -> "Image.Image":
     """The image in mode RGB; grey of more bits is scaled to 8, transparency is dropped.
 

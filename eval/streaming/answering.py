@@ -60,6 +60,8 @@ class Answering:
         self.request, self.start, self.ids, self.tokenizer = request, start, ids, tokenizer
         self.text, self.finish_reason, self.error, self.cancelled = "", None, None, False
         self.prompt_tokens, self.room, self.tokens = 0, request.max_new_tokens, []
+        # Set by the engine: which batch it can join, which images it is about, and their pixels [M, 3 * parts, H, W].
+        self.kind, self.key, self.pixels = (), (), None
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._notify = notify or self._pieces.put
         self._raw, self._seen, self._shown, self._cut = "", 0, 0, False

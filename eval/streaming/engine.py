@@ -279,8 +279,9 @@ def check_system(messages: Sequence[dict], tokenizer) -> None:
 
 def _drawn(logits: torch.Tensor, answer: Answering) -> int:
     """A token drawn from the most likely ones, whose probabilities add up to `top_p`."""
-    logits = (logits - logits.max()).double() / answer.request.temperature  # whatever the temperature, the first is 0
-    shares, order = logits.softmax(-1).cpu().sort(descending=True)
+    logits = logits.cpu().double()  # not every accelerator has doubles
+    logits = (logits - logits.max()) / answer.request.temperature  # the largest is 0, whatever the temperature
+    shares, order = logits.softmax(-1).sort(descending=True)
     shares[shares.cumsum(0) - shares >= answer.request.top_p] = 0  # the first always stays
     return int(order[torch.multinomial(shares, 1, generator=answer.generator)])
 

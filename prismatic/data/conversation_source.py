@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import mmap
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from vision_backbones.safe_images import open_image, to_rgb
 READS_PER_RELEASE = 64
 
 
-class ConversationSource:
+class ConversationSource(ABC):
     """Conversations and their images by row number, for any number of processes: it can be pickled and forked.
 
     `source[i]` gives `{"id": str, "image": str | [str, ...] | None, "conversations": [{"from": str, "value": str},
@@ -44,36 +45,38 @@ class ConversationSource:
     def __len__(self) -> int:
         return len(self.image_counts)
 
+    @abstractmethod
     def __getitem__(self, index: int) -> dict[str, Any]:
-        raise NotImplementedError
+        """A row; see the class."""
 
     @property
     def is_multimodal(self) -> np.ndarray:
         """Which rows have an image, bool [rows]."""
         return self.image_counts > 0
 
+    @abstractmethod
     def where(self, index: int) -> str:
         """Where a row is, for people."""
-        raise NotImplementedError
 
-    @functools.cached_property
+    @property
+    @abstractmethod
     def digest(self) -> str:
         """SHA-256 of what the rows say and which images they name."""
-        raise NotImplementedError
 
     @property
     def parts(self) -> "list[ConversationSource]":
         """The sources that make up a mixture; of any other, itself."""
         return [self]
 
+    @abstractmethod
     def check_rows(self) -> None:
         """Raises ValueError if there are rows that cannot be trained on (see `llava_rows`): how many, and the first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_images(self, some: bool = False) -> None:
         """Raises ValueError if an image that rows name is missing (with `some`, all of them), or has a refused path."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_image(self, index: int, number: int = 0) -> Image.Image:
         """Decodes an image of a row, the first if it has several, as RGB, whatever mode it is stored in.
 
@@ -82,7 +85,6 @@ class ConversationSource:
             RefusedPathError: its path is absolute, holds `..`, or follows a symbolic link out of the image root.
             ValueError: the row has no image.
         """
-        raise NotImplementedError
 
     def load_images(self, index: int) -> list[Image.Image]:
         """Decodes all images of a row, none of a text-only one; raises what `load_image` does."""

@@ -1,10 +1,16 @@
-"""Pictures that a user names, and one to begin with."""
+"""Pictures that a user names, and drawn ones to begin with."""
 
+import functools
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from vision_backbones.safe_images import open_image, to_rgb
+from prismatic.miniature.llava_writer import WORLD_VERSION, cached
+from prismatic.miniature.scenes import Scene, scene
+from vision_backbones.files import replacing
+from vision_backbones.safe_images import read_upright
+
+WORLD, SCENES, FEWEST = 11, 6, 3  # of the drawn examples: the seed, how many, and how many objects at least
 
 
 def open_picture(file: str | Path) -> Image.Image:
@@ -16,24 +22,22 @@ def open_picture(file: str | Path) -> Image.Image:
     if not Path(file).is_file():
         raise ValueError(f"no picture {file}")
     try:
-        with open_image(file) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # of damaged files: nearly anything
-        raise ValueError(f"{file} is no picture that can be read ({' '.join(str(error).split())[:150]})") from None
+        return read_upright(file)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
-def drawn_scene(index: int = 0) -> Path:
+@functools.cache
+def example(number: int) -> Scene:
+    """One of the drawn scenes, of a world that nothing was trained on."""
+    return scene(WORLD, number, min_objects=FEWEST)
+
+
+def example_file(number: int) -> Path:
     """The file of a drawn scene, in the user's cache."""
-    from prismatic.miniature.llava_writer import WORLD_VERSION, cached
-    from prismatic.miniature.scenes import scene
-    from vision_backbones.files import replacing
-
-    path = cached(f"scenes-v{WORLD_VERSION}") / f"{index}.png"
+    path = cached(f"examples-v{WORLD_VERSION}") / f"{number}.png"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as tmp_path:
-            Image.fromarray(scene(SEED, index, min_objects=2).image).save(tmp_path, "PNG")
+            Image.fromarray(example(number).image).save(tmp_path, "PNG")
     return path
-
-
-SEED = 11  # of a world that nothing was trained on

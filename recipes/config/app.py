@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from recipes.config.choices import ServePrecision
-from recipes.config.parsing import parse
+from recipes.config.parsing import check_least, parse
 
 
 @dataclass
@@ -35,18 +35,13 @@ class AppConfig:
 
 def parse_app(argv: list[str]) -> AppConfig:
     """The configuration of a command line. Errors are one line on stderr and exit status 2."""
-    if argv and not argv[0].startswith("-"):
-        argv = ["--model", *argv]
-    return parse(AppConfig, argv, default="app-miniature.yaml", check=check)
+    return parse(AppConfig, argv, default="app-miniature.yaml", model_first=True, check=check)
 
 
 def check(config: AppConfig) -> None:
     """Raises ValueError for values that make no sense, before anything is imported or read."""
-    if not config.model:
-        raise ValueError("no model: give a run, a model's folder, miniature or a Hugging Face id first")
     if not 0 <= config.port < 2**16:
         raise ValueError(f"--port is {config.port}: expected 0 to 65535")
-    if config.batch_size < 1:
-        raise ValueError(f"--batch_size is {config.batch_size}: expected at least 1")
+    check_least(config, 1, "batch_size")
     if not 1 <= len(config.backbones) <= 2:
         raise ValueError(f"--backbones is {','.join(config.backbones) or 'empty'}: expected one or two")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from recipes.config.choices import ServePrecision
-from recipes.config.parsing import parse
+from recipes.config.parsing import check_least, parse
 
 
 @dataclass
@@ -40,23 +40,16 @@ class ChatConfig:
 
 def parse_chat(argv: list[str]) -> ChatConfig:
     """The configuration of a command line. Errors are one line on stderr and exit status 2."""
-    if argv and not argv[0].startswith("-"):
-        argv = ["--model", *argv]
-    return parse(ChatConfig, argv, default="chat-miniature.yaml", check=check)
+    return parse(ChatConfig, argv, default="chat-miniature.yaml", model_first=True, check=check)
 
 
 def check(config: ChatConfig) -> None:
     """Raises ValueError for values that make no sense, before anything is imported or read."""
-    if not config.model:
-        raise ValueError("no model: give a run, a model's folder, miniature or a Hugging Face id first")
     if config.out and not config.questions:
         raise ValueError("--out is for answers to --questions; in a conversation, /save FILE writes it")
     if config.questions and config.image:
         raise ValueError("the lines of --questions name their images: drop --image")
-    if config.temperature < 0:
-        raise ValueError(f"--temperature is {config.temperature}: expected 0 or more")
+    check_least(config, 0, "temperature")
+    check_least(config, 1, "max_new_tokens", "batch_size")
     if not 0 < config.top_p <= 1:
         raise ValueError(f"--top_p is {config.top_p}: expected more than 0, at most 1")
-    for name in ("max_new_tokens", "batch_size"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name} is {getattr(config, name)}: expected at least 1")

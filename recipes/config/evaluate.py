@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from recipes.config.choices import BoxFrame, Precision
-from recipes.config.parsing import parse
+from recipes.config.parsing import check_least, parse
 
 
 @dataclass
@@ -55,10 +55,7 @@ def check(config: EvaluateConfig) -> None:
         raise ValueError("no data: give --data_root the folder that holds the data sets, or miniature:400")
     if not 0 <= config.max_error_share <= 1:
         raise ValueError(f"--max_error_share is {config.max_error_share}: expected 0 to 1")
-    for name in ("batch_size", "limit"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} is {value}: expected at least 1")
+    check_least(config, 1, "batch_size", "limit")
 
 
 def after_finetune(config, run_dir=None) -> EvaluateConfig:

@@ -35,7 +35,15 @@ def unknown(kind: str, name: str, known) -> ValueError:
     return ValueError(f"unknown {kind} {name!r}{near and f': {near}'}")
 
 
-def parse(config_class, argv: list[str], *, default: str, named: str | None = None, check: Callable[[Any], None]):
+def parse(
+    config_class,
+    argv: list[str],
+    *,
+    default: str,
+    named: str | None = None,
+    model_first: bool = False,
+    check: Callable[[Any], None],
+):
     """The configuration of a command line; errors are one line on stderr and exit status 2.
 
     Args:
@@ -44,11 +52,16 @@ def parse(config_class, argv: list[str], *, default: str, named: str | None = No
         default: YAML file in `recipes/configs` that is read when neither --config_path nor --model is given.
         named: YAML file in `recipes/configs` of the presets that --model names; without one it is an ordinary setting.
             What a preset has under the name of a stage holds with that --stage.
+        model_first: the model that is talked with may come first, without its flag, and there has to be one.
         check: raises ValueError for values that make no sense.
     """
+    if model_first and argv and not argv[0].startswith("-"):
+        argv = ["--model", *argv]
     try:
         config = _parse(config_class, argv, default, named)
         _check_numbers(config)
+        if model_first and not config.model:
+            raise ValueError("no model: give a run, a model's folder, miniature or a Hugging Face id first")
         check(config)
         return config
     except (ValueError, OSError) as error:
@@ -66,6 +79,13 @@ def _check_numbers(config, prefix: str = "") -> None:
                 raise ValueError(f"--{prefix}{name} is {number}: expected a finite number")
         if name == "seed" and value is not None and not 0 <= value < 2**32:
             raise ValueError(f"--{prefix}{name} is {value}: expected 0 to {2**32 - 1}")
+
+
+def check_least(config, least: int, *names: str) -> None:
+    """Raises ValueError for a setting that is less than it may be; None is no number."""
+    for name in names:
+        if (value := getattr(config, name)) is not None and value < least:
+            raise ValueError(f"--{name} is {value:g}: expected {least} or more")
 
 
 def check_positive(config, names: Sequence[str]) -> None:

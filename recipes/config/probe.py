@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 
 from recipes.config.choices import FeatureCache, Precision, ProbeDataset, ProbeHead
-from recipes.config.parsing import check_positive, parse
+from recipes.config.parsing import check_least, check_positive, parse
 
 
 @dataclass
@@ -53,9 +53,7 @@ def parse_probe(argv: list[str]) -> ProbeConfig:
 def check_probe(config: ProbeConfig) -> None:
     """Raises ValueError for values that make no sense, before anything is imported or read."""
     check_positive(config, ("epochs", "learning_rate", "batch_size"))
-    for name, least in (("warmup_steps", 0), ("workers", 0), ("skip_blocks", 0)):
-        if getattr(config, name) < least:
-            raise ValueError(f"--{name} is {getattr(config, name)}: expected {least} or more")
+    check_least(config, 0, "warmup_steps", "workers", "skip_blocks")
     for name in ("backbone", "labels"):
         given = getattr(config, name)
         if not given or len(set(given)) < len(given):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from recipes.config.choices import ServePrecision
-from recipes.config.parsing import parse
+from recipes.config.parsing import check_least, parse
 
 
 @dataclass
@@ -43,22 +43,15 @@ class ServeConfig:
 
 def parse_serve(argv: list[str]) -> ServeConfig:
     """The configuration of a command line. Errors are one line on stderr and exit status 2."""
-    if argv and not argv[0].startswith("-"):
-        argv = ["--model", *argv]
-    return parse(ServeConfig, argv, default="serve-miniature.yaml", check=check)
+    return parse(ServeConfig, argv, default="serve-miniature.yaml", model_first=True, check=check)
 
 
 def check(config: ServeConfig) -> None:
     """Raises ValueError for values that make no sense, before anything is imported or read."""
-    if not config.model:
-        raise ValueError("no model: give a run, a model's folder, miniature or a Hugging Face id first")
     if not 0 <= config.port < 2**16:
         raise ValueError(f"--port is {config.port}: expected 0 to 65535")
-    for name in ("batch_size", "max_new_tokens"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name} is {getattr(config, name)}: expected at least 1")
+    check_least(config, 1, "batch_size", "max_new_tokens")
+    check_least(config, 0, "waiting")
     for name in ("max_body_mb", "timeout"):
         if getattr(config, name) <= 0:
             raise ValueError(f"--{name} is {getattr(config, name):g}: expected more than 0")
-    if config.waiting < 0:
-        raise ValueError(f"--waiting is {config.waiting}: expected at least 0")

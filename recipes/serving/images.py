@@ -3,10 +3,10 @@
 import base64
 import io
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from recipes.serving.refusal import Refusal
-from vision_backbones.safe_images import FORMATS, open_image, to_rgb
+from vision_backbones.safe_images import read_upright
 
 MOST_IMAGES = 16  # of a request
 
@@ -47,11 +47,8 @@ def read_image(url: str, place: str, most_pixels: int | None) -> Image.Image:
     except ValueError as error:
         raise Refusal(f"{place} is no base64: {error}", place) from None
     try:
-        with open_image(file) as image:
-            if most_pixels is not None and image.width * image.height > most_pixels:
-                raise ValueError("all images of a request together have too many pixels: make them smaller")
-            return to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:  # whose message is about an object in memory
-        raise Refusal(f"{place} is no image of a known format: expected {', '.join(FORMATS)}", place) from None
-    except Exception as error:  # damaged files raise nearly anything
-        raise Refusal(f"{place} cannot be read as an image: {error}", place) from None
+        return read_upright(file, most_pixels)
+    except ValueError as error:
+        before = most_pixels not in (None, Image.MAX_IMAGE_PIXELS)
+        left = ", which is what the images before it left of what a request may have" if before else ""
+        raise Refusal(f"{place}: {error}{left if 'pixels' in str(error) else ''}", place) from None

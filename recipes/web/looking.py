@@ -13,14 +13,13 @@ from PIL import Image
 from eval.probing.data import centre_square, get_dataset
 from eval.probing.labels import reduce_labels
 from eval.probing.saved import SavedProbe, load_probe
-from prismatic.miniature.scenes import Scene, scene
 from prismatic.miniature.segmentation import label_map
 from prismatic.models.viewed import view
+from recipes.chatting.pictures import SCENES, example
 from vision_backbones import check_spec
 from vision_backbones.maskembed.view import MaskedView, MaskEmbedView
 from vision_backbones.patch_views import View, ViewedBackbone, similarity
 
-WORLD, SCENES, FEWEST = 11, 6, 3  # of the drawn examples: the seed, how many, and how many objects at least
 FACTOR = 8  # how much they are enlarged
 KEPT = 4  # backbones, and pictures of each, in memory
 FINDING = 512  # pixels of the longer side of the picture by which places are found
@@ -29,12 +28,6 @@ _one_mask_at_a_time = threading.Lock()  # a mask hangs on the teacher while it r
 viewed: Callable[[str], ViewedBackbone] = functools.lru_cache(KEPT)(view)
 probed: Callable[[str], SavedProbe] = functools.lru_cache(KEPT)(load_probe)
 mask_view: Callable[[str], MaskEmbedView] = functools.lru_cache(KEPT)(MaskEmbedView)
-
-
-@functools.cache
-def example(number: int) -> Scene:
-    """One of the drawn scenes."""
-    return scene(WORLD, number, min_objects=FEWEST)
 
 
 def enlarged_example(number: int) -> Image.Image:

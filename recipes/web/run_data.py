@@ -9,7 +9,8 @@ from typing import Any
 from eval.report.charts import plain
 from eval.report.tables import ends, percent
 from recipes.web.run_files import PICTURES, REPORT, Folder, Unreadable, settings_of, settings_of_results
-from recipes.web.run_list import Run, list_runs, probe_folders, results_of, scores_in
+from recipes.web.run_list import Run, list_runs, probe_folders, results_of
+from recipes.web.run_scores import scores_in
 
 HEADER = ("run", "state", "step", "loss", "score", "job", "changed", "remarks")
 SCORES = ("run", "of", "metric", "score", "95 % interval", "examples", "majority class")

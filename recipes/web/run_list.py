@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.charts import plain
-from eval.report.tables import percent
 from prismatic.checkpoints.lock import LOCK, held
 from recipes.web.run_files import TAIL, Folder, Unreadable, at, json_object, number, rows_of, settings_of
+from recipes.web.run_scores import count, headline, scores_in
 
 JOBS = {  # by settings that no other job has together
     "finetune": {"llm", "projector"},
@@ -23,13 +23,6 @@ MARKS = ("config.yaml", "metrics.jsonl", "summary.json", "results.json", "compar
 DEPTH = 3  # of folders in which runs are looked for: a study has runs/reproduce/seed-0/align
 ASIDE = ("logs", "wandb", "checkpoints")  # trackers keep a config.yaml of their own
 MOST_PROBES = 64
-RECALL = "macro recall"  # of a probe's best epoch
-HEADLINES = (  # in summary.json, in metrics.jsonl, as it is called, and whether it is a share
-    ("held_out_accuracy_after", "held_out_accuracy", "held-out accuracy", True),
-    ("top1_best", "top1", "top-1", True),
-    ("macro_recall_best", "macro_recall", RECALL, True),
-    ("validation_loss_best", "validation_loss", "validation loss", False),
-)
 
 
 @dataclass(frozen=True)
@@ -59,18 +52,6 @@ class Run:
     remarks: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Score:
-    """A result of an evaluation or a probe: of what, by which metric; shares, and None for what is not known."""
-
-    of: str
-    metric: str
-    value: float | None
-    interval: tuple[float, float] | None
-    examples: int | None
-    majority: float | None = None
-
-
 def list_runs(files: Folder) -> list[Run]:
     """All runs, the one that changed last first. Whatever lies there, this does not fail."""
     found = [_describe(files, folder, wrong) for folder, wrong in _folders(files, files.root, DEPTH)]
@@ -92,33 +73,6 @@ def results_of(read: Callable, folder: Path, job: str) -> dict[str, Any]:
         return read(folder / "eval" / "results.json", json_object) or {}
     outcomes = [read(path / "outcome.json", json_object) for path in probe_folders(folder)]
     return {"probes": [outcome for outcome in outcomes if outcome]}
-
-
-def scores_in(results: dict[str, Any]) -> list[Score]:
-    """What the `results.json` of an evaluation or a probing says, main metrics only."""
-    tasks, probes, found = results.get("tasks"), results.get("probes"), []
-    for key, task in tasks.items() if isinstance(tasks, dict) else ():
-        main = str(at(task, "main"))
-        value, interval = number(at(task, "metrics", main)), _interval(at(task, "intervals", main))
-        examples, majority = at(task, "examples"), number(at(task, "majority"))
-        found.append(
-            Score(plain(key, 60), plain(main, 60).replace("_", " "), value, interval, _count(examples), majority)
-        )
-    images = _count(at(results, "images", "val"))
-    for probe in probes if isinstance(probes, list) else ():
-        of = f"{plain(at(probe, 'backbone'), 60)}, {plain(at(probe, 'labels'), 60)}"
-        value, interval = (at(probe, "best", kind, "macro_recall") for kind in ("scores", "intervals"))
-        found.append(Score(of, RECALL, number(value), _interval(interval), images))
-    return found
-
-
-def _interval(found: Any) -> tuple[float, float] | None:
-    ends = [number(end) for end in found] if isinstance(found, list) else []
-    return tuple(ends) if len(ends) == 2 and None not in ends else None
-
-
-def _count(found: Any) -> int | None:
-    return found if type(found) is int else None
 
 
 def _folders_in(folder: Path) -> list[Path]:
@@ -228,12 +182,12 @@ class _Look:
 
 def progress(settings: dict, summary: dict, rows: Sequence[dict]) -> str:
     """How many optimizer steps of how many are done, as far as that is known from the last rows of metrics."""
-    step = rows[-1]["step"] if rows else _count(summary.get("steps"))
+    step = rows[-1]["step"] if rows else count(summary.get("steps"))
     if step is None:
         return "-"
     step = max([step, *(row["step"] for row in rows)])
     total, epochs = settings.get("max_steps"), settings.get("epochs")
-    if _count(summary.get("steps")):
+    if count(summary.get("steps")):
         total = summary["steps"]
     elif type(total) is not int and type(epochs) is int and (each := _steps_per_epoch(rows)):
         total = epochs * each
@@ -241,22 +195,6 @@ def progress(settings: dict, summary: dict, rows: Sequence[dict]) -> str:
         return f"{step:,} of {total:,}"
     epoch = next((row["epoch"] for row in reversed(rows) if type(row.get("epoch")) is int), None)
     return f"{step:,}" if epoch is None or type(epochs) is not int else f"{step:,}, epoch {epoch + 1} of {epochs}"
-
-
-def headline(summary: dict, rows: Sequence[dict], scores: Sequence[Score]) -> str:
-    """The main result of a run in a few words: what it was measured by while it trained, else of its evaluation."""
-    if scores and scores[0].metric == RECALL:
-        best = max(scores, key=lambda score: score.value or 0)
-        return f"{RECALL} {percent(best.value)} ({best.of})"
-    for key, logged, title, is_share in HEADLINES:
-        values = [number(summary.get(key)), *(number(row[logged]) for row in reversed(rows) if logged in row)]
-        value = next((value for value in values if value is not None), None)
-        if value is not None:
-            return f"{title} {percent(value) if is_share else f'{value:.4g}'}"
-    if not scores:
-        return "-"
-    more = f", and {len(scores) - 1} more" if len(scores) > 1 else ""
-    return f"{scores[0].of}: {scores[0].metric} {percent(scores[0].value)}{more}"
 
 
 def _steps_per_epoch(rows: Sequence[dict]) -> int | None:

@@ -5,9 +5,9 @@ import html
 from pathlib import Path
 
 import gradio as gr
-from PIL import Image, ImageOps
+from PIL import Image
 
-from vision_backbones.safe_images import FORMATS, open_image, to_rgb
+from vision_backbones.safe_images import read_upright
 
 MOST_PIXELS = 50_000_000  # of an uploaded picture
 
@@ -34,15 +34,9 @@ def read_picture(path: str | Path) -> Image.Image:
         gr.Error: it is none, damaged or too large.
     """
     try:
-        with open_image(path) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise page_error(f"the picture has {image.width:,} x {image.height:,} pixels: at most {MOST_PIXELS:,}")
-            return to_rgb(ImageOps.exif_transpose(image))
-    except gr.Error:
-        raise
-    except Exception as error:  # of damaged files: nearly anything
-        said = "too many pixels" if isinstance(error, Image.DecompressionBombError) else "no picture, or a damaged one"
-        raise page_error(f"this file is refused: {said}. Formats: {', '.join(FORMATS)}") from None
+        return read_upright(path, MOST_PIXELS)
+    except ValueError as error:
+        raise page_error(f"this file is refused: {error}") from None
 
 
 def page_error(said: object) -> gr.Error:

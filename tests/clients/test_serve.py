@@ -153,8 +153,8 @@ def health(port):
     [
         (["miniature", "--port", "65536"], "--port is 65536: expected 0 to 65535"),
         (["miniature", "--timeout", "0"], "--timeout is 0: expected more than 0"),
-        (["miniature", "--batch_size", "0"], "--batch_size is 0: expected at least 1"),
-        (["miniature", "--waiting", "-1"], "--waiting is -1: expected at least 0"),
+        (["miniature", "--batch_size", "0"], "--batch_size is 0: expected 1 or more"),
+        (["miniature", "--waiting", "-1"], "--waiting is -1: expected 0 or more"),
         (["miniature", "--precision", "fp16"], "auto or bf16 or fp32"),
         (["miniature", "--workers", "2"], "unknown setting '--workers'"),
     ],

@@ -1,8 +1,12 @@
-"""How tests watch the recipes that train on images."""
+"""What tests of several recipes share."""
 
 import pytest
-from image_runs import measure_nothing
+from PIL import Image
+from small_probes import measure_nothing
 
+import prismatic
+from eval.streaming import StreamingEngine
+from prismatic.miniature.scenes import scene
 from prismatic.training import vision as images
 
 
@@ -23,3 +27,19 @@ def students(monkeypatch):
 
     monkeypatch.setattr(images, "train", spy)
     return trained
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """Talks as the bundled model."""
+    engine = StreamingEngine(*prismatic.load("miniature"), batch_size=4)
+    yield engine
+    engine.close(finish=False)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """The file of a drawn scene."""
+    path = tmp_path / "a scene.png"
+    Image.fromarray(scene(3, 0, min_objects=2).image).save(path)
+    return path

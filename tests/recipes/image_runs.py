@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 
 from prismatic.checkpoints.epoch import STATE_FILE, newest_state
-from prismatic.training import loop
 from recipes import align
 from recipes.config.images import parse_align
 
@@ -19,12 +18,6 @@ SMALL = ["--data.train", "miniature:12", "--data.validation", "miniature:7:4", "
 def run_align(root, id, *arguments):
     """Summary of a small alignment in `root/id`."""
     return align.main(parse_align([*SMALL, "--run_root", str(root), "--run_id", id, *arguments]))
-
-
-def measure_nothing(patch):
-    """Makes runs measure neither the machine nor their operations."""
-    patch.setattr(loop, "matmul_peak", lambda accelerator: 1e12)
-    patch.setattr(loop, "count_flops", lambda *args: 1e9)
 
 
 def metrics(run, *, timed=True):

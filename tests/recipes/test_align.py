@@ -11,7 +11,6 @@ from image_runs import (
     copied,
     exported,
     interrupt,
-    measure_nothing,
     metrics,
     read_summary,
     run_align,
@@ -20,6 +19,7 @@ from image_runs import (
     validation,
 )
 from safetensors.torch import load_file
+from small_probes import measure_nothing
 
 from prismatic.data.image_datasets import open_images
 from prismatic.data.images import evaluation_transform

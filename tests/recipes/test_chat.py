@@ -1,4 +1,4 @@
-"""`prismatic chat`: a conversation in the terminal, and a file of questions."""
+"""`prismatic chat`: a conversation in the terminal."""
 
 import json
 import os
@@ -14,39 +14,16 @@ import pytest
 import torch
 from golden_cases import ROOT
 from PIL import Image
+from talking import QUESTIONS, generated
 
 import prismatic
-from eval.streaming import Request, StreamingEngine
+from eval.streaming import Request
 from eval.streaming.start import device_of
 from prismatic.miniature.scenes import scene
 from recipes.chat import main
-from recipes.chatting.pictures import drawn_scene, open_picture
-from recipes.chatting.question_file import read_questions, write_answers
+from recipes.chatting.pictures import example_file, open_picture
 from recipes.chatting.terminal import Conversation, converse, printable
 from recipes.config.chat import parse_chat
-
-QUESTIONS = ["What color is the circle?", "How many objects are there?", "Where is the square?"]
-
-
-@pytest.fixture(scope="module")
-def engine():
-    engine = StreamingEngine(*prismatic.load("miniature"), batch_size=4)
-    yield engine
-    engine.close(finish=False)
-
-
-@pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "a scene.png"
-    Image.fromarray(scene(3, 0, min_objects=2).image).save(path)
-    return path
-
-
-def generated(engine, question, picture, system=None):
-    """By the processor and `generate`."""
-    inputs = engine.processor.ask([question], [Image.open(picture)])
-    ids = engine.model.generate(**inputs, max_new_tokens=30, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    return engine.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 class Screen:
@@ -116,7 +93,7 @@ def test_another_picture_begins_anew(engine, picture, tmp_path):
     ("line", "said"),
     [
         ("/image nothing.png", "error: no picture nothing.png"),
-        ("/image {folder}/broken.png", "is no picture that can be read"),
+        ("/image {folder}/broken.png", "broken.png: no image of a known format"),
         ("/image 'a", "error: No closing quotation"),
         ("/imag x", "unknown command /imag: did you mean /image?"),
         ("/save", "error: nothing was said|error: expected one file: /save FILE"),
@@ -205,69 +182,10 @@ def test_photographs_are_upright(tmp_path):
     assert open_picture(tmp_path / "turned.png").tobytes() == noise.transpose(Image.Transpose.ROTATE_270).tobytes()
 
 
-def rows_of(folder, picture):
-    rows = [{"id": n, "image": picture.name, "question": q} for n, q in enumerate(QUESTIONS * 5)]
-    rows.append({"messages": [{"role": "user", "content": "Hello"}], "mine": [1]})
-    rows.append({"images": [picture.name, picture.name], "question": "Same?"})
-    file = folder / "questions.jsonl"
-    file.write_text("\ufeff" + "\n\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    return file, rows
-
-
-def test_a_file_of_questions(engine, picture, tmp_path):
-    file, rows = rows_of(tmp_path, picture)
-    brief = Request([], max_new_tokens=30)
-    assert write_answers(engine, read_questions(file), tmp_path / "answers.jsonl", brief, "") == 0
-    found = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert [{k: v for k, v in row.items() if k not in ("answer", "finish_reason")} for row in found] == rows
-    assert [row["answer"] for row in found[:3]] == [generated(engine, q, picture) for q in QUESTIONS]
-    assert [row["answer"] for row in found[3:6]] == [row["answer"] for row in found[:3]]
-    with pytest.raises(ValueError, match="answers.jsonl is there already"):
-        main(parse_chat(["miniature", "--questions", str(file), "--out", str(tmp_path / "answers.jsonl")]))
-    again = read_questions(tmp_path / "answers.jsonl")  # what it added is replaced
-    assert write_answers(engine, again, tmp_path / "again.jsonl", brief, "") == 0
-    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "answers.jsonl").read_text()
-
-
-def test_a_question_that_fails_does_not_lose_the_others(engine, picture, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    rows = [{"question": "Hi"}, {"question": "x " * 3000}, {"image": "broken.png", "question": "Hi"},
-            {"messages": [{"role": "assistant", "content": "?"}]},
-            {"question": "H\u2028i", "error": "old"}]  # fmt: skip
-    file = tmp_path / "questions.jsonl"
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    file.write_text("\n".join(lines), encoding="utf-8")
-    assert write_answers(engine, read_questions(file), tmp_path / "out.jsonl", Request([]), "") == 3
-    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().split("\n")[:-1]]
-    assert ["error" in row for row in found] == [False, True, True, True, False]
-    assert found[4]["question"] == "H\u2028i" and found[4]["answer"]
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("{", "line 2: Expecting"),
-        ("[1]", "line 2: expected an object"),
-        ('{"text": "x"}', "line 2: expected a text under question, or messages; found text"),
-        ('{"question": "x", "image": 3}', "expected the name of a file under image"),
-        ('{"question": "x", "image": "gone.png"}', "line 2: no picture .*gone.png"),
-        ("[" * 100_000, "line 2: "),
-        ('{"messages": null}', "line 2: expected a list of objects with role and content"),
-        ('{"messages": ["x"]}', "line 2: expected a list of objects with role and content"),
-    ],
-)
-def test_malformed_questions_fail_before_any_is_answered(line, said, tmp_path):
-    file = tmp_path / "questions.jsonl"
-    file.write_text(f'{{"question": "fine"}}\n{line}\n')
-    with pytest.raises(ValueError, match=said) as error:
-        read_questions(file)
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--temperature", "-1"], "--temperature is -1.0: expected 0 or more"),
+        (["--temperature", "-1"], "--temperature is -1: expected 0 or more"),
         (["--top_p", "0"], "--top_p is 0.0"),
         (["--out", "x"], "--out is for answers to --questions"),
         (["--questions", "x", "--image", "y"], "drop --image"),
@@ -321,4 +239,4 @@ def test_as_a_user_types(tmp_path):
     until("you> ")
     os.write(controller, b"\x04")
     assert process.wait(30) == 0
-    assert drawn_scene().is_file()
+    assert example_file(0).is_file()

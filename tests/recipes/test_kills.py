@@ -1,18 +1,8 @@
 """Every recipe, killed at random moments and started again: it leaves bit for bit what an undisturbed run leaves."""
 
-import hashlib
-import json
-import random
-import signal
-import subprocess
-import time
-
-import forked
-import jsonlines
 import pytest
-from safetensors.torch import load_file
+from killed import outlives_kills
 
-KILLS = 6
 FINETUNE = ["recipes/finetune.py", "--data.annotations", "miniature:64", "--data.workers", "0", "--epochs", "2",
             "--global_batch_size", "8", "--per_device_batch_size", "4", "--data.held_out_limit", "8",
             "--save_every_steps", "1", "--eval_tasks", "vsr", "--eval_root", "miniature:20"]  # fmt: skip
@@ -31,43 +21,6 @@ RUNS = {
     "probe": ["recipes/probe.py", "--dataset", "miniature", "--data_root", "miniature:64:16", "--workers", "0",
               "--backbone", "miniature,miniature-aligned", "--batch_size", "8", "--epochs", "3", "--warmup_steps", "2"],
 }  # fmt: skip
-MAY_DIFFER = ("seconds", "per_second", "mfu", "memory", "flops", "answered_before")  # in names of what is measured
-ROWS = ("metrics.jsonl", "samples.jsonl", "results.json", "outcome.json")
-
-
-def untimed(content):
-    if isinstance(content, dict):
-        return {k: untimed(v) for k, v in content.items() if not any(word in k for word in MAY_DIFFER)}
-    return [untimed(value) for value in content] if isinstance(content, list) else content
-
-
-def left(folder):
-    """Digests of every file of weights that is no step's, and the rows of what was measured and answered."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.suffix == ".safetensors" and "step-" not in name and "previous" not in name:
-            tensors = sorted(load_file(path).items())
-            content = b"".join(key.encode() + value.numpy().tobytes() for key, value in tensors)
-            found[name] = hashlib.sha256(content).hexdigest()
-        elif path.name in ROWS and path.suffix == ".json":
-            content = json.loads(path.read_text())
-            found[name] = untimed(content.get("tasks", content.get("probes", content)))
-        elif path.name in ROWS:
-            with jsonlines.open(path) as reader:
-                found[name] = [row for row in map(untimed, reader) if row.keys() - {"step"}]
-    return found
-
-
-def differences(one, two, where=""):
-    """Where two contents differ."""
-    if isinstance(one, dict) and isinstance(two, dict):
-        pairs = [(key, one.get(key), two.get(key)) for key in one.keys() | two.keys()]
-    elif isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
-        pairs = list(zip(range(len(one)), one, two, strict=True))
-    else:
-        return [] if one == two else [f"{where}: {str(one)[:80]} and {str(two)[:80]}"]
-    return [found for key, *pair in pairs for found in differences(*pair, f"{where}.{key}")]
 
 
 @pytest.mark.slow
@@ -78,26 +31,4 @@ def test_kills_at_random_moments_change_nothing(name, tmp_path):
             "--run_root", tmp_path, "--run_id", str(number)]  # fmt: skip
         return [*RUNS[name], *place]
 
-    forked.run(["-c", "pass"])  # the server is there
-    began = time.perf_counter()
-    whole = forked.run(command("whole"))
-    seconds = time.perf_counter() - began
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    expected, rng, kills, number = left(tmp_path / "whole"), random.Random(name), 0, 0
-    assert len(expected) > 1 and all(expected.values())
-    while kills < KILLS:
-        number += 1
-        for _ in range(100):
-            life = forked.Process(command(number), stderr=subprocess.STDOUT)
-            ends = time.monotonic() + rng.uniform(0, seconds)
-            while life.poll() is None and time.monotonic() < ends:
-                time.sleep(0.01)
-            life.send_signal(signal.SIGKILL)
-            out = life.communicate()[0]
-            assert life.returncode in (0, -signal.SIGKILL), out[-3000:]
-            if life.returncode == 0:
-                break
-            kills += 1
-        assert life.returncode == 0
-        assert not differences(left(tmp_path / str(number)), expected)
-    print(f"{name}: {kills} kills of {number} runs of {seconds:.1f} s")
+    outlives_kills(command, tmp_path, name)

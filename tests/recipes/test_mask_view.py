@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import ROOT
-from image_runs import measure_nothing, run_align
+from image_runs import run_align
 from PIL import Image
 from safetensors.torch import load_file
+from small_probes import measure_nothing
 
 from prismatic.miniature.scenes import scene
 from prismatic.training.masked import Pair

@@ -2,20 +2,14 @@
 
 import io
 import json
-import random
-import signal
-import subprocess
-import time
 
-import forked
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
-from image_runs import metrics
-from test_kills import differences, left
+from image_runs import interrupt, metrics
+from killed import differences, left, outlives_kills
 
 from prismatic.data.sources import open_source
 from recipes.config.finetune import parse_finetune
@@ -24,7 +18,6 @@ from recipes.finetune import main
 
 SMALL = ["--data.workers", "0", "--epochs", "2", "--global_batch_size", "8", "--per_device_batch_size", "4",
          "--data.held_out_limit", "1", "--save_every_steps", "2", "--eval_tasks", "[]"]  # fmt: skip
-KILLS = 6
 
 
 @pytest.fixture
@@ -60,16 +53,9 @@ def run(*arguments):
 def test_a_run_on_three_sources_that_breaks_off_ends_as_an_undisturbed_one(tmp_path, three, monkeypatch):
     summary = run(tmp_path, "whole", three)
     assert summary["steps"] == 6  # 15 + 5 + 4 rows in batches of 8, twice
-    real, taken = torch.optim.AdamW.step, []
-
-    def breaks(self, *arguments, **options):
-        taken.append(real(self, *arguments, **options))
-        if len(taken) == 4:
-            raise RuntimeError("the power is gone")
-
     with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", breaks)
-        with pytest.raises(RuntimeError, match="power"):
+        interrupt(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
             run(tmp_path, "broken", three)
     assert run(tmp_path, "broken", three)["steps"] == 6
     found, expected = left(tmp_path / "broken"), left(tmp_path / "whole")
@@ -98,30 +84,10 @@ def test_a_run_on_three_sources_that_breaks_off_ends_as_an_undisturbed_one(tmp_p
 
 @pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(tmp_path, three):
-    def arguments(number):
-        return ["recipes/finetune.py", *command(tmp_path, str(number), three, "--data.workers", "2")]
+    def arguments(name):
+        return ["recipes/finetune.py", *command(tmp_path, str(name), three, "--data.workers", "2")]
 
-    forked.run(["-c", "pass"])
-    began = time.perf_counter()
-    whole = forked.run(arguments("whole"))
-    seconds = time.perf_counter() - began
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    expected, rng, kills, number = left(tmp_path / "whole"), random.Random(1), 0, 0
-    while kills < KILLS:
-        number += 1
-        for _ in range(100):
-            life = forked.Process(arguments(number), stderr=subprocess.STDOUT)
-            ends = time.monotonic() + rng.uniform(0, seconds)
-            while life.poll() is None and time.monotonic() < ends:
-                time.sleep(0.01)
-            life.send_signal(signal.SIGKILL)
-            out = life.communicate()[0]
-            assert life.returncode in (0, -signal.SIGKILL), out[-3000:]
-            if life.returncode == 0:
-                break
-            kills += 1
-        assert life.returncode == 0
-        assert not differences(left(tmp_path / str(number)), expected)
+    outlives_kills(arguments, tmp_path, "three sources")
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,10 @@ import pytest
 import torch
 from matplotlib import colormaps
 from PIL import Image
+from small_probes import train_probes
 
-from eval.probing import train
 from eval.probing.saved import load_probe
 from prismatic.miniature.scenes import CLASSES
-from prismatic.training import loop
-from recipes.config.probe import parse_probe
-from recipes.probe import main
 from recipes.web import heat_maps, looking
 from vision_backbones import create_backbone
 from vision_backbones.maskembed.view import MaskEmbedView
@@ -122,18 +119,10 @@ def test_a_drawn_scene_is_known_and_seen_as_it_was_drawn():
 @pytest.fixture(scope="module")
 def probes(tmp_path_factory):
     """Folders of three probes, trained a little."""
-    from accelerate.state import AcceleratorState
-
-    root = tmp_path_factory.mktemp("probes")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "matmul_peak", lambda accelerator: 1e12)
-        patch.setattr(loop, "count_flops", lambda *args: 1e9)
-        patch.setattr(train, "draw", lambda *args: None)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        arguments = "--backbone miniature-aligned --labels union,majority,global-union --dataset miniature --epochs 4"
-        arguments += " --data_root miniature:64:8 --warmup_steps 2 --learning_rate 1e-2 --precision fp32 --workers 0"
-        main(parse_probe([*arguments.split(), "--run_root", str(root), "--run_id", "r"]))
-    return {labels: str(root / "r" / "miniature-aligned" / labels) for labels in ("union", "majority", "global-union")}
+    kinds = ("union", "majority", "global-union")
+    arguments = f"--backbone miniature-aligned --labels {','.join(kinds)} --epochs 4"
+    run = train_probes(tmp_path_factory.mktemp("probes"), "r", arguments)
+    return {labels: str(run / "miniature-aligned" / labels) for labels in kinds}
 
 
 def true_classes(patch_rows, patch_columns):

@@ -253,7 +253,7 @@ def test_mistakes_show_before_the_page(argv, said, tmp_path, capsys):
     names = {"folder": tmp_path, "file": bad / "a.png", "bad": bad}
     with pytest.raises(ValueError, match=said):
         main(parse_app([part.format(**names) for part in argv] + ["--port", "0"]))
-    assert "{bad}" not in argv or "a.png is no picture" in capsys.readouterr().err
+    assert "{bad}" not in argv or "a.png: no image of a known format" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("end", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])

@@ -6,9 +6,8 @@ import torch
 from browsed import WIDTHS, picture_of, pixels
 from matplotlib import colormaps
 from PIL import Image
+from small_probes import train_probes
 
-from recipes.config.probe import parse_probe
-from recipes.probe import main
 from recipes.web import looking
 from vision_backbones import create_backbone
 
@@ -18,14 +17,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory):
     """The folder of a probe that was trained a little."""
-    settings = (
-        "--precision fp32 --dataset miniature --data_root miniature:64:16 --batch_size 16 --epochs 3 --warmup_steps 2 "
-        f"--learning_rate 1e-2 --workers 0 --backbone miniature-aligned --run_root {tmp_path_factory.mktemp('runs')} "
-        "--run_id probed"
-    ).split()
-    config = parse_probe(settings)
-    main(config)
-    return f"{config.run_root}/probed/miniature-aligned/union"
+    arguments = "--data_root miniature:64:16 --batch_size 16 --epochs 3 --backbone miniature-aligned"
+    return str(train_probes(tmp_path_factory.mktemp("runs"), "probed", arguments) / "miniature-aligned" / "union")
 
 
 @pytest.fixture(scope="module")

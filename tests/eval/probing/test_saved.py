@@ -12,17 +12,14 @@ from accelerate.state import AcceleratorState
 from golden_cases import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from small_probes import train_probes
 
-from eval.probing import train
 from eval.probing.data import PatchExamples, find_root, get_dataset, list_pairs, read_pair
 from eval.probing.evaluate import evaluate, scores_of
 from eval.probing.features import Split
 from eval.probing.metrics import jsonable
 from eval.probing.saved import ABOUT, WEIGHTS, load_probe
 from prismatic.miniature.scenes import scene
-from prismatic.training import loop
-from recipes.config.probe import parse_probe
-from recipes.probe import main
 from vision_backbones.files import describe
 from vision_backbones.weights import ASSETS
 
@@ -33,24 +30,15 @@ CASES = {  # what is kept, beyond the scores: a mean of prefix tokens, two preci
     "majority": "--labels majority --precision bf16 --head mlp --skip_blocks 2",
     "full": "--full_finetune true --cache off --head transformer-separate",
 }
-SMALL = f"--dataset miniature --data_root {WORLD} --batch_size 8 --epochs 2 --warmup_steps 2 --learning_rate 1e-2"
-DEFAULTS = {"--backbone": "miniature", "--labels": "union", "--precision": "fp32", "--workers": "0"}
+SMALL = f"--data_root {WORLD} --batch_size 8 --epochs 2"
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A run of every case, in one folder."""
     root = tmp_path_factory.mktemp("probes")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "matmul_peak", lambda accelerator: 1e12)
-        patch.setattr(loop, "count_flops", lambda *args: 1e9)
-        patch.setattr(train, "draw", lambda *args: None)
-        for name, arguments in CASES.items():
-            AcceleratorState._reset_state(reset_partial_state=True)
-            settings = SMALL.split() + ["--run_root", str(root), "--run_id", name] + arguments.split()
-            main(
-                parse_probe(settings + [word for pair in DEFAULTS.items() if pair[0] not in arguments for word in pair])
-            )
+    for name, arguments in CASES.items():
+        train_probes(root, name, f"{SMALL} {arguments}")
     return root
 
 
