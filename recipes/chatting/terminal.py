@@ -4,11 +4,11 @@ import hashlib
 import json
 import shlex
 import sys
-import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 from eval.streaming import Answering, Request, StreamingEngine, check_system
+from prismatic.text.visible import visible
 from recipes.chatting.pictures import open_picture
 from vision_backbones.names import suggest
 
@@ -21,7 +21,6 @@ COMMANDS = {
     "/quit": "/quit              leave; so does Ctrl-D. Ctrl-C stops an answer",
 }
 PROMPT, ANSWER = "you> ", "model> "
-TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 class Conversation:
@@ -166,11 +165,11 @@ def _answer(conversation: Conversation, line: str, say) -> None:
     say(ANSWER, end="")
     try:
         for piece in answer:
-            say(printable(piece), end="")
+            say(visible(piece), end="")
     except KeyboardInterrupt:
         answer.cancel()
         for piece in answer:  # what was written until then
-            say(printable(piece), end="")
+            say(visible(piece), end="")
         say(" [stopped]", end="")
     say(" [cut off: --max_new_tokens]" if answer.finish_reason == "length" else "")
     conversation.keep(line, answer.text)
@@ -186,9 +185,3 @@ def _below(image: Path, file: Path) -> str:
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(content)
     return name
-
-
-def printable(text: str) -> str:
-    """A text without what steers a terminal or turns the direction of writing: models may say anything."""
-    return "".join("\ufffd" if unicodedata.category(char) == "Cc" and char not in "\n\t" or char in TURNS else char
-                   for char in text)  # fmt: skip

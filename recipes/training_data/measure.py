@@ -9,7 +9,8 @@ from prismatic.data.llava_rows import row_problems
 from prismatic.models.processing import encode_counting
 from prismatic.text.conversations import IGNORE_INDEX
 from prismatic.text.prompts import ROLES
-from recipes.training_data.shown_rows import STAGE, visible
+from prismatic.text.visible import visible
+from recipes.training_data.shown_rows import STAGE
 
 MEASURED = 2000  # rows that are tokenized
 BARS = 24

@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 from prismatic.data.llava_rows import row_problems
 from prismatic.models.processing import encode_counting
 from prismatic.text.conversations import IGNORE_INDEX
+from prismatic.text.visible import visible
 
 STAGE = "finetune"
 MOST_IMAGES = 4  # of a row
 IMAGE_BYTES = 80_000  # of all images of a row
 LONGEST, LONGEST_CUT = 12_000, 2_000  # characters of a row: seen, and cut off
 SIDE = 384  # pixels
-CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
-CONTROLS |= {code: f"[U+{code:04X}]" for code in (127, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
 class Segment(NamedTuple):
@@ -94,25 +93,15 @@ def _limited(found: list[Segment]) -> list[Segment]:
     return shortened
 
 
-def visible(text: str) -> str:
-    """The text with control characters, such as those that turn the direction of writing, as symbols."""
-    return text.translate(CONTROLS)
-
-
 def picture(image, processor):
     """The pixels that the model gets of an image, without the normalisation; of a fused backbone, its first part's."""
-    from torchvision.transforms.functional import to_pil_image
-
     from vision_backbones import BackboneSpec
+    from vision_backbones.patch_views import seen_picture
     from vision_backbones.registry import resolve_spec
 
     images = processor.image_processor
-    spec = BackboneSpec.from_dict(images.vision_config)
-    spec = resolve_spec(spec, image_size=images.image_size)
-    spec = spec.parts[0] if spec.parts else spec
-    pixels = images.transform(image)[:3]
-    pixels = pixels * pixels.new_tensor(spec.std)[:, None, None] + pixels.new_tensor(spec.mean)[:, None, None]
-    return to_pil_image((pixels.clamp(0, 1) * 255).round().byte())
+    spec = resolve_spec(BackboneSpec.from_dict(images.vision_config), image_size=images.image_size)
+    return seen_picture(images.transform(image), spec)
 
 
 def _data_uri(image, most: int) -> dict[str, Any]:

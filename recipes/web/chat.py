@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from eval.scoring.parsing import boxes_in_image
 from eval.streaming import StreamingEngine
-from recipes.chatting.terminal import printable
+from prismatic.text.visible import visible
 from recipes.web.shared import page_error, read_picture, safe_image
 from recipes.web.talks import Talk, Talks
 
@@ -34,7 +34,7 @@ def as_text(said: str) -> str:
 
     Escaped, as HTML has it, the text would be copied escaped.
     """
-    return re.sub("[<&]", "\\g<0>\u2060", printable(said))
+    return re.sub("[<&]", "\\g<0>\u2060", visible(said))
 
 
 def boxes_of(engine: StreamingEngine, text: str, picture: Image.Image | None) -> list[list[float]]:
@@ -118,7 +118,7 @@ def chat_tab(engines: dict[str, StreamingEngine], examples: list[Path], question
                     with gr.Column(min_width=280):
                         chats.append(
                             gr.Chatbot(
-                                label=printable(name),
+                                label=visible(name),
                                 height=420,
                                 render_markdown=False,
                                 sanitize_html=True,

@@ -20,9 +20,10 @@ import prismatic
 from eval.streaming import Request
 from eval.streaming.start import device_of
 from prismatic.miniature.scenes import scene
+from prismatic.text.visible import visible
 from recipes.chat import main
 from recipes.chatting.pictures import example_file, open_picture
-from recipes.chatting.terminal import Conversation, converse, printable
+from recipes.chatting.terminal import Conversation, converse
 from recipes.config.chat import parse_chat
 
 
@@ -171,7 +172,7 @@ def test_what_steers_a_terminal_is_not_printed(engine, picture, monkeypatch):
 
     monkeypatch.setattr(Conversation, "ask", lambda self, text: Hostile())
     text = talk(start(engine, picture), "What?")
-    assert printable("a\u00a0\u202f\u3000\u200d b\n") == "a\u00a0\u202f\u3000\u200d b\n"
+    assert visible("a\u00a0\u202f\u3000\u200d b\n") == "a\u00a0\u202f\u3000\u200d b\n"
     assert "\x1b" not in text and "\x07" not in text and "\u202e" not in text and "red" in text and "green" in text
 
 
