@@ -1,45 +1,17 @@
-"""The rows of a LLaVA json or jsonl, and what the settings of a run name."""
+"""The data that the settings of a run name."""
 
-import functools
 from pathlib import Path
 
-from prismatic.data.conversation_source import ConversationSource, IndexedSource
+from prismatic.data.conversation_source import ConversationSource
 from prismatic.data.image_stores import BadImageError, MissingImageError, RefusedPathError
-from prismatic.data.llava_index import index_of
+from prismatic.data.llava_json import ConversationDataset
 from prismatic.data.mixture import drawn_held_out, open_sources
 from prismatic.data.sources import open_source
 from prismatic.data.streams import open_stream
-from vision_backbones.files import describe
 
 __all__ = [
     "BadImageError", "ConversationDataset", "ConversationSource", "MissingImageError", "RefusedPathError", "open_data",
 ]  # fmt: skip
-
-
-class ConversationDataset(IndexedSource):
-    """Rows of a LLaVA annotation file, and their images below one folder.
-
-    The first opening writes an Arrow index, which this and later ones map into memory.
-    """
-
-    def __init__(self, annotations: Path, image_root: Path, *, exif_rotate: bool = False):
-        """Opens a data set, indexing it first where needed.
-
-        Args:
-            annotations: one JSON array of rows, or one row a line.
-            image_root: folder that image paths are relative to.
-            exif_rotate: turn photographs upright by their EXIF orientation; the paper does not.
-
-        Raises:
-            ValueError: the file is absent, empty or malformed (the row is named), or `image_root` is no folder.
-        """
-        self.annotations, self.image_root = Path(annotations), Path(image_root)
-        super().__init__(self.annotations, [self.annotations], index_of(self.annotations), exif_rotate=exif_rotate)
-        self.read_images_below(self.image_root)
-
-    @functools.cached_property
-    def digest(self) -> str:  # noqa: D102
-        return describe(self.annotations)["sha256"]
 
 
 def open_data(data, seed: int = 0) -> tuple[ConversationSource, ConversationSource | None]:

@@ -9,6 +9,7 @@ from prismatic.data.containers.parquet import open_parquet
 from prismatic.data.containers.tables import open_disk, open_hub, split_of
 from prismatic.data.containers.tars import open_tars
 from prismatic.data.conversation_source import IndexedSource
+from prismatic.data.llava_json import ConversationDataset
 from prismatic.data.row_layouts import layout_of
 from prismatic.data.tar_index import matching
 
@@ -65,8 +66,11 @@ def _open_json(location: str, layout: str, image_root, exif_rotate: bool) -> Ind
     llava_index.check_file(path)
     first = next(llava_index.read_rows(path, lambda size: None), None)
     name = layout_of(first, layout, f"{location}: row 0") if isinstance(first, dict) else "llava"
+    root = Path(image_root or path.parent)
+    if name == "llava":
+        return ConversationDataset(path, root, exif_rotate=exif_rotate)
     source = indexed(location, name, [path], lambda advance: llava_index.read_rows(path, advance), exif_rotate)
-    source.read_images_below(Path(image_root or path.parent))
+    source.read_images_below(root)
     return source
 
 

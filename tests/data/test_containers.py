@@ -161,6 +161,7 @@ def test_images_as_paths(kind, tmp_path):
         location = raw(tmp_path / "data", values)
     else:
         location = str(tmp_path / f"rows.{kind}")
+        rows = [{"image" if name == "images" else name: value for name, value in row.items()} for row in rows]
         text = json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows))
         Path(location).write_text(text)
     source = open_source(location, image_root=tmp_path)
@@ -169,6 +170,16 @@ def test_images_as_paths(kind, tmp_path):
     (tmp_path / "sub" / "2-1.png").unlink()
     with pytest.raises(ValueError, match=r"1 of 10 images of .* are missing, such as .*2-1\.png"):
         open_source(location, image_root=tmp_path).check_images()
+
+
+def test_a_llava_json_names_its_images_under_image(tmp_path):
+    """As LLaVA does; any other key is refused by all that read it, rather than passed over."""
+    (tmp_path / "rows.json").write_text(
+        json.dumps([{"id": "a", "images": ["a.png"], "conversations": conversation(0)}])
+    )
+    for read in (open_source, lambda path: ConversationDataset(path, tmp_path)):
+        with pytest.raises(ValueError, match="row 0 has images .* expected the paths under 'image'"):
+            read(str(tmp_path / "rows.json"))
 
 
 def test_some_images_embedded_and_some_as_paths(tmp_path):
