@@ -21,7 +21,8 @@ from vision_backbones.weights import write_tensors
 
 # How a ViT pools what it has: as its architecture does, or, where the weights of that are not kept (SigLIP's attention
 # pooling, a norm after the pooling), by an average; with the final norm before it or without one.
-POOLING = ({}, {"global_pool": "avg", "fc_norm": False}, {"global_pool": "avg", "fc_norm": False, "final_norm": False})
+AVERAGE = {"global_pool": "avg", "fc_norm": False}
+POOLING = ({}, AVERAGE, AVERAGE | {"final_norm": False}, {"global_pool": "avg", "use_fc_norm": False})  # last: Eva's
 CARD = """\
 ---
 library_name: timm
