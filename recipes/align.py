@@ -41,15 +41,18 @@ def main(config: AlignConfig) -> dict:
 
 def build(config: AlignConfig, pair, pretrained: bool) -> tuple:
     """The frozen teacher, and the student with its decoder."""
+    from prismatic.training.vision import with_drop_path
     from vision_backbones.maskembed.student import MaskEmbedStudent
     from vision_backbones.maskembed.teacher import Teacher
     from vision_backbones.vit import load_vit
 
     same = {"prefix_only": config.prefix_only}
     teacher = Teacher(load_vit(pair.teacher, pretrained=pretrained), skip_blocks=config.teacher_skip_blocks, **same)
+    vit = load_vit(with_drop_path(pair.student, config.drop_path), pretrained=pretrained and config.pretrained)
     student = MaskEmbedStudent(
-        load_vit(pair.student, pretrained=pretrained), teacher.vit.embed_dim, head=config.student_head,
+        vit, teacher.vit.embed_dim, head=config.student_head,
         decoder_blocks=config.decoder_blocks, decoder_width=config.decoder_width, decoder_heads=config.decoder_heads,
+        decoder_qk_norm=config.decoder_qk_norm, decoder_qkv_bias=config.decoder_qkv_bias,
         as_reference=config.as_reference, **same,
     )  # fmt: skip
     return teacher, student

@@ -18,23 +18,26 @@ def main(config: ClassifyConfig) -> dict:
     from prismatic.checkpoints.run_folder import finished_run, open_run
     from prismatic.training import classification, console, loop, vision
     from vision_backbones import check_spec, import_plugins
-    from vision_backbones.classifier import build_classifier, save_classifier
+    from vision_backbones.classifier import build_classifier, freeze_backbone, save_classifier
 
     accelerator = loop.launch(config.precision, config.trackers, config.run_root)
 
     # What can fail early fails here, before any weights are read.
     import_plugins(config.plugins)
-    spec = check_spec(config.vision_backbone)
+    spec = check_spec(config.vision_backbone, image_size=config.image_size)
     data = image_batches.read_images(config, accelerator, spec)
     classes = classification.common_classes(config, data.train, data.validation)
+    trained = vision.with_drop_path(spec, config.drop_path)
     with torch.device("meta"):
-        build_classifier(spec, config.head, len(classes), pretrained=False)
-    run_dir = open_run(config, accelerator, f"{config.vision_backbone}+classify", vision.MAY_CHANGE)
+        build_classifier(trained, config.head, len(classes), pretrained=False)
+    run_dir = open_run(config, accelerator, f"{config.model or config.vision_backbone}+classify", vision.MAY_CHANGE)
     if summary := finished_run(run_dir, accelerator):
         return summary
 
     set_seed(config.seed)
-    model = build_classifier(spec, config.head, len(classes), pretrained=True).to(accelerator.device)
+    model = build_classifier(trained, config.head, len(classes), config.pretrained).to(accelerator.device)
+    if config.freeze_backbone:
+        freeze_backbone(model)
     title = f"{spec.id}, {config.head} head, {len(classes)} classes"
     console.print_parts(accelerator, title, console.parameters(classifier=model))
     summary = vision.train(

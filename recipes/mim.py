@@ -20,7 +20,7 @@ def main(config: MimConfig) -> dict:
 
     accelerator = loop.launch(config.precision, config.trackers, config.run_root)
     pair, data = masked.check(config, accelerator, "mim", partial(build, config))
-    run_dir = open_run(config, accelerator, f"{config.teacher}+mim", vision.MAY_CHANGE)
+    run_dir = open_run(config, accelerator, f"{config.model or config.teacher}+mim", vision.MAY_CHANGE)
     if summary := finished_run(run_dir, accelerator):
         return summary
 
@@ -33,19 +33,21 @@ def main(config: MimConfig) -> dict:
         ),
     )  # fmt: skip
     if summary:
-        use = f"python recipes/align.py --teacher {config.teacher} --student {run_dir}"
+        size = f" --image_size {config.image_size}" if config.image_size else ""
+        use = f"python recipes/align.py --teacher {config.teacher} --student {run_dir}{size}"
         console.print_summary(run_dir, summary, use)
     return summary
 
 
 def build(config: MimConfig, pair, pretrained: bool) -> tuple:
     """The frozen teacher, and the student, which has its channels."""
+    from prismatic.training.vision import with_drop_path
     from vision_backbones.maskembed.student import MaskedImageStudent
     from vision_backbones.maskembed.teacher import Teacher
     from vision_backbones.vit import load_vit
 
     teacher = Teacher(load_vit(pair.teacher, pretrained=pretrained), skip_blocks=0)
-    vit = load_vit(pair.student, pretrained=pretrained)
+    vit = load_vit(with_drop_path(pair.student, config.drop_path), pretrained=pretrained and config.pretrained)
     return teacher, MaskedImageStudent(
         vit, teacher.vit.embed_dim, head=config.student_head, as_reference=config.as_reference
     )

@@ -3,11 +3,9 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from timm.data.mixup import mixup_target
 from timm.layers import AttentionPoolLatent
 from timm.models.vision_transformer import Block
 from timm.optim import param_groups_layer_decay
@@ -19,6 +17,7 @@ from vision_backbones.vit import load_vit
 from vision_backbones.weights import check_numbers, write_tensors
 
 HEADS = ("linear", "transformer", "attention")
+NEW = ("attn_pool.", "head.")  # what a classifier adds to its backbone
 
 
 class TransformerPool(nn.Module):
@@ -76,6 +75,13 @@ def build_classifier(spec: BackboneSpec, head: str, num_classes: int, pretrained
     return vit
 
 
+def freeze_backbone(model: nn.Module) -> nn.Module:
+    """Returns the classifier with its pool and linear layer alone left to train: linear probing."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(NEW))
+    return model
+
+
 def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:
     """Returns parameter groups whose `lr_scale` shrinks from the head, 1, to the patch embedding.
 
@@ -86,23 +92,6 @@ def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float
     return param_groups_layer_decay(
         model, weight_decay=weight_decay, no_weight_decay_list=model.no_weight_decay(), layer_decay=layer_decay
     )
-
-
-def mix(mixup, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixed pixels `[B, 3, H, W]` and soft targets `[B, classes]`, by timm's `Mixup`.
-
-    What is drawn depends on torch's random state alone. An odd batch leaves its last image as it is, since timm mixes
-    pairs.
-    """
-    state = np.random.get_state()
-    np.random.seed(int(torch.randint(2**31, ())))
-    even = len(labels) // 2 * 2
-    try:
-        mixed, targets = mixup(pixels[:even].clone(), labels[:even])
-    finally:
-        np.random.set_state(state)
-    rest = mixup_target(labels[even:], mixup.num_classes, 1.0, mixup.label_smoothing)
-    return torch.cat([mixed, pixels[even:]]), torch.cat([targets, rest.to(targets.device)])
 
 
 def save_classifier(path: Path, model: nn.Module, spec: BackboneSpec, head: str, classes: list[str]) -> None:

@@ -1,7 +1,7 @@
 """The images of a run that trains on images alone, and how a process batches them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class Images:
     train: ImageSource
     validation: ImageSource
     spec: BackboneSpec
+    augmentation: Callable
     masks: Callable | None
     per_device: int
     accumulation: int
@@ -37,9 +38,6 @@ class Images:
     def epochs(self, done_steps: int = 0) -> Iterator[tuple[int, DataLoader]]:
         """Number of each epoch and its micro-batches, without those of the first `done_steps` optimizer steps."""
         config, data = self.config, self.config.data
-        transform = training_transform(
-            self.spec, crop_mode=data.crop_mode, hflip=data.horizontal_flip, auto_augment=data.auto_augment
-        )
 
         def plan(epoch: int) -> list:
             rows = samplers.fill_batches(self.train.order((config.seed, epoch)), config.global_batch_size)
@@ -47,7 +45,7 @@ class Images:
             return samplers.micro_batches(rows, rank, world, config.global_batch_size, self.per_device)
 
         yield from batching.epoch_loaders(
-            lambda epoch: self._examples(self.train, transform, epoch),
+            lambda epoch: self._examples(self.train, self.augmentation, epoch),
             collate_images,
             plan,
             samplers.training_length(config.epochs, config.max_steps, self.steps_per_epoch)[1],
@@ -90,11 +88,24 @@ def read_images(config, accelerator: Accelerator, spec: BackboneSpec, masks: Cal
     """Opens the images of a run; nothing is decoded yet.
 
     Raises:
-        ValueError: nothing is there, or the processes cannot share the global batch.
+        ValueError: nothing is there, the processes cannot share the global batch, or timm has no such augmentation.
     """
-    world = accelerator.num_processes
+    world, given = accelerator.num_processes, config.data
+    if given.validation_crop is not None:
+        spec = replace(spec, crop_pct=given.validation_crop)
+    augmentation = training_transform(
+        spec,
+        crop_mode=given.crop_mode,
+        scale=given.crop_scale,
+        ratio=given.crop_ratio,
+        hflip=given.horizontal_flip,
+        auto_augment=given.auto_augment,
+        color_jitter=given.color_jitter,
+        random_erasing=given.random_erasing,
+        interpolation=given.interpolation,
+    )
     per_device, accumulation = samplers.share_batch(config.global_batch_size, world, config.per_device_batch_size)
-    train, validation = open_images(config.data.train), open_images(config.data.validation)
+    train, validation = open_images(given.train), open_images(given.validation)
     if len(validation) < world:
-        raise ValueError(f"{config.data.validation} holds {len(validation)} images for {world} processes: give more")
-    return Images(config, accelerator, train, validation, spec, masks, per_device, accumulation)
+        raise ValueError(f"{given.validation} holds {len(validation)} images for {world} processes: give more")
+    return Images(config, accelerator, train, validation, spec, augmentation, masks, per_device, accumulation)

@@ -110,30 +110,47 @@ def collate_images(items: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
 
 
 def training_transform(
-    spec: BackboneSpec | str, *, crop_mode: str = "rkrc", hflip: float = 0.5, auto_augment: str | None = None
+    spec: BackboneSpec | str,
+    *,
+    crop_mode: str = "rkrc",
+    scale: Sequence[float] = (),
+    ratio: Sequence[float] = (),
+    hflip: float = 0.5,
+    auto_augment: str | None = None,
+    color_jitter: float | None = None,
+    random_erasing: float = 0.0,
+    interpolation: str | None = None,
 ) -> Transform:
-    """Returns timm's training augmentation at the backbone's size, interpolation and normalisation.
+    """Returns timm's training augmentation at the backbone's size and normalisation.
 
     Args:
         spec: of a single ViT, or its id.
         crop_mode: "rkrc" keeps the aspect ratio but for small random changes of it and of scale, and crops the centre;
             "rkrr" crops anywhere; "rrc" is Inception's random resized crop; "none" is `evaluation_transform`.
+        scale: least and greatest area of a crop, as a share of the image's, or with "rkrc" and "rkrr" of the largest
+            centred square's, which half of the images keep; timm's for the crop mode if empty. Not used with "none".
+        ratio: likewise, the change of the aspect ratio.
         hflip: probability of a horizontal flip; not used with "none".
-        auto_augment: timm's notation of a policy, such as "rand-m9-mstd0.5-inc1". Colours are not jittered otherwise.
+        auto_augment: timm's notation of a policy, such as "rand-m9-mstd0.5-inc1".
+        color_jitter: how much brightness, contrast and saturation vary. With a policy other than "3a" timm leaves it
+            out.
+        random_erasing: probability that a rectangle of 2 % to a third of the pixels is replaced by normal noise.
+        interpolation: "bicubic", "bilinear" or "random", one of the two each time; the backbone's if None.
 
     Returns:
         A callable from an RGB image to normalised pixels [3, H, W], float32.
 
     Raises:
-        ValueError: an unknown crop mode or policy, a policy without cropping, or a fused backbone.
+        ValueError: an unknown crop mode or policy, another augmentation without cropping, or a fused backbone.
     """
     from timm.data import create_transform
 
     if crop_mode not in CROP_MODES:
         raise ValueError(f"unknown crop mode {crop_mode!r}: {suggest(crop_mode, CROP_MODES)}")
     if crop_mode == "none":
-        if auto_augment:
-            raise ValueError(f"crop mode 'none' leaves images as they are; auto_augment is {auto_augment!r}: drop one")
+        others = {"auto_augment": auto_augment, "color_jitter": color_jitter, "random_erasing": random_erasing}
+        if given := next((name for name in others if others[name]), None):
+            raise ValueError(f"crop mode 'none' leaves images as they are; {given} is {others[given]!r}: drop one")
         return evaluation_transform(spec)
     spec = _single(spec)
     try:
@@ -141,10 +158,14 @@ def training_transform(
             spec.image_size,
             is_training=True,
             train_crop_mode=crop_mode,
+            scale=tuple(scale) or None,
+            ratio=tuple(ratio) or None,
             hflip=hflip,
-            color_jitter=None,
+            color_jitter=color_jitter,
             auto_augment=auto_augment,
-            interpolation=spec.interpolation,
+            re_prob=random_erasing,
+            re_mode="pixel",
+            interpolation=interpolation or spec.interpolation,
             mean=spec.mean,
             std=spec.std,
         )

@@ -109,12 +109,13 @@ class TransformerProjector(nn.Module):
         width: of the tokens inside; `vision_dim` if None.
         mlp_hidden: hidden width of a block's MLP; 4 times `width` if None.
         qk_norm: queries and keys are normalised.
+        qkv_bias: queries, keys and values have biases.
         in_hidden: `in_proj` is an MLP of this hidden width, or a linear layer if None.
     """
 
     def __init__(
         self, vision_dim, llm_dim, *, num_tokens, num_heads, zero_prefix=0, act_layer=nn.GELU,
-        depth=2, width=None, mlp_hidden=None, qk_norm=False, in_hidden=None,
+        depth=2, width=None, mlp_hidden=None, qk_norm=False, qkv_bias=True, in_hidden=None,
     ):  # fmt: skip
         super().__init__()
         width = width or vision_dim
@@ -126,7 +127,7 @@ class TransformerProjector(nn.Module):
         self.pos_embed = nn.Parameter(torch.randn(1, num_tokens, width) * 0.02)
         # timm rounds ratio * width down: half a channel more keeps the quotient of two integers exact.
         mlp_ratio = 4.0 if mlp_hidden is None else (mlp_hidden + 0.5) / width
-        options = {"qkv_bias": True, "qk_norm": qk_norm, "init_values": 1e-6, "act_layer": act_layer}
+        options = {"qkv_bias": qkv_bias, "qk_norm": qk_norm, "init_values": 1e-6, "act_layer": act_layer}
         self.blocks = nn.Sequential(
             *[Block(width, num_heads, mlp_ratio, norm_layer=nn.LayerNorm, **options) for _ in range(depth)]
         )
@@ -171,11 +172,13 @@ def decoder_options(shapes: dict[str, list[int]]) -> dict[str, Any]:
     hidden, in_hidden = (
         shapes.get(f"{name}.fc1.weight", [None])[0] for name in ("decoder.blocks.0.mlp", "encoder.head")
     )
+    depth = len({name.split(".")[2] for name in shapes if name.startswith("decoder.blocks.")})
     return {
-        "depth": len({name.split(".")[2] for name in shapes if name.startswith("decoder.blocks.")}),
+        "depth": depth,
         "width": shapes["decoder.pos_embed"][-1],
         "mlp_hidden": hidden,
         "qk_norm": "decoder.blocks.0.attn.q_norm.weight" in shapes,
+        "qkv_bias": not depth or "decoder.blocks.0.attn.qkv.bias" in shapes,
         "in_hidden": in_hidden,
     }
 

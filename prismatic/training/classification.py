@@ -8,7 +8,8 @@ from torch import nn
 from prismatic.data.image_datasets import ImageSource
 from prismatic.training import optim
 from prismatic.training.losses import Batch
-from vision_backbones.classifier import layer_decay_groups, mix
+from prismatic.training.mixing import mix
+from vision_backbones.classifier import layer_decay_groups
 
 
 def common_classes(config, train: ImageSource, validation: ImageSource) -> list[str]:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,12 +22,13 @@ from prismatic.training import loop, optim, sharding
 from prismatic.training.losses import Batch, Objective, image_counts, two_images
 from prismatic.training.processes import on_main
 from prismatic.training.tracking import MetricsLog, read_metrics
+from vision_backbones import BackboneSpec
 from vision_backbones.files import write_json
 from vision_backbones.maskembed.teacher import merge_moments, moments
 
 MAY_CHANGE = (  # settings in which a run may differ from the unfinished one that it continues
-    "data.workers", "per_device_batch_size", "save_every_steps", "trackers", "run_root",
-    "learning_rate", "min_learning_rate", "max_grad_norm",
+    "data.workers", "per_device_batch_size", "gradient_checkpointing", "compile", "save_every_steps", "trackers",
+    "run_root", "learning_rate", "min_learning_rate", "max_grad_norm",
     "wandb.project", "wandb.entity", "wandb.name", "wandb.id",
 )  # fmt: skip
 
@@ -63,6 +65,11 @@ def target_variance(images: Images, targets: Callable[[Batch], torch.Tensor]) ->
             "replace them, or add more"
         )
     return merge_moments(gathered.cpu().double())[2].item()
+
+
+def with_drop_path(spec: BackboneSpec, rate: float) -> BackboneSpec:
+    """The spec of a ViT whose blocks are left out by chance in training: from 0 in the first to `rate` in the last."""
+    return replace(spec, arch_kwargs=spec.arch_kwargs | {"drop_path_rate": rate}) if rate else spec
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> list[dict]:

@@ -2,9 +2,19 @@
 
 from dataclasses import dataclass, field
 
-from recipes.config.choices import ClassifierHead, CropMode, MaskSampler, OnBadImage, Precision, StudentHead
-from recipes.config.parsing import check_positive, parse
+from recipes.config.choices import (
+    ClassifierHead,
+    CropMode,
+    Interpolation,
+    MaskSampler,
+    OnBadImage,
+    Precision,
+    StudentHead,
+)
+from recipes.config.parsing import check_least, check_positive, parse
 from recipes.config.trackers import WandbConfig
+
+RUN_OF = "RUN of "  # begins what a preset has in place of a run that only its user can name
 
 
 @dataclass
@@ -17,8 +27,19 @@ class ImageDataConfig:
     # timm's training crops: rkrc (resize keeping the ratio, centre crop), rkrr (the same, random crop),
     # rrc (random resized crop); none: as in validation
     crop_mode: CropMode = "rkrc"
+    # least and greatest area of a crop, as a share of the image's (rkrc, rkrr: of the centre's); empty: timm's
+    crop_scale: list[float] = field(default_factory=list)
+    # least and greatest change of the aspect ratio; empty: timm's
+    crop_ratio: list[float] = field(default_factory=list)
+    # how training images are resized; random: by chance bilinear or bicubic; null: as the backbone's
+    interpolation: Interpolation | None = None
     horizontal_flip: float = 0.5  # probability of a horizontal flip
     auto_augment: str | None = None  # augmentation policy in timm's notation, such as rand-m9-mstd0.5-inc1
+    # how much brightness, contrast and saturation vary, such as 0.4; a policy other than 3a replaces it; null: not
+    color_jitter: float | None = None
+    random_erasing: float = 0.0  # probability that a rectangle of the image is filled with noise
+    # share of the resized image's shorter edge that validation's centre crop keeps; null: the backbone's
+    validation_crop: float | None = None
     # "error" stops at an unreadable image; "skip" drops it and counts it in the metrics
     on_bad_image: OnBadImage = "error"
     workers: int = 4  # processes that decode images
@@ -40,7 +61,14 @@ class MaskConfig:
 class ImageTrainingConfig:
     """What align, mim and classify have in common."""
 
+    # run of the paper's code, such as clip-vit-b: its settings, which others go over (recipes/configs/images.yaml)
+    model: str | None = None
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    image_size: int | None = None  # pixels of the square input, to which position embeddings fit; null: the backbone's
+    pretrained: bool = True  # start from pretrained weights; false: from random ones (a teacher is always pretrained)
+    drop_path: float = 0.0  # greatest probability, in the last block, of leaving out a block for an image
+    mixup: float = 0.0  # alpha of mixup, which blends the images of a micro-batch in pairs; 0: off
+    cutmix: float = 0.0  # alpha of cutmix, which pastes a rectangle of the other image; 0: off
     epochs: int = 5  # passes over the training images
     max_steps: int | None = None  # total number of optimizer steps; overrides --epochs
     global_batch_size: int = 1024  # images per optimizer step, over all processes
@@ -83,23 +111,28 @@ class MaskedTrainingConfig(ImageTrainingConfig):
     masks: MaskConfig = field(default_factory=MaskConfig)
     # weight decay on every parameter, as in the paper; false exempts biases, norms and other vectors
     decay_all: bool = True
+    # compute the student's blocks again in the backward pass: half the memory for a quarter more time
+    gradient_checkpointing: bool = False
+    compile: bool = False  # compile the blocks (torch.compile): a minute at the start, faster steps on GPUs
     as_reference: bool = False  # reproduce the bugs of the paper's code (see docs/align.md)
 
 
 @dataclass
 class AlignConfig(MaskedTrainingConfig):
-    """Locality alignment: MaskEmbed post-training of a vision backbone. Defaults are the paper's.
+    """Locality alignment: MaskEmbed post-training of a vision backbone.
+
+    Defaults are the paper's, but for the range of crops and the interpolation, which are timm's and the backbone's.
 
     Without --config_path and --model it runs recipes/configs/align-miniature.yaml, a complete alignment on a laptop.
     """
 
-    # preset of the paper: clip-vit-b-aligned, siglip-vit-so400m-aligned, ... (configs/alignments.yaml)
-    model: str | None = None
     teacher_skip_blocks: int = 1  # number of the teacher's last blocks to leave out
     prefix_only: bool = False  # predict only the teacher's prefix tokens (class token, registers)
     decoder_blocks: int = 2  # number of ViT blocks in the decoder
     decoder_width: int | None = None  # channels of the decoder; null: the student's
     decoder_heads: int | None = None  # attention heads of the decoder; null: the student's
+    decoder_qk_norm: bool | None = None  # normalise queries and keys in the decoder; null: where the student does
+    decoder_qkv_bias: bool = True  # biases of queries, keys and values in the decoder
 
 
 @dataclass
@@ -107,7 +140,7 @@ class MimConfig(MaskedTrainingConfig):
     """Masked image modelling: the student sees masked images and predicts the frozen teacher's tokens of whole ones.
 
     A preliminary stage before alignment, for backbones that were never trained on masked images. Without --config_path
-    it runs on the miniature world.
+    and --model it runs on the miniature world.
     """
 
     masks: MaskConfig = field(default_factory=lambda: MaskConfig(null=False))
@@ -117,12 +150,14 @@ class MimConfig(MaskedTrainingConfig):
 class ClassifyConfig(ImageTrainingConfig):
     """Finetunes a vision backbone, such as an aligned one, as an image classifier.
 
-    Defaults are the usual ones for finetuning ViTs on ImageNet. Without --config_path it runs on the miniature world.
+    Defaults are the usual ones for finetuning ViTs on ImageNet. Without --config_path and --model it runs on the
+    miniature world.
     """
 
     vision_backbone: str = "clip-vit-b"  # registered id, timm:<id>, or a run of align (list: prismatic backbones list)
     # linear: on the mean patch; transformer: one more block first; attention: pooling with a learned query
     head: ClassifierHead = "linear"
+    freeze_backbone: bool = False  # train the head alone (linear probing)
     # learning rate of each block as a fraction of the next one's; null: one rate for all
     layer_decay: float | None = 0.75
     mixup: float = 0.8  # alpha of mixup; 0: off
@@ -137,21 +172,32 @@ class ClassifyConfig(ImageTrainingConfig):
 
 def parse_classify(argv: list[str]) -> ClassifyConfig:
     """The configuration of a command line of recipes/classify.py. Errors are one line on stderr and exit status 2."""
-    return parse(ClassifyConfig, argv, default="classify-miniature.yaml", check=check_image_training)
+    return _parse(ClassifyConfig, argv, "classify")
 
 
 def parse_align(argv: list[str]) -> AlignConfig:
     """The configuration of a command line of recipes/align.py. Errors are one line on stderr and exit status 2."""
-    return parse(AlignConfig, argv, default="align-miniature.yaml", named="alignments.yaml", check=check_image_training)
+    return _parse(AlignConfig, argv, "align")
 
 
 def parse_mim(argv: list[str]) -> MimConfig:
     """The configuration of a command line of recipes/mim.py. Errors are one line on stderr and exit status 2."""
-    return parse(MimConfig, argv, default="mim-miniature.yaml", check=check_image_training)
+    return _parse(MimConfig, argv, "mim")
+
+
+def _parse(config_class, argv: list[str], recipe: str):
+    default = f"{recipe}-miniature.yaml"
+    return parse(config_class, argv, default=default, named="images.yaml", recipe=recipe, check=check_image_training)
 
 
 def check_image_training(config: ImageTrainingConfig) -> None:
     """Raises ValueError for values that make no sense, before anything is imported or read."""
+    for name in ("teacher", "vision_backbone"):
+        if (given := getattr(config, name, "")).startswith(RUN_OF):
+            raise ValueError(
+                f"--model {config.model} goes on from a run of yours: pass --{name} RUN, the folder of a run of "
+                f"`prismatic {given.removeprefix(RUN_OF)}`"
+            )
     check_positive(config, ("epochs", "learning_rate", "global_batch_size", "per_device_batch_size"))
     if config.save_every_steps is not None and config.save_every_steps < 1:
         raise ValueError(f"--save_every_steps is {config.save_every_steps}: expected at least 1, or null")
@@ -163,13 +209,35 @@ def check_image_training(config: ImageTrainingConfig) -> None:
         raise ValueError(
             f"--warmup_epochs is {config.warmup_epochs}: expected 0 or more, below the {config.epochs} epochs"
         )
+    check_least(config, 1, "image_size")
+    check_least(config, 0, "mixup", "cutmix")
+    if not 0 <= config.drop_path < 1:
+        raise ValueError(f"--drop_path is {config.drop_path}: expected 0 or more, below 1")
+    if (config.mixup or config.cutmix) and config.per_device_batch_size < 2:
+        raise ValueError(
+            "--mixup and --cutmix mix the images of a micro-batch: --per_device_batch_size must be 2 or more"
+        )
+    _check_data(config.data)
     if isinstance(config, MaskedTrainingConfig):
         if not 0 < config.masks.keep_ratio < 1:
             raise ValueError(f"--masks.keep_ratio is {config.masks.keep_ratio}: expected between 0 and 1")
         if config.soft_cap is not None and config.soft_cap <= 0:
             raise ValueError(f"--soft_cap is {config.soft_cap}: expected more than 0, or null for none")
+
+
+def _check_data(data: ImageDataConfig) -> None:
+    if data.color_jitter is not None and data.color_jitter < 0:
+        raise ValueError(f"--data.color_jitter is {data.color_jitter}: expected 0 or more, or null")
+    if not 0 <= data.random_erasing <= 1:
+        raise ValueError(f"--data.random_erasing is {data.random_erasing}: expected a probability, 0 to 1")
+    if data.validation_crop is not None and not 0 < data.validation_crop <= 1:
+        raise ValueError(f"--data.validation_crop is {data.validation_crop}: expected more than 0, up to 1, or null")
+    for name in ("crop_scale", "crop_ratio"):
+        limits = getattr(data, name)
+        if limits and not (len(limits) == 2 and 0 < limits[0] <= limits[1]):
+            raise ValueError(f"--data.{name} is {limits}: expected the least and the greatest, such as 0.8,1.0")
     for name in ("train", "validation"):
-        if not getattr(config.data, name):
+        if not getattr(data, name):
             raise ValueError(
                 f"no {name} images: give --data.{name} a folder of class folders, tar shards (DIR/*.tar), or "
                 "miniature:20000 for drawn scenes"

@@ -20,7 +20,7 @@ import draccus
 import yaml
 
 from recipes.config.choices import choices_of, choose
-from recipes.config.presets import CONFIGS, in_stage, merged_settings, read_presets
+from recipes.config.presets import CONFIGS, find_preset, in_stage, merged_settings
 from vision_backbones.names import suggest, take_plugins
 
 MOST_VALUES = 10_000  # of a settings file
@@ -41,6 +41,7 @@ def parse(
     *,
     default: str,
     named: str | None = None,
+    recipe: str | None = None,
     model_first: bool = False,
     check: Callable[[Any], None],
 ):
@@ -52,13 +53,14 @@ def parse(
         default: YAML file in `recipes/configs` that is read when neither --config_path nor --model is given.
         named: YAML file in `recipes/configs` of the presets that --model names; without one it is an ordinary setting.
             What a preset has under the name of a stage holds with that --stage.
+        recipe: whose presets are meant, where the file sorts them by recipe.
         model_first: the model that is talked with may come first, without its flag, and there has to be one.
         check: raises ValueError for values that make no sense.
     """
     if model_first and argv and not argv[0].startswith("-"):
         argv = ["--model", *argv]
     try:
-        config = _parse(config_class, argv, default, named)
+        config = _parse(config_class, argv, default, named, recipe)
         _check_numbers(config)
         if model_first and not config.model:
             raise ValueError("no model: give a run, a model's folder, miniature or a Hugging Face id first")
@@ -97,7 +99,7 @@ def check_positive(config, names: Sequence[str]) -> None:
         raise ValueError(f"--max_steps is {config.max_steps}: expected at least 1, or null for all steps of the epochs")
 
 
-def _parse(config_class, argv: list[str], default: str, named: str | None):
+def _parse(config_class, argv: list[str], default: str, named: str | None, recipe: str | None):
     """Named preset < YAML file < command line."""
     argv, plugins = take_plugins(argv)
     given, rest = _split(_renamed(argv) + (["--plugins", ",".join(plugins)] if plugins else []))
@@ -120,11 +122,8 @@ def _parse(config_class, argv: list[str], default: str, named: str | None):
     if not isinstance(name, str | None):
         raise ValueError(f"model is {name!r}: expected a name")
     if name is not None:
-        models = read_presets(named) if named else {name: {}}
-        if name not in models:
-            near = suggest(name, models, otherwise=f"{CONFIGS / named} names them all")
-            raise ValueError(f"unknown model {name!r}: {near}")
-        preset = _without_other(in_stage(models[name], given.get("stage", settings.get("stage"))), _flatten(settings))
+        preset = find_preset(name, named, recipe) if named else {}
+        preset = _without_other(in_stage(preset, given.get("stage", settings.get("stage"))), _flatten(settings))
         settings = merged_settings(preset, settings) | {"model": name}
     nested = {flag.partition(".")[0] for flag in fields if "." in flag}
     settings = {key: value for key, value in settings.items() if not (value is None and key in nested)}

@@ -131,14 +131,14 @@ CLIP = BackboneSpec(
 class HandMadeStudent(nn.Module):
     """What MaskEmbed trains, on the full mask and without the head to the teacher, put together from timm's blocks."""
 
-    def __init__(self, width, depth, heads, head, mlp_ratio=4.0, qk_norm=False):
+    def __init__(self, width, depth, heads, head, mlp_ratio=4.0, qk_norm=False, qkv_bias=True):
         super().__init__()
         torch.manual_seed(0)
         self.encoder = build_vit(CLIP)
         self.encoder.head = nn.Linear(24, width) if head == "linear" else Mlp(24, 96, width, act_layer=QuickGELU)
         self.decoder = nn.Module()
         self.decoder.pos_embed = nn.Parameter(torch.zeros(1, 17, width))
-        options = {"qkv_bias": True, "init_values": 1e-6, "act_layer": QuickGELU, "qk_norm": qk_norm}
+        options = {"qkv_bias": qkv_bias, "init_values": 1e-6, "act_layer": QuickGELU, "qk_norm": qk_norm}
         blocks = [Block(width, heads, mlp_ratio, norm_layer=nn.LayerNorm, **options) for _ in range(depth)]
         self.decoder.blocks = nn.Sequential(*blocks)
         self.decoder.norm = nn.LayerNorm(width, eps=1e-5)
@@ -166,7 +166,7 @@ STUDENTS = [
     {"width": 24, "depth": 2, "heads": 4, "head": "linear"},
     {"width": 12, "depth": 1, "heads": 2, "head": "linear"},
     {"width": 24, "depth": 1, "heads": 3, "head": "mlp", "mlp_ratio": 43 / 12},
-    {"width": 12, "depth": 2, "heads": 4, "head": "mlp", "qk_norm": True},
+    {"width": 12, "depth": 2, "heads": 4, "head": "mlp", "qk_norm": True, "qkv_bias": False},
     {"width": 24, "depth": 0, "heads": 4, "head": "linear"},
 ]
 
@@ -231,5 +231,6 @@ def test_activations_are_made_again_by_their_class(id):
 def test_the_shape_of_a_decoder_is_read_from_its_header(tmp_path):
     run = HandMadeStudent(**STUDENTS[1]).save(tmp_path / "run", 2)
     assert decoder_config(run / "checkpoints" / "best" / "backbone.decoder.safetensors") == {
-        "depth": 1, "width": 12, "mlp_hidden": 48, "qk_norm": False, "in_hidden": None, "num_heads": 2,
+        "depth": 1, "width": 12, "mlp_hidden": 48, "qk_norm": False, "qkv_bias": True, "in_hidden": None,
+        "num_heads": 2,
     }  # fmt: skip

@@ -117,7 +117,10 @@ def test_best_is_of_the_lowest_validation_loss_and_last_of_the_end(tmp_path, mon
     assert get_spec(str(tmp_path / "run")).weights == str(tmp_path / "run/checkpoints/best/backbone.safetensors")
 
 
-AUGMENTED = ["--data.crop_mode", "rrc", "--per_device_batch_size", "2"]
+AUGMENTED = (  # by everything that chance has a hand in
+    "--data.crop_mode rrc --data.interpolation random --data.color_jitter 0.4 --data.random_erasing 0.5 --mixup 0.5 "
+    "--cutmix 1.0 --drop_path 0.2 --per_device_batch_size 2"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +256,7 @@ def test_bf16_computes_nearly_the_same(first, tmp_path):
         "--prefix_only true",
         "--student_head mlp --decoder_width 32 --decoder_heads 2 --soft_cap null",
         "--decoder_blocks 0",
+        "--decoder_qk_norm true --decoder_qkv_bias false",
         pytest.param("--loss cosine", marks=pytest.mark.slow),
         pytest.param("--loss l1 --teacher_skip_blocks 0", marks=pytest.mark.slow),
         pytest.param("--loss masked_mse --as_reference true", marks=pytest.mark.slow),

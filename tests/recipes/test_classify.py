@@ -3,9 +3,10 @@ import pytest
 import torch
 from timm.data import Mixup
 
+from prismatic.training.mixing import mix
 from recipes.classify import main
 from recipes.config.images import parse_classify
-from vision_backbones.classifier import load_classifier, mix
+from vision_backbones.classifier import load_classifier
 
 pytestmark = pytest.mark.usefixtures("quick")
 SMALL = (

@@ -7,15 +7,11 @@ from catalogue import MODELS
 from golden_cases import golden_dir
 
 from recipes.config.finetune import parse_finetune
-from recipes.config.images import parse_align
 from recipes.config.plan import parse_plan
-from recipes.config.presets import read_presets
-from vision_backbones import get_spec
 
 FACTS = golden_dir().parent / "facts"
 requires_facts = pytest.mark.skipif(not FACTS.is_dir(), reason="the reference's settings are not there")
 STRATEGIES = {"fsdp-shard-grad-op": "grad-op", "fsdp-full-shard": "full"}
-IMAGES = ["--data.train", "miniature:64", "--data.validation", "miniature:64:1"]
 DATA = {  # in whose names the reference's models say what they are trained on
     "-no-cotraining": "llava-multimodal",
     "llava-lvis4v-lrv": "llava-lvis4v-lrv",
@@ -81,52 +77,3 @@ def test_what_is_said_of_nothing_changes_nothing(text, tmp_path):
     given = ["--model", "prism-clip+7b", "--config_path", str(tmp_path / "c.yaml")]
     one, other = (vars(parse_finetune(arguments)) for arguments in (given, given[:2]))
     assert one == other
-
-
-ELSEWHERE = {  # runs of the reference that go on from one of its own, or mix pictures, which alignment here does not
-    f"align/{name}" for name in ("clip-vit-b-mim", "clip-vit-b-mim-aligned", "clip-vit-b-mim-aligned-mim",
-                                 "in1k-vit-b-cutmix", "in1k-vit-b-mixup")
-}  # fmt: skip
-OTHER_NAMES = {
-    "clip-vit-l-336": "clip-vit-l-336px-aligned", "siglip-vit-so400m-384": "siglip-vit-so400m-384px-aligned",
-    "in1k-vit-b-embed": "in1k-vit-b-ablation", "clip-vit-b-in1k-e25": "clip-vit-b-ablation",
-    "clip-vit-b-in21k-e5": "clip-vit-b-aligned",
-}  # fmt: skip
-
-
-@requires_facts
-def test_alignments_train_as_the_reference_does():
-    runs = {name: run for name, run in facts("alignment_presets.json")["runs"].items() if name.startswith("align/")}
-    presets, compared = read_presets("alignments.yaml"), set()
-    for run, expected in runs.items():
-        if run in ELSEWHERE:
-            continue
-        name = run.removeprefix("align/")
-        name = OTHER_NAMES.get(name, name if name in presets else f"{name}-aligned")
-        config = parse_align(["--model", name, *IMAGES])
-        compared.add(name)
-        teacher = get_spec(config.teacher)
-        assert teacher.arch.split(".")[0].replace("mocov3_", "") in expected["teacher_model"].replace("mocov3_", "")
-        assert expected["student_model"].removeprefix("s") == expected["teacher_model"] and config.student is None
-        assert config.soft_cap == (30.0 if expected["student_model"].startswith("svit") else None), name
-        batch = expected["batch_size"] * expected["grad_accum_steps"] * 4
-        assert (config.epochs, config.max_steps, config.global_batch_size) == (expected["epochs"], None, batch), name
-        assert config.learning_rate == float(expected["lr"]) and config.min_learning_rate == float(expected["min_lr"])
-        assert config.warmup_epochs == expected["warmup_epochs"], name
-        assert not config.warmup_epochs or config.warmup_learning_rate == float(expected["warmup_lr"])
-        assert config.weight_decay == expected["weight_decay"] and config.betas == expected["opt_kwargs"]["betas"]
-        assert config.max_grad_norm == expected["clip_grad"] and config.precision == "bf16"
-        assert config.data.crop_mode == expected["train_crop_mode"] and config.data.auto_augment == expected.get("aa")
-        masks = config.masks
-        assert masks.sampler == expected.get("mask_sampling", "uniform"), name
-        if masks.sampler != "uniform":  # the share that the reference calls masked is kept
-            assert masks.keep_ratio == expected[f"{masks.sampler}_mask_ratio"]
-        assert masks.antithetical == expected.get("antithetical_sampling", True)
-        assert masks.null == expected.get("include_null_mask", True)
-        assert config.loss == expected.get("loss_function", "mse")
-        assert config.teacher_skip_blocks == expected.get("skip_blocks", 1)
-        assert config.prefix_only == expected.get("prefix_only", False)
-    assert presets.keys() - compared == {"in1k-vit-t-ablation", "in1k-vit-s-ablation", "siglip-vit-b-ablation"}
-    for name in presets.keys() - compared:  # as the other ablations
-        known, own = (parse_align(["--model", n, *IMAGES]) for n in ("in1k-vit-b-ablation", name))
-        assert vars(own) | {"model": "", "teacher": ""} == vars(known) | {"model": "", "teacher": ""}

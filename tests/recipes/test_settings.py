@@ -134,10 +134,11 @@ def test_every_shipped_configuration_parses(path):
     if path.name == "models.yaml":
         for name in named_models():
             assert parse_finetune(["--model", name, *DATA]).model == name
-    elif path.name == "alignments.yaml":
-        for name, preset in read_presets(path.name).items():
-            config = parse_align(["--model", name, *IMAGES])
-            assert config.model == name and config.teacher == preset["teacher"]
+    elif path.name == "images.yaml":
+        for recipe, presets in read_presets(path.name).items():
+            given = ["--vision_backbone" if recipe == "classify" else "--teacher", "miniature", *IMAGES]
+            for name in presets:
+                assert PARSERS[recipe](["--model", name, *given]).model == name
     elif kind in PARSERS:
         fixed = kind == "reproduce" or "miniature" in path.name  # what it reads
         PARSERS[kind](["--config_path", str(path), *([] if fixed else IMAGES)])
@@ -152,7 +153,7 @@ def test_the_papers_alignment():
     assert (base.max_grad_norm, base.decoder_blocks, base.data.crop_mode, base.decay_all) == (1.0, 2, "rkrc", True)
     assert (base.learning_rate, base.min_learning_rate) == (3e-4, 3e-5)
     assert (large.learning_rate, large.min_learning_rate) == (2e-4, 2e-5)
-    assert parse_align(["--model", "in1k-vit-b-ablation", *IMAGES]).epochs == 25
+    assert parse_align(["--model", "in1k-vit-b-embed", *IMAGES]).epochs == 25
 
 
 @pytest.mark.parametrize(
@@ -165,6 +166,21 @@ def test_the_papers_alignment():
         (["--global_batch_size", "0"], "more than 0"),
         (["--model", "clip-vit-b-alined"], "clip-vit-b-aligned"),
         (["--masks.keep_rate", "1"], "--masks.keep_ratio"),
+        (
+            ["--model", "clip-vit-b-mim"],
+            "--teacher RUN, the folder of a run of `prismatic mim --model clip-vit-b`",
+        ),
+        (["--data.interpolation", "bicubc"], "null or bicubic or bilinear or random; did you mean bicubic"),
+        (["--data.crop_scale", "0.8"], "--data.crop_scale is [0.8]: expected the least and the greatest"),
+        (["--data.crop_scale", "1.0,0.8"], "expected the least and the greatest"),
+        (["--data.crop_ratio", "0,1"], "--data.crop_ratio is [0.0, 1.0]"),
+        (["--data.color_jitter", "-1"], "--data.color_jitter is -1.0: expected 0 or more, or null"),
+        (["--data.random_erasing", "2"], "--data.random_erasing is 2.0: expected a probability"),
+        (["--data.validation_crop", "1.1"], "--data.validation_crop is 1.1: expected more than 0, up to 1"),
+        (["--drop_path", "1"], "--drop_path is 1.0: expected 0 or more, below 1"),
+        (["--mixup", "-1"], "--mixup is -1: expected 0 or more"),
+        (["--image_size", "0"], "--image_size is 0: expected 1 or more"),
+        (["--cutmix", "1", "--per_device_batch_size", "1"], "--per_device_batch_size must be 2 or more"),
     ],
 )
 def test_image_settings_that_make_no_sense(arguments, message, capsys):

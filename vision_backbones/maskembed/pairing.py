@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def check_pair(
-    teacher: str, student: str | None, soft_cap: float | None, suffix: str = "aligned"
+    teacher: str,
+    student: str | None,
+    soft_cap: float | None,
+    suffix: str = "aligned",
+    image_size: int | None = None,
 ) -> tuple[BackboneSpec, BackboneSpec]:
     """Specs of a teacher and of the student that learns from it; reads no weights.
 
@@ -27,14 +31,15 @@ def check_pair(
         student: Likewise; the teacher if None.
         soft_cap: Bound of the student's attention logits; None leaves them free.
         suffix: Of the id that the student becomes.
+        image_size: Side of the input of both in pixels, instead of their own; position embeddings are interpolated.
 
     Raises:
         ValueError: A name is unknown or fused, or the two do not see the same pixels on the same grid.
     """
     from vision_backbones.vit import layout
 
-    taught = check_spec(teacher)
-    learner = check_spec(student or teacher)
+    taught = check_spec(teacher, image_size=image_size)
+    learner = check_spec(student or teacher, image_size=image_size)
     for spec in (taught, learner):
         if spec.parts:
             raise ValueError(f"'{spec.id}' is fused: align its parts one by one, e.g. '{spec.parts[0].id}'")
@@ -51,7 +56,7 @@ def check_pair(
         ]
         raise ValueError(
             f"teacher {shown[0]}, student {shown[1]}: a mask must mean the same to both; choose backbones of one patch "
-            "and image size, or register one at the other's size"
+            "and image size, or give both one image_size"
         )
     if (taught.mean, taught.std) != (learner.mean, learner.std):
         raise ValueError(

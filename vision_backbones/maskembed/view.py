@@ -143,7 +143,7 @@ class MaskEmbedView:
         if alignment.prefix_only:
             raise ValueError(f"'{self.spec.id}' was aligned with prefix_only: its patches have no targets to compare")
         try:
-            taught, _ = check_pair(alignment.teacher, self.spec, self.spec.soft_cap)
+            taught, _ = check_pair(alignment.teacher, self.spec, self.spec.soft_cap, image_size=self.spec.image_size)
         except ValueError as error:
             raise ValueError(f"the teacher that '{self.spec.id}' was aligned with: {error}") from error
         self.teacher = Teacher(load_vit(taught, pretrained=True), skip_blocks=alignment.skip_blocks)
@@ -203,10 +203,12 @@ def _student(spec: BackboneSpec, alignment: Alignment, target_dim: int) -> MaskE
         raise ValueError(f"the decoder {file} lacks {', '.join(lacking)}: put the one there that was trained with it")
     vit = load_vit(spec, pretrained=True)
     norm = vit.norm.state_dict()  # as_reference makes a new one
+    blocks = len({name.split(".")[2] for name in shapes if name.startswith("decoder.blocks.")})
     student = MaskEmbedStudent(
         vit, target_dim, head="mlp" if "encoder.head.fc1.weight" in shapes else "linear",
-        decoder_blocks=len({name.split(".")[2] for name in shapes if name.startswith("decoder.blocks.")}),
-        decoder_width=shapes["decoder.pos_embed"][-1], decoder_heads=heads, as_reference=alignment.as_reference,
+        decoder_blocks=blocks, decoder_width=shapes["decoder.pos_embed"][-1], decoder_heads=heads,
+        decoder_qk_norm="decoder.blocks.0.attn.q_norm.weight" in shapes if blocks else None,
+        decoder_qkv_bias=not blocks or "decoder.blocks.0.attn.qkv.bias" in shapes, as_reference=alignment.as_reference,
     )  # fmt: skip
     student.encoder.norm.load_state_dict(norm)
     own = {k: v for k, v in student.state_dict().items() if k.startswith(("decoder.", "encoder.head."))}
