@@ -11,10 +11,11 @@ from transformers.utils import can_return_tuple
 
 from prismatic.backbone_config import PrismaticBackboneConfig
 from vision_backbones import BackboneSpec, check_spec
+from vision_backbones.buffers import RebuiltBuffers, rebuild_buffers
 from vision_backbones.vit import layout, load_vit
 
 
-class PrismaticBackbone(BackboneMixin, PreTrainedModel):
+class PrismaticBackbone(RebuiltBuffers, BackboneMixin, PreTrainedModel):
     """One or several ViTs of `vision_backbones`, soft cap included, as a backbone of transformers.
 
     `PrismaticBackbone.of(id)` makes one with weights. Images may have any size that holds a patch, where timm's ViT
@@ -81,8 +82,7 @@ class PrismaticBackbone(BackboneMixin, PreTrainedModel):
 
     def _init_weights(self, module):
         # timm initialises its layers on construction; only buffers that no checkpoint holds are to be rebuilt.
-        if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
+        rebuild_buffers(module)
 
     @can_return_tuple
     def forward(

@@ -19,7 +19,7 @@ class PrismaticBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
         out_indices: their places, from 0: block 1 is `stage1` and has index 0.
 
     Raises:
-        ValueError: fused ViTs have different numbers of blocks, or a stage is unknown.
+        ValueError: it is no ViT, fused ViTs have different numbers of blocks, or a stage is unknown.
     """
 
     model_type = "prismatic_backbone"
@@ -47,8 +47,14 @@ class PrismaticBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 def _depth(spec: BackboneSpec) -> int:
-    from vision_backbones.vit import layout  # imports timm
+    from vision_backbones.vit import is_vit, layout  # imports timm
 
+    for part in spec.parts or (spec,):
+        if not is_vit(part):
+            raise ValueError(
+                f"backbone '{part.id}': {part.arch} is no plain ViT, whose blocks are stages here; use transformers' "
+                "TimmBackbone for it"
+            )
     depths = {part.id: layout(part).depth for part in spec.parts or (spec,)}
     if len({*depths.values()}) > 1:
         said = ", ".join(f"{id} has {depth}" for id, depth in depths.items())

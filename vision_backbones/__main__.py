@@ -1,12 +1,17 @@
-"""`python -m vision_backbones list`, `describe ID`, `convert IN OUT --backbone ID` and `export ID OUT`."""
+"""`python -m vision_backbones` (`list`), `describe ID`, `convert IN OUT --backbone ID` and `export ID OUT`."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from vision_backbones import create_backbone, get_spec, import_plugins, list_backbones
+from vision_backbones import create_backbone, import_plugins, listing
 from vision_backbones.names import take_plugins
 
+LIST = """\
+List every registered backbone: id, family, side of the image in pixels, tokens it gives, whether it is locality-aligned
+(`is`) or an aligned sibling is registered (`has`: add -aligned to the id), licence of the weights as timm records it
+(the model card decides), and timm id.
+"""
 CONVERT = """\
 Write a checkpoint of locality alignment as an aligned backbone:
 
@@ -35,13 +40,18 @@ the folder. What was written is loaded and compared before the command ends.
 
 
 def main() -> None:
-    """Lists the registered backbones, describes one without loading its weights, converts a checkpoint, exports one."""
+    """Lists vision backbones (this is what it does alone), describes, converts or exports one."""
     parser = argparse.ArgumentParser(prog="python -m vision_backbones", description=main.__doc__)
     parser.add_argument("--plugins", metavar="MODULE,...", help="modules that register backbones, imported first")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="every registered id with its family, image size and timm id")
+    commands = parser.add_subparsers(dest="command")
+    parser.set_defaults(command="list", full=False, timm=None)
+    listed = commands.add_parser("list", help="every registered id with size, tokens and licence", description=LIST)
+    listed.add_argument("--full", action="store_true", help="width and parameters too: builds each, without weights")
+    listed.add_argument(
+        "--timm", metavar="PATTERN", help="of timm's ids instead, what timm:<timm id> takes, e.g. 'vit_*'"
+    )
     described = commands.add_parser("describe", help="one backbone in full")
-    described.add_argument("id", help="registered id, timm:<timm id>, or a run folder of recipes/align.py")
+    described.add_argument("id", help="registered id, timm:<timm id>, run folder of recipes/align.py, or A+B")
     converted = commands.add_parser(
         "convert",
         help="a checkpoint of others to an aligned backbone",
@@ -64,10 +74,7 @@ def main() -> None:
         args = parser.parse_args(argv)
         import_plugins(plugins)
         if args.command == "list":
-            for id in list_backbones():
-                spec = get_spec(id)
-                arch = spec.arch or " + ".join(part.id for part in spec.parts)
-                print(f"{id:34}{spec.family:11}{spec.image_size or '':>5}  {arch}")
+            list_all(args.full, args.timm)
         elif args.command == "describe":
             describe(args.id)
         elif args.command == "export":
@@ -80,6 +87,18 @@ def main() -> None:
             print(convert(args.checkpoint, args.out, args.backbone))
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
+
+
+def list_all(full: bool, pattern: str | None) -> None:
+    """Prints the registered backbones, or, as they are looked at, those of timm whose ids fit a pattern."""
+    if pattern is None:
+        print(listing.table(listing.rows(full), listing.MORE if full else listing.COLUMNS))
+        return
+    rows = []
+    for row in listing.timm_rows(pattern):
+        rows.append(row)
+        print("  ".join(row), flush=True)
+    print(f"{sum(len(row) > 2 for row in rows)} of {len(rows)} can be backbones")
 
 
 def describe(id: str) -> None:

@@ -20,7 +20,7 @@ def pixels(mean_and_std: tuple, crop_pct: float) -> dict[str, Any]:
 
 
 def add(family: str, id: str, arch: str, image_size: int, transform: dict[str, Any], **fields) -> BackboneSpec:
-    """Registers a single ViT."""
+    """Registers a single network."""
     return register(BackboneSpec(id, arch=arch, image_size=image_size, family=family, **transform, **fields))
 
 
@@ -118,6 +118,15 @@ add("metaclip", "metaclip-vit-l", "vit_large_patch14_clip_quickgelu_224.metaclip
 add("metaclip", "metaclip-vit-h", "vit_huge_patch14_clip_quickgelu_224.metaclip_2pt5b", 224, CLIP)
 for letter, name in (("b", "base"), ("l", "large")):
     add("radio", f"radio-v3-vit-{letter}", f"vit_{name}_patch16_radio_v3.c_radio", 512, CLIP)
+
+# Feature maps (see feature_maps.py).
+for letter, name in (("t", "tiny"), ("s", "small"), ("b", "base"), ("l", "large")):
+    add("dinov3", f"convnext-dinov3-{letter}", f"convnext_{name}.dinov3_lvd1689m", 224, DINO)
+add("swin", "swinv2-b-256px", "swinv2_base_window16_256.ms_in1k", 256, ZOO)
+add("hiera", "hiera-b", "hiera_base_224.mae", 224, ZOO)
+add("sam", "sam-vit-b", "samvit_base_patch16.sa1b", 1024, DINO)
+for letter, name in (("b", "base"), ("so400m", "so400m")):
+    add("siglip2", f"siglip2-naflex-vit-{letter}", f"naflexvit_{name}_patch16_siglip.v2_webli", 384, SIGLIP)
 
 # The bundled ViT: small enough for the package, deep enough to show what alignment does.
 MINIATURE = {"img_size": 48, "patch_size": 8, "embed_dim": 96, "depth": 8, "num_heads": 4}

@@ -1,39 +1,39 @@
-"""Several ViTs on one patch grid, their features side by side."""
+"""Several backbones on one patch grid, their features side by side."""
 
 import torch
 from torch import nn
 
 from vision_backbones.spec import BackboneSpec
 from vision_backbones.transforms import image_transform
-from vision_backbones.vit import VisionBackbone, check_pixels
-from vision_backbones.weights import find_weights
+from vision_backbones.vit import check_pixels
 
 
 class FusedBackbone(nn.Module):
-    """Features of several ViTs concatenated over channels; made by `create_backbone`, attributes as `VisionBackbone`.
+    """Features of several backbones, concatenated over channels; made by `create_backbone`.
 
-    Prefix tokens are kept where all parts keep equally many; otherwise there are patches alone.
+    Attributes are those of `VisionBackbone`. Prefix tokens are kept where all parts keep equally many; otherwise there
+    are patches alone.
 
-    Raises:
-        ValueError: If the parts have different patch grids.
+    Args:
+        spec: Resolved; its parts share one patch grid.
+        parts: The backbones of its parts.
+        image_resize_strategy: For the transform.
     """
 
-    def __init__(self, spec: BackboneSpec, *, pretrained: bool, image_resize_strategy: str = "resize-naive"):
+    num_heads = None
+    act_layer = None
+
+    def __init__(self, spec: BackboneSpec, parts: list[nn.Module], image_resize_strategy: str = "resize-naive"):
         super().__init__()
         self.spec = spec
         self.transform = image_transform(spec, image_resize_strategy)
-        if pretrained:
-            for part in spec.parts:  # a missing file shows before the first part is loaded
-                find_weights(part)
-        self.parts = nn.ModuleList(VisionBackbone(part, pretrained=pretrained) for part in spec.parts)
-        if len({part.grid for part in self.parts}) > 1:
-            shown = ", ".join(f"{part.spec.id} {part.grid[0]}x{part.grid[1]}" for part in self.parts)
-            raise ValueError(f"backbone '{spec.id}': parts must share one patch grid, got {shown}")
+        self.parts = nn.ModuleList(parts)
         prefixes = {part.num_prefix_tokens for part in self.parts}
 
         first = self.parts[0]
         self.image_size = spec.image_size
         self.grid = first.grid
+        self.patch_size = first.patch_size
         self.embed_dim = sum(part.embed_dim for part in self.parts)
         self.num_patches = first.num_patches
         self.num_prefix_tokens = first.num_prefix_tokens if len(prefixes) == 1 else 0

@@ -82,8 +82,7 @@ class ViewedBackbone:
 
     def __init__(self, backbone: nn.Module, name: str):
         self.name, self.backbone = name, backbone.requires_grad_(False).eval()
-        first = backbone.parts[0] if backbone.spec.parts else backbone
-        self.grid, self.patch = backbone.grid, first.vit.patch_embed.feat_ratio()
+        self.grid, self.patch = backbone.grid, backbone.patch_size
 
     @torch.no_grad()
     def __call__(self, image: Image.Image) -> View:

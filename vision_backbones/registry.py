@@ -40,27 +40,29 @@ def list_backbones() -> list[str]:
 
 
 def get_spec(id: str) -> BackboneSpec:
-    """Returns the spec of a registered id, of `timm:<any timm id>`, or of an aligned backbone on disk.
+    """Returns the spec of a registered id, of `timm:<any timm id>`, of an aligned backbone on disk, or of `A+B`.
 
     On disk means a run folder of recipes/align.py (its best checkpoint, or else its last), one of its checkpoints, or
     a safetensors file with a spec in its metadata; `spec.weights` is then that file. A registered id goes before a
-    folder of the same name.
+    folder of the same name. `A+B` (or more) fuses such backbones at the image size of the first.
 
     Raises:
         ValueError: If the name is unknown (names the closest known ones), or the path holds no backbone.
     """
-    if id.startswith("timm:"):
-        return _timm_spec(id)
     _load_entry_points()
     if id in _specs:
         return _specs[id]
     if (path := Path(id).expanduser()).exists():
         return _spec_on_disk(path)
+    if "+" in id:
+        return _fused_spec(id)
+    if id.startswith("timm:"):
+        return _timm_spec(id)
     near = suggest(id, _specs, otherwise="")
     raise ValueError(
         f"unknown vision backbone '{id}'{near and f': {near}'}; `python -m vision_backbones list` shows all, "
-        "'timm:<timm id>' takes any ViT of timm, a path takes a run of recipes/align.py (none is there), --plugins "
-        "imports registrations of your own"
+        "'timm:<timm id>' takes any of timm, 'A+B' fuses two, a path takes a run of recipes/align.py (none is there), "
+        "--plugins imports registrations of your own"
     )
 
 
@@ -141,6 +143,19 @@ def _spec_on_disk(path: Path) -> BackboneSpec:
     except (ValueError, TypeError) as error:
         raise ValueError(f"the `spec` in the metadata of {file} cannot be read: {error}") from error
     return dataclasses.replace(spec, weights=str(file))
+
+
+def _fused_spec(id: str) -> BackboneSpec:
+    names = [name.strip() for name in id.split("+")]
+    if not all(names):
+        raise ValueError(f"'{id}' has a '+' with no backbone beside it: join ids as in clip-vit-b+dino-vit-b")
+    parts = [get_spec(name) for name in names]
+    if fused := [part.id for part in parts if part.parts]:
+        raise ValueError(f"'{fused[0]}' in '{id}' is fused already: name its parts, each joined to the next by '+'")
+    first = resolve_spec(parts[0])
+    return BackboneSpec(
+        id, parts=tuple(parts), image_size=first.image_size, family="fused", allow_border=first.allow_border
+    )
 
 
 def _timm_spec(id: str) -> BackboneSpec:

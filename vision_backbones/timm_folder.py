@@ -3,6 +3,7 @@
 `timm.create_model("local-dir:FOLDER", pretrained=True)` reads it; uploaded as it is, `hf-hub:OWNER/NAME` does.
 """
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -13,16 +14,19 @@ import torch
 from torch import nn
 
 from vision_backbones.factory import check_spec
+from vision_backbones.feature_maps import last_index, map_layout, patch_grid
 from vision_backbones.files import put_folder, write_json, write_text
 from vision_backbones.soft_capped_vit import NAME
 from vision_backbones.spec import BackboneSpec
-from vision_backbones.vit import load_vit
+from vision_backbones.vit import is_vit, load_network
 from vision_backbones.weights import write_tensors
 
-# How a ViT pools what it has: as its architecture does, or, where the weights of that are not kept (SigLIP's attention
-# pooling, a norm after the pooling), by an average; with the final norm before it or without one.
+# How a network pools what it has: as its architecture does, or, where the weights of that are not kept (SigLIP's
+# attention pooling, a norm after the pooling), by an average; with the final norm before it or without one.
 AVERAGE = {"global_pool": "avg", "fc_norm": False}
 POOLING = ({}, AVERAGE, AVERAGE | {"final_norm": False}, {"global_pool": "avg", "use_fc_norm": False})  # last: Eva's
+# A norm that some have in front of the classifier even without one: in ConvNeXt's head, after BEiT's pooling.
+HEAD_NORM = {f"{name}.{kind}" for name in ("head.norm", "fc_norm") for kind in ("weight", "bias")}
 CARD = """\
 ---
 library_name: timm
@@ -55,8 +59,9 @@ package `prismatic-locality`, registers the architecture `{name}`; without it ti
 def export_timm(id_or_spec: str | BackboneSpec, out: Path) -> str:
     """Writes a backbone with its weights to the new folder `out`, and has timm read it; returns a summary.
 
-    All blocks are written, and the final norm: aligned features are `forward_features`, those of an unaligned backbone
-    the second-to-last of `forward_intermediates`. Pixels of timm's transform are those of `resize-naive`.
+    All blocks are written, and the final norm: aligned features are `forward_features`, those of an unaligned ViT the
+    second-to-last of `forward_intermediates`, feature maps the last. Pixels of timm's transform are those of
+    `resize-naive`.
 
     Args:
         id_or_spec: As `create_backbone` takes it.
@@ -73,8 +78,8 @@ def export_timm(id_or_spec: str | BackboneSpec, out: Path) -> str:
     if spec.parts:
         parts = ", ".join(part.id for part in spec.parts)
         raise ValueError(f"'{spec.id}' is fused, and timm has no such model: export its parts, {parts}")
-    vit = load_vit(spec, pretrained=True).eval()
-    config = timm_config(spec, vit)
+    network = load_network(spec, pretrained=True).eval()
+    config = timm_config(spec, network)
 
     tmp_path = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(tmp_path, ignore_errors=True)
@@ -82,10 +87,11 @@ def export_timm(id_or_spec: str | BackboneSpec, out: Path) -> str:
     try:
         # The spec, so that the file is a backbone of ours as well; its weights are this file.
         described = spec.to_dict() | {"weights": None}
-        write_tensors(tmp_path / "model.safetensors", vit.state_dict(), {"format": "pt", "spec": json.dumps(described)})
+        tensors = network.state_dict() | _identity_norm(config, network)
+        write_tensors(tmp_path / "model.safetensors", tensors, {"format": "pt", "spec": json.dumps(described)})
         write_json(tmp_path / "config.json", config)
-        write_text(tmp_path / "README.md", card(spec, vit))
-        _check_features(tmp_path, spec, vit)
+        write_text(tmp_path / "README.md", card(spec, network))
+        _check_features(tmp_path, spec, network)
         put_folder(tmp_path, out)
     except BaseException:
         shutil.rmtree(tmp_path, ignore_errors=True)
@@ -94,38 +100,39 @@ def export_timm(id_or_spec: str | BackboneSpec, out: Path) -> str:
     return f"wrote {out}: timm.create_model('local-dir:{out}', pretrained=True), {config['architecture']}{asked}"
 
 
-def timm_config(spec: BackboneSpec, vit: nn.Module) -> dict[str, Any]:
-    """Returns the content of timm's `config.json` for a resolved spec and the headless ViT of its own.
+def timm_config(spec: BackboneSpec, network: nn.Module) -> dict[str, Any]:
+    """Returns the content of timm's `config.json` for a resolved spec and the headless network of its own.
 
     Raises:
-        ValueError: If timm has no way of building that ViT without its head.
+        ValueError: If timm has no way of building that network without its head.
     """
     arch, size = spec.arch.split(".")[0], spec.image_size
     capped = {"vit": arch, "soft_cap": spec.soft_cap} if spec.soft_cap else {}
     architecture = NAME if capped else arch
-    for pooling in POOLING:
-        arguments = {**capped, **spec.arch_kwargs, "img_size": size, **pooling}
-        if _keys(architecture, arguments) == vit.state_dict().keys():
+    sizes = {"img_size": size}, {}  # the latter for networks that take images of any size
+    for spare, pooling, sized in itertools.product((set(), HEAD_NORM), POOLING, sizes):
+        arguments = {**capped, **spec.arch_kwargs, **sized, **pooling}
+        if _keys(architecture, arguments) - spare == network.state_dict().keys():
             break
     else:
         raise ValueError(f"backbone '{spec.id}': timm does not build {arch} without its pooling, which has weights")
     return {
         "architecture": architecture,
         "num_classes": 0,
-        "num_features": vit.num_features,
+        "num_features": network.num_features,
         "model_args": arguments,
         "pretrained_cfg": {
             "num_classes": 0,
             "input_size": [3, size, size],
-            "fixed_input_size": True,
+            "fixed_input_size": "img_size" in arguments,  # timm then passes it
             "mean": list(spec.mean),
             "std": list(spec.std),
             "interpolation": spec.interpolation,
             "crop_pct": 1.0,
             "crop_mode": "squash",
             "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            "first_conv": network.pretrained_cfg["first_conv"],
+            "classifier": network.pretrained_cfg["classifier"],
         },
     }
 
@@ -139,20 +146,31 @@ def _keys(architecture: str, arguments: dict[str, Any]) -> set[str]:
         return set()
 
 
-def card(spec: BackboneSpec, vit: nn.Module) -> str:
+def _identity_norm(config: dict[str, Any], network: nn.Module) -> dict[str, torch.Tensor]:
+    """A norm of timm's head (`HEAD_NORM`) where the architecture has one, as new: features come before it."""
+    missing = _keys(config["architecture"], config["model_args"]) - network.state_dict().keys()
+    return {name: torch.full((network.num_features,), float(name.endswith("weight"))) for name in missing}
+
+
+def card(spec: BackboneSpec, network: nn.Module) -> str:
     """Returns the text of the folder's README."""
     needed = NEEDED.format(cap=spec.soft_cap, name=NAME) if spec.soft_cap else ""
-    rows, columns = vit.patch_embed.grid_size
-    what = f"A {'locality-aligned ' * spec.aligned}vision transformer ({spec.arch.split('.')[0]})"
+    (rows, columns), _ = patch_grid(spec)
+    kind = "vision transformer" if is_vit(spec) else type(network).__name__
+    what = f"A {'locality-aligned ' * spec.aligned}{kind} ({spec.arch.split('.')[0]})"
+    if is_vit(spec):
+        last, width = len(network.blocks) - (1 if spec.aligned else 2), network.embed_dim
+    else:
+        last, width = last_index(network), map_layout(spec).width
     return CARD.format(
         name=spec.id.rstrip("/").rpartition("/")[2],
         what=what,
-        parameters=sum(parameter.numel() for parameter in vit.parameters()),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
         size=spec.image_size,
         imported="import vision_backbones  # first\n" if spec.soft_cap else "",
-        last=len(vit.blocks) - (1 if spec.aligned else 2),
+        last=last,
         norm=spec.aligned,
-        width=vit.embed_dim,
+        width=width,
         rows=rows,
         columns=columns,
         needed=needed,
@@ -160,12 +178,12 @@ def card(spec: BackboneSpec, vit: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _check_features(folder: Path, spec: BackboneSpec, vit: nn.Module) -> None:
-    """Raises ValueError unless timm computes from a folder what the ViT does, to the last bit."""
+def _check_features(folder: Path, spec: BackboneSpec, network: nn.Module) -> None:
+    """Raises ValueError unless timm computes from a folder what the network does, to the last bit."""
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     shape = (1, 3, spec.image_size, spec.image_size)
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    options = {"output_fmt": "NLC", "norm": spec.aligned, "intermediates_only": True}
-    theirs, ours = (model.forward_intermediates(pixels, **options) for model in (loaded, vit))
+    options = {"norm": spec.aligned, "intermediates_only": True}
+    theirs, ours = (model.forward_intermediates(pixels, **options) for model in (loaded, network))
     if not all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True)):
         raise ValueError(f"backbone '{spec.id}': timm {timm.__version__} does not compute its features from the export")

@@ -1,27 +1,40 @@
 """One timm ViT as a backbone: pixels `[B, 3, H, W]` to tokens `[B, N, D]`."""
 
 import functools
+from collections.abc import Callable
 from inspect import signature
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import timm
 import torch
 from timm.layers import HybridEmbed
 from torch import nn
 
+from vision_backbones.buffers import RebuiltBuffers
 from vision_backbones.soft_cap_others import create_capped
 from vision_backbones.spec import BackboneSpec
 from vision_backbones.transforms import image_transform
 from vision_backbones.weights import find_weights, load_weights
 
+T = TypeVar("T")
+# Why a network is not aligned, capped, or continued block by block.
+MIXES = "its features mix neighbouring patches from the first layers on, so that masking patches has no meaning"
+NO_VIT = {"NaFlexVit": "it embeds patches of varying grids, which cannot be masked here"}
+
 
 def build_vit(spec: BackboneSpec, *, pretrained: bool = False) -> nn.Module:
     """Returns the whole timm model of a resolved spec, without classifier; `pretrained` loads timm's own weights."""
-    kwargs = {**spec.arch_kwargs, "img_size": spec.image_size, "num_classes": 0}
+    kwargs = {**spec.arch_kwargs, "img_size": spec.image_size, "num_classes": 0, "pretrained": pretrained}
     if torch.get_default_device().type == "meta" and timm.models.is_model_in_modules(spec.arch, ["vision_transformer"]):
         kwargs["weight_init"] = "skip"  # drawing numbers that nobody keeps takes most of the time
     create = functools.partial(timm.create_model, spec.arch)
-    return create_capped(create, spec.arch, spec.soft_cap, pretrained=pretrained, **kwargs)
+    try:
+        return create_capped(create, spec.arch, spec.soft_cap, **kwargs)
+    except TypeError as error:
+        if "'img_size'" not in str(error):
+            raise
+        del kwargs["img_size"]  # it takes images of any size, as ConvNeXt does
+        return create_capped(create, spec.arch, spec.soft_cap, **kwargs)
 
 
 class Layout(NamedTuple):
@@ -46,27 +59,49 @@ def layout(spec: BackboneSpec) -> Layout:
     Raises:
         ValueError: If timm does not build a plain ViT of it.
     """
+    found = look_at(_layout, spec)
+    if isinstance(found, str):
+        raise ValueError(
+            f"backbone '{spec.id}': {spec.arch} is a {found}, not a plain ViT: {NO_VIT.get(found, MIXES)}; choose a "
+            "ViT, e.g. 'dinov3-vit-b'"
+        )
+    return found
+
+
+def is_vit(spec: BackboneSpec) -> bool:
+    """Returns whether timm builds a plain ViT of a resolved spec, rather than a network that gives feature maps.
+
+    Raises:
+        ValueError: If timm builds nothing of it.
+    """
+    return isinstance(look_at(_layout, spec), Layout)
+
+
+def look_at(what: Callable[[BackboneSpec], T], spec: BackboneSpec) -> T:
+    """Returns what a cached function sees in the network of a resolved spec; specs that share the network share it.
+
+    Raises:
+        ValueError: If timm cannot build or run the network.
+    """
     decisive = {name: getattr(spec, name) for name in ("arch", "image_size", "arch_kwargs", "soft_cap")}
     try:
-        found = _layout(BackboneSpec("", **decisive))
+        return what(BackboneSpec("", **decisive))
     except (TypeError, RuntimeError, AssertionError) as error:
         asked = f"it was given image size {spec.image_size}, arch_kwargs {spec.arch_kwargs}, soft_cap {spec.soft_cap}"
         raise ValueError(f"backbone '{spec.id}': timm cannot build {spec.arch} as asked: {error}; {asked}") from error
     except ValueError as error:
         raise ValueError(f"backbone '{spec.id}': {spec.arch} {error}") from None
-    if isinstance(found, str):
-        raise ValueError(f"backbone '{spec.id}': {spec.arch} {found}")
-    return found
 
 
 @functools.cache
 def _layout(spec: BackboneSpec) -> Layout | str:
-    """The layout, or what is wrong with the ViT."""
+    """The layout, or what kind of network it is if not a plain ViT."""
     with torch.device("meta"):
         vit = build_vit(spec)
     grid = getattr(getattr(vit, "patch_embed", None), "grid_size", None)
-    if grid is None or "return_prefix_tokens" not in signature(vit.forward_intermediates).parameters:
-        return f"is a {type(vit).__name__}, not a plain ViT; choose a ViT"
+    gives_tokens = hasattr(vit, "forward_intermediates") and hasattr(vit, "blocks")
+    if not grid or not gives_tokens or "return_prefix_tokens" not in signature(vit.forward_intermediates).parameters:
+        return type(vit).__name__
     hybrid = isinstance(vit.patch_embed, HybridEmbed)
     return Layout(vit.patch_embed.feat_ratio(), tuple(grid), len(vit.blocks), hybrid)
 
@@ -77,13 +112,8 @@ def check_vit(spec: BackboneSpec, tail_blocks: int = 0) -> None:
     Raises:
         ValueError: If it does not; says what would.
     """
-    (patch, _, depth, _), size = layout(spec), spec.image_size
-    if size < patch or (size % patch and not spec.allow_border):
-        low = max(size // patch * patch, patch)
-        remedy = f"use {low} or {low + patch}"
-        raise ValueError(
-            f"backbone '{spec.id}': image size {size} is not a multiple of its patch size {patch}; {remedy}"
-        )
+    patch, _, depth, _ = layout(spec)
+    check_size(spec, patch)
     if not 0 <= tail_blocks < depth:
         raise ValueError(f"backbone '{spec.id}': tail_blocks must be 0 to {depth - 1}, got {tail_blocks}")
     if skipped_blocks(spec, tail_blocks) >= depth:
@@ -92,13 +122,39 @@ def check_vit(spec: BackboneSpec, tail_blocks: int = 0) -> None:
         )
 
 
+def check_size(spec: BackboneSpec, patch: int) -> None:
+    """Raises ValueError if the image size of a spec is no multiple of the patch size in pixels; names the nearest."""
+    size = spec.image_size
+    if size < patch or (size % patch and not spec.allow_border):
+        low = max(size // patch * patch, patch)
+        raise ValueError(
+            f"backbone '{spec.id}': image size {size} is not a multiple of its patch size {patch}; use {low} or "
+            f"{low + patch}"
+        )
+
+
+def attention_heads(vit: nn.Module) -> int:
+    """Returns the heads of a ViT's first block, whose attention timm may have in parallel layers."""
+    return next(module.num_heads for module in vit.blocks[0].modules() if hasattr(module, "num_heads"))
+
+
 def skipped_blocks(spec: BackboneSpec, tail_blocks: int) -> int:
     """Returns how many blocks at the end the features leave out."""
     return tail_blocks or (0 if spec.aligned else 1)
 
 
 def load_vit(spec: BackboneSpec, *, pretrained: bool) -> nn.Module:
-    """Returns the timm model of a resolved spec, headless, with random or pretrained weights.
+    """Returns the ViT of a resolved spec, headless, with random or pretrained weights.
+
+    Raises:
+        ValueError: If it is not a plain ViT, or weights are not found or do not fit.
+    """
+    layout(spec)
+    return load_network(spec, pretrained=pretrained)
+
+
+def load_network(spec: BackboneSpec, *, pretrained: bool) -> nn.Module:
+    """Returns the timm model of a resolved spec, a ViT or not, headless, with random or pretrained weights.
 
     Raises:
         ValueError: If weights are not found or do not fit.
@@ -106,24 +162,24 @@ def load_vit(spec: BackboneSpec, *, pretrained: bool) -> nn.Module:
     path = find_weights(spec) if pretrained else None
     from_timm = pretrained and path is None
     try:
-        vit = build_vit(spec, pretrained=from_timm)
+        network = build_vit(spec, pretrained=from_timm)
     except Exception as error:
         if not from_timm:
             raise
-        # check_vit has built the same model already, so what failed is fetching or fitting the weights; the hub's
+        # check_spec has built the same model already, so what failed is fetching or fitting the weights; the hub's
         # own errors have no common base class.
         raise ValueError(
             f"backbone '{spec.id}': timm could not load weights for {spec.arch} ({type(error).__name__}: {error}); "
             "on a machine without network put them into the Hugging Face cache (HF_HOME) beforehand and set "
-            "HF_HUB_OFFLINE=1, or pass pretrained=False for random weights"
+            "HF_HUB_OFFLINE=1, or ask for random weights: pretrained=False, or --pretrained false where a job has it"
         ) from error
-    vit.prune_intermediate_layers([len(vit.blocks) - 1], prune_head=True)
+    network.prune_intermediate_layers(1, prune_head=True)
     if path is not None:
-        load_weights(vit, path)
-    return vit
+        load_weights(network, path)
+    return network
 
 
-class VisionBackbone(nn.Module):
+class VisionBackbone(RebuiltBuffers):
     """Patch features of one ViT; made by `create_backbone`.
 
     Attributes:
@@ -135,6 +191,7 @@ class VisionBackbone(nn.Module):
         num_patches: Rows times columns.
         num_prefix_tokens: Prefix tokens in the output, in front of the patches; 0 where they are dropped.
         num_tokens: Tokens in the output.
+        patch_size: Side of a patch in pixels.
         vit: The timm model, cut down to what the features need.
     """
 
@@ -157,6 +214,17 @@ class VisionBackbone(nn.Module):
         self.num_patches = self.grid[0] * self.grid[1]
         self.num_prefix_tokens = vit.num_prefix_tokens if spec.aligned or tail_blocks else 0
         self.num_tokens = self.num_prefix_tokens + self.num_patches
+        self.patch_size = vit.patch_embed.feat_ratio()
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of a block."""
+        return attention_heads(self.vit)
+
+    @property
+    def act_layer(self) -> type[nn.Module]:
+        """Class of the activation in a block's MLP."""
+        return type(next((module.act for module in self.vit.blocks[0].modules() if hasattr(module, "act")), nn.GELU()))
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Returns features `[B, num_tokens, embed_dim]` of normalised pixels `[B, 3, H, W]`.

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from vision_backbones import BackboneSpec
-from vision_backbones.vit import check_pixels, load_vit
+from vision_backbones.feature_maps import FeatureMapBackbone, patch_grid
+from vision_backbones.vit import attention_heads, check_pixels, is_vit, layout, load_vit
 
 KEEP = ("all", "prefix", "suffix", "mean")
 
@@ -13,13 +14,14 @@ class ProbedBackbone(nn.Module):
     """Tokens `[B, tokens, embed_dim]` of pixels `[B, 3 * parts, H, W]`: of the last block, after the final norm.
 
     Of a fused backbone, features are joined over channels, each part having its own summary with `prefix` and `mean`;
-    since prefix tokens differ in number, `all` gives patches alone.
+    since prefix tokens differ in number, `all` gives patches alone. Where a network gives a feature map, its places are
+    the tokens: those of `FeatureMapBackbone`, without a final norm.
 
     Args:
         spec: A resolved spec.
         keep: `all` tokens; `prefix`, the mean of class token and registers (of all tokens where there are none);
             `suffix`, the patches; `mean`, of all tokens.
-        skip_blocks: Blocks left out at the end; the final norm still applies.
+        skip_blocks: Blocks of a ViT left out at the end; the final norm still applies.
         pretrained: Load weights.
 
     Attributes:
@@ -37,18 +39,22 @@ class ProbedBackbone(nn.Module):
         if keep not in KEEP:
             raise ValueError(f"unknown tokens '{keep}': choose {', '.join(KEEP)}")
         self.spec, self.keep = spec, keep
-        self.vits = nn.ModuleList(load_vit(part, pretrained=pretrained) for part in spec.parts or (spec,))
-        for vit in self.vits:
-            if not 0 <= skip_blocks < len(vit.blocks):
-                raise ValueError(f"--skip_blocks is {skip_blocks}: expected 0 to {len(vit.blocks) - 1} for {spec.id}")
-            vit.prune_intermediate_layers([len(vit.blocks) - 1 - skip_blocks], prune_head=True)
-        grids = [tuple(vit.patch_embed.grid_size) for vit in self.vits]
-        if len(set(grids)) > 1:
-            raise ValueError(f"backbone '{spec.id}': parts must share one patch grid, got {grids}")
-        self.grid = grids[0]
-        self.patch = self.vits[0].patch_embed.feat_ratio()
+        specs = spec.parts or (spec,)
+        self.vits = nn.ModuleList(
+            load_vit(part, pretrained=pretrained) if is_vit(part) else FeatureMapBackbone(part, pretrained=pretrained)
+            for part in specs
+        )
+        for part, vit in zip(specs, self.vits, strict=True):
+            depth = layout(part).depth if is_vit(part) else 1
+            if not 0 <= skip_blocks < depth:
+                raise ValueError(f"--skip_blocks is {skip_blocks}: expected 0 to {depth - 1} for {part.id}")
+            if skip_blocks:
+                vit.prune_intermediate_layers([depth - 1 - skip_blocks], prune_head=True)
+        self.grid, self.patch = patch_grid(specs[0])
         self.embed_dim = sum(vit.embed_dim for vit in self.vits)
-        self.num_heads = sum(vit.blocks[0].attn.num_heads for vit in self.vits)
+        self.num_heads = sum(
+            attention_heads(vit) if is_vit(part) else vit.num_heads for part, vit in zip(specs, self.vits, strict=True)
+        )
         self.num_prefix_tokens = 0 if spec.parts else self.vits[0].num_prefix_tokens
 
     @property
@@ -69,7 +75,8 @@ class ProbedBackbone(nn.Module):
         return torch.cat([self._tokens(vit, view) for vit, view in zip(self.vits, views, strict=True)], dim=-1)
 
     def _tokens(self, vit: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-        tokens, prefix = vit.forward_features(pixels), vit.num_prefix_tokens
+        tokens = vit(pixels) if isinstance(vit, FeatureMapBackbone) else vit.forward_features(pixels)
+        prefix = vit.num_prefix_tokens
         if self.keep == "suffix" or (self.keep == "all" and len(self.vits) > 1):
             return tokens[:, prefix:]
         if self.keep == "all":

@@ -104,7 +104,10 @@ def check_exact(model: PrismaticForConditionalGeneration) -> None:
     spec, config, llm = model.vision_backbone.spec, model.config, model.llm
     backbone, cannot = f"backbone '{spec.id}'", "cannot be exported exactly as LLaVA:"
     if not isinstance(model.vision_backbone, VisionBackbone):
-        raise ValueError(f"{backbone} {cannot} it is fused of {len(spec.parts)} ViTs, expected one; {INSTEAD}")
+        found = (
+            f"is fused of {len(spec.parts)} ViTs, expected one" if spec.parts else "gives feature maps, expected a ViT"
+        )
+        raise ValueError(f"{backbone} {cannot} it {found}; {INSTEAD}")
     if spec.soft_cap:
         raise ValueError(
             f"{backbone} {cannot} its attention is soft-capped at {spec.soft_cap:g}, expected none, which is all that "

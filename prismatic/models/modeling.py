@@ -49,15 +49,14 @@ class PrismaticModel(PrismaticPreTrainedModel):
             tail_blocks=TAIL_BLOCKS if config.projector == "truncated" else 0,
         )
         self.language_model = language_model or AutoModel.from_config(config.text_config)
-        block = None if spec.parts else self.vision_backbone.vit.blocks[0]
         self.projector = build_projector(
             config.projector,
             self.vision_backbone.embed_dim,
             config.text_config.hidden_size,
             num_tokens=self.vision_backbone.num_tokens,
             num_prefix_tokens=self.vision_backbone.num_prefix_tokens,
-            num_heads=block.attn.num_heads if block else None,
-            act_layer=type(block.mlp.act) if block else None,
+            num_heads=self.vision_backbone.num_heads,
+            act_layer=self.vision_backbone.act_layer,
             tail=self.vision_backbone.pop_tail() if config.projector == "truncated" else None,
             options=config.projector_config,
         )

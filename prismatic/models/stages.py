@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from prismatic.checkpoints.old_names import PEFT
 from prismatic.models.deferred_weights import is_placeholder, placeholder
@@ -54,7 +55,10 @@ def _part_of(name: str) -> str:
 
 def halve_frozen(model: nn.Module) -> None:
     """Casts frozen parameters to bfloat16: nothing is added to them, so float32 would only cost memory."""
+    normed = {p for m in model.modules() if isinstance(m, BatchNorm) for p in m.parameters()}  # as are its statistics
     for parameter in model.parameters():
+        if parameter in normed:
+            continue
         if not parameter.requires_grad and parameter.is_floating_point() and type(parameter.data) is torch.Tensor:
             later = is_placeholder(parameter)
             parameter.data = placeholder(parameter.shape, torch.bfloat16) if later else parameter.data.bfloat16()

@@ -127,6 +127,8 @@ def test_errors_and_a_vit_of_one_size():
         PrismaticBackbone.of("miniature-alinged")
     with pytest.raises(ValueError, match="out_features must be a subset of stage_names"):
         PrismaticBackbone.of("miniature", out_features=["stage9"])
+    with pytest.raises(ValueError, match="is no plain ViT.*use transformers' TimmBackbone"):
+        PrismaticBackbone.of("convnext-dinov3-t", pretrained=False)
     small = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     beit = BackboneSpec("beit", arch="beit_base_patch16_224", image_size=32, arch_kwargs=small)
     beit = PrismaticBackbone.of(beit, pretrained=False)

@@ -7,7 +7,8 @@ from catalogue import backbone_on_meta, each_backbone, shallow
 from golden_cases import case_names, golden_dir, load_json, requires_golden
 
 from vision_backbones import BackboneSpec, get_spec, list_backbones
-from vision_backbones.vit import build_vit
+from vision_backbones.listing import num_tokens
+from vision_backbones.vit import VisionBackbone, build_vit
 
 TABLE = "B_prismatic/B6_transforms/full_size_transform_table.json"
 FACTS = golden_dir().parent / "facts" / "backbones.json"
@@ -16,7 +17,8 @@ FACTS = golden_dir().parent / "facts" / "backbones.json"
 @pytest.mark.parametrize("id", each_backbone())
 def test_every_backbone_builds_on_meta_and_announces_its_output(id):
     backbone = backbone_on_meta(id)
-    with torch.device("meta"), shallow([part.vit for part in getattr(backbone, "parts", [backbone])]):
+    vits = [part.vit for part in getattr(backbone, "parts", [backbone]) if isinstance(part, VisionBackbone)]
+    with torch.device("meta"), shallow(vits):
         pixels = torch.empty(2, 3 * max(1, len(backbone.spec.parts)), backbone.image_size, backbone.image_size)
         features = backbone(pixels)
     assert features.shape == (2, backbone.num_tokens, backbone.embed_dim)
@@ -24,6 +26,7 @@ def test_every_backbone_builds_on_meta_and_announces_its_output(id):
     assert backbone.num_tokens == backbone.num_patches + backbone.num_prefix_tokens
     assert all(parameter.is_meta for parameter in backbone.parameters())
     assert BackboneSpec.from_dict(backbone.spec.to_dict()) == backbone.spec
+    assert num_tokens(get_spec(id)) == backbone.num_tokens
 
 
 @pytest.mark.parametrize("id", [id for id in list_backbones() if not get_spec(id).parts])

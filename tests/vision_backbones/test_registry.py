@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from vision_backbones import (
     get_spec,
     import_plugins,
     list_backbones,
+    listing,
     register,
     resolve_spec,
 )
@@ -52,7 +54,7 @@ def test_a_vit_is_looked_at_once(monkeypatch):
 
 
 def test_listing_imports_neither_torch_nor_timm():
-    code = "import sys, vision_backbones as v; v.list_backbones(); print(sorted({'torch', 'timm'} & set(sys.modules)))"
+    code = "import sys, vision_backbones.listing as v; v.rows(); print(sorted({'torch', 'timm'} & set(sys.modules)))"
     assert python("-c", code).stdout.strip() == "[]"
 
 
@@ -78,6 +80,34 @@ def test_unknown_names_list_the_closest(id, expected):
     with pytest.raises(ValueError) as error:
         get_spec(id)
     assert expected in str(error.value)
+
+
+def test_backbones_joined_by_plus():
+    """As specs of their own at the image size of the first; runs, timm's ids and several are taken, typos are not."""
+    spec = check_spec("clip-vit-l-336px-aligned+dinov2-vit-l")
+    first, second = spec.parts
+    assert (spec.id, spec.image_size, spec.family) == ("clip-vit-l-336px-aligned+dinov2-vit-l", 336, "fused")
+    assert (first, second.id, second.image_size) == (get_spec("clip-vit-l-336px-aligned"), "dinov2-vit-l", 336)
+    assert get_spec("timm:vit_tiny_patch16_224 + miniature + timm:resnet18").image_size == 224
+    border = check_spec("siglip-vit-so400m-384px+dinov2-vit-l")  # what the catalog has as dinosiglip-vit-so-384px
+    assert {part.id: part for part in border.parts} == {
+        part.id: part for part in check_spec("dinosiglip-vit-so-384px").parts
+    }
+    for id, said in {
+        "miniature+miniatur": "unknown vision backbone 'miniatur': did you mean miniature",
+        "clip-vit-l+siglip-vit-b": "must share one patch grid, got clip-vit-l 16x16, siglip-vit-b 14x14 at 224 px",
+        "clip-vit-b+dinov2-vit-l+": "has a .+. with no backbone beside it",
+        "miniature+dinoclip-vit-l-336px": "'dinoclip-vit-l-336px' in 'miniature.dinoclip-vit-l-336px' is fused already",
+        "clip-vit-l-336px+siglip-vit-b": "one patch grid, got clip-vit-l-336px 24x24, siglip-vit-b 21x21 at 336 px",
+        "siglip-vit-b16-256px+dinov2-vit-l": "image size 256 is not a multiple of its patch size 14; use 252 or 266",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            check_spec(id)
+
+
+def test_a_registered_id_goes_before_what_plus_would_mean(scratch_registry):
+    spec = register(BackboneSpec("miniature+miniature", arch="vit_small_patch14_dinov2", image_size=518))
+    assert get_spec("miniature+miniature") is spec
 
 
 def test_any_timm_vit_works_unregistered():
@@ -152,9 +182,11 @@ def test_shipped_borders_are_allowed(id):
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        (BackboneSpec("a", arch="resnet50"), "timm cannot build resnet50"),
-        (BackboneSpec("a", arch="swin_tiny_patch4_window7_224"), "is a SwinTransformer, not a plain ViT"),
-        (BackboneSpec("a", arch="cait_s24_224"), "is a Cait, not a plain ViT"),
+        (BackboneSpec("a", arch="resnet18", image_size=64, arch_kwargs={"widht": 3}), "timm cannot build resnet18"),
+        (
+            BackboneSpec("a", arch="swin_tiny_patch4_window7_224", aligned=True),
+            "is a SwinTransformer, not a plain ViT: its features mix neighbouring patches",
+        ),
         (BackboneSpec("a", arch="vit_tiny_patch16_224", arch_kwargs={"widht": 3}), "'widht'"),
         (BackboneSpec("a", arch="samvit_base_patch16", soft_cap=30.0), "soft_cap 30.0"),
         (
@@ -207,6 +239,49 @@ def test_installed_packages_register_by_entry_point(tmp_path):
     done = python("-m", "vision_backbones", "list", PYTHONPATH=str(tmp_path))
     assert "from-package" in done.stdout and "miniature" in done.stdout
     assert "plugin 'broken' (not_there_at_all) failed" in done.stderr
+
+
+def test_the_list_says_what_is_so(monkeypatch, capsys):
+    """Sizes, tokens and licences against the models themselves and timm's records; the same with no command."""
+    shown = {}
+    for argv in (["vision_backbones"], ["vision_backbones", "list"]):
+        monkeypatch.setattr(sys, "argv", argv)
+        main()
+        shown[len(argv)] = capsys.readouterr().out
+    assert shown[1] == shown[2]
+    title, *lines = (re.split(r"  +", line) for line in shown[1].splitlines())
+    assert title == ["id", "family", "px", "tokens", "aligned", "licence", "timm id"] and len(lines) == len(
+        list_backbones()
+    )
+    by_id = {line[0]: line for line in lines}
+    assert by_id["clip-vit-l-336px"][2:5] == ["336", "576", "has"]
+    assert by_id["clip-vit-l-336px-aligned"][2:6] == ["336", "577", "is", "see the model card"]
+    assert by_id["dinosiglip-vit-so-384px"][2:4] == ["384", "729"]
+    for id in list_backbones():
+        spec = get_spec(id)
+        if spec.arch and spec.weights is None:
+            assert listing.licence(spec) == timm.get_pretrained_cfg(spec.arch).license, id
+    assert listing.licence(get_spec("moco-vit-b")) == "see the model card"
+    assert listing.licence(get_spec("miniature")) == (ROOT / "LICENSE").read_text().split()[0].lower()
+
+
+def test_the_list_in_full_and_of_timm(monkeypatch, capsys):
+    for id in list_backbones():
+        if id not in ("miniature", "miniature-aligned"):
+            monkeypatch.delitem(registry._specs, id)
+    monkeypatch.setattr(sys, "argv", ["vision_backbones", "list", "--full"])
+    main()
+    parameters = sum(p.numel() for p in create_backbone("miniature", pretrained=False).parameters())
+    assert re.search(rf"miniature +miniature +48 +36 +has +96 +{parameters:,} +mit", capsys.readouterr().out)
+    monkeypatch.setattr(sys, "argv", ["vision_backbones", "list", "--timm", "*_femto"])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(timm.list_models("*_femto"))
+    assert "timm:convnext_femto  feature map  224  7 x 7" in lines and lines[-1].endswith("can be backbones")
+    monkeypatch.setattr(sys, "argv", ["vision_backbones", "list", "--timm", "resnet81"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "has no model 'resnet81': did you mean resnet18" in capsys.readouterr().err
 
 
 def test_command_line(monkeypatch, capsys):

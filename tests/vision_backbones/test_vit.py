@@ -213,3 +213,18 @@ def test_image_size_overrides_grid_spec_and_transform():
 def test_low_precision():
     backbone = create_backbone(small(soft_cap=30.0, aligned=True), pretrained=False).to(torch.bfloat16)
     assert backbone(torch.randn(1, 3, 32, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_weights_that_timm_does_not_get_name_the_way_without(tmp_path):
+    """In Python and on the command line."""
+    spec = small()
+    absent = {"pretrained_cfg_overlay": {"file": str(tmp_path / "absent.safetensors")}}
+    with pytest.raises(ValueError, match="FileNotFoundError.*pretrained=False, or --pretrained false"):
+        create_backbone(dataclasses.replace(spec, arch_kwargs=SMALL | absent))
+
+
+@pytest.mark.parametrize("arch", ["vit_small_patch16_18x2_224", "vit_base_patch16_xp_224"])
+def test_heads_of_parallel_layers(arch):
+    kwargs = {"embed_dim": 32, "depth": 3, "num_heads": 4}
+    backbone = create_backbone(BackboneSpec("x", arch=arch, image_size=32, arch_kwargs=kwargs), pretrained=False)
+    assert (backbone.num_heads, backbone.act_layer) == (4, torch.nn.GELU)

@@ -6,6 +6,7 @@ import math
 import pytest
 import timm
 import torch
+from small_families import VITS
 from timm.layers import apply_rot_embed_cat
 from timm.models import beit, eva
 
@@ -18,14 +19,7 @@ from vision_backbones.vit import build_vit, load_vit
 from vision_backbones.weights import save_backbone
 
 SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 4}
-ALIGNED = {  # family -> an architecture of it; what is aligned with a soft cap
-    "siglip2": "vit_base_patch16_siglip_gap_224", "aimv2": "aimv2_large_patch14_224", "mae": "vit_base_patch16_224",
-    "dinov2-reg": "vit_base_patch14_reg4_dinov2", "flexivit": "flexivit_small", "deit3": "deit3_base_patch16_224",
-    "dinov3": "vit_base_patch16_dinov3", "pe-core": "vit_pe_core_base_patch16_224", "eva02": "eva02_base_patch14_224",
-    "pe-spatial": "vit_pe_spatial_base_patch16_512", "rope-vit": "vit_base_patch16_rope_224",
-    "beit": "beit_base_patch16_224", "beitv2": "beitv2_base_patch16_224", "beit3": "beit3_base_patch16_224",
-    "internvit": "vit_intern300m_patch14_448", "gap": "vit_medium_patch16_gap_256",
-}  # fmt: skip
+ALIGNED = {family: spec.arch for family, spec in VITS.items()}  # what is aligned with a soft cap
 HYBRIDS = {"hybrid": "vit_base_r50_s16_224", "vitamin": "vitamin_small_224"}
 
 

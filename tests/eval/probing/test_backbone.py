@@ -11,6 +11,7 @@ from eval.probing.heads import HEADS, check_head, make_head, tokens_for
 from eval.probing.labels import LABELS
 from vision_backbones import BackboneSpec, check_spec
 from vision_backbones.soft_cap import SoftCapAttention
+from vision_backbones.vit import is_vit
 
 CLASSES = len(COCO_STUFF)
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
@@ -30,12 +31,14 @@ ODD = {
 def test_every_backbone_of_the_catalog(id):
     spec = check_spec(id)
     with torch.device("meta"):
-        backbone = ProbedBackbone(spec, "all", skip_blocks=1, pretrained=False)
+        skipped = int(all(is_vit(part) for part in spec.parts or (spec,)))
+        backbone = ProbedBackbone(spec, "all", skip_blocks=skipped, pretrained=False)
         pixels = torch.empty(2, 3 * len(backbone.vits), spec.image_size, spec.image_size)
         patches = (spec.image_size // backbone.patch) ** 2
+        vits = [vit for vit in backbone.vits if hasattr(vit, "blocks")]
         for head, labels, answers in (("transformer", "union", patches), ("linear", "global-union", 1)):
             backbone.keep = tokens_for(head, labels)
-            with shallow(backbone.vits):
+            with shallow(vits):
                 tokens = backbone(pixels)
             assert tokens.shape == (2, backbone.num_tokens, backbone.embed_dim)
             assert make_head(head, labels, backbone, CLASSES)(tokens).shape == (2, answers, CLASSES)
