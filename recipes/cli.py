@@ -42,10 +42,11 @@ GROUPS = {
     },
     "data": {
         "data": Job("recipes.data", (), "training data by name: list, prepare, look at it as a model sees it, verify"),
-        "prepare": Job("eval", ("prepare",), "download what a benchmark needs"),
+        "prepare": Job("eval", ("prepare",), "download what a benchmark or a probe needs"),
         "verify": Job("prismatic.data.verify", (), "check training data before it is trained on"),
     },
     "models": {
+        "models": Job("recipes.models", (), "list the released models and weights that are fetched by name"),
         "backbones": Job("vision_backbones", (), "list, describe, convert or export vision backbones"),
         "export-backbone": Job("vision_backbones", ("export",), "write a vision backbone as a folder that timm loads"),
         "tasks": Job("eval", ("list",), "list benchmarks: examples, metric, chance, files"),

@@ -46,6 +46,7 @@ def main(config: ProbeConfig) -> dict:
     results = run.run_probes(config, accelerator, dataset, specs, pairs, run_dir)
     (run_dir / "checkpoints").rmdir()
     content = {"dataset": dataset.name, "images": {s: len(p) for s, p in pairs.items()}, "partial": config.partial}
+    content |= {"pretrained": config.pretrained}
     content |= {"classes": len(dataset.classes), "probes": results}
     draw_comparison(run_dir / "comparison.png", results)
     write_json(run_dir / RESULTS, content)

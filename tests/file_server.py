@@ -43,9 +43,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def file_server():
+def file_server(handler=Handler):
     """A server that runs; what it serves and how is set in its attributes."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         running.files, running.breaks, running.types, running.lies, running.asked = {}, {}, {}, {}, []
         running.url = f"http://127.0.0.1:{running.server_port}"
         threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()

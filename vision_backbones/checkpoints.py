@@ -24,6 +24,7 @@ HARMLESS = [
     (_make_scalar, "numpy.core.multiarray.scalar"),  # written by numpy 1
 ]
 STATE_DICTS = ("state_dict_ema", "model_ema", "state_dict", "model")  # the first one present is taken
+MOCO = ("base_encoder.", "momentum_encoder.", "predictor.")  # what MoCo v3 trains; probes read the first
 WRAPPERS = re.compile(r"^((_orig_mod|module)\.)+")  # torch.compile, DistributedDataParallel
 
 
@@ -45,7 +46,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Returns the tensors of a safetensors file or of a pickled checkpoint, of which no code is run.
 
     A moving average is preferred; prefixes of wrappers (`_orig_mod.`, `module.`) are taken off. If all names begin
-    with `encoder.` or `decoder.`, as in the authors' released `.pth.tar` files, it is a MaskEmbed student.
+    with `encoder.` or `decoder.`, as in the authors' released `.pth.tar` files, it is a MaskEmbed student. Of the two
+    encoders of MoCo v3 the base encoder is taken.
 
     Raises:
         ValueError: If the file cannot be read, asks for code to be run, or holds no state dict.
@@ -53,6 +55,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     name, state = _state_dict(path)
     state = {WRAPPERS.sub("", key): value for key, value in state.items() if isinstance(value, Tensor)}
     ema = name.endswith("_ema")
+    if any(key.startswith(MOCO[0]) for key in state) and all(key.startswith(MOCO) for key in state):
+        state = {key.removeprefix(MOCO[0]): value for key, value in state.items() if key.startswith(MOCO[0])}
     if not state or not all(key.startswith(("encoder.", "decoder.")) for key in state):
         return Checkpoint(state, {}, ema)
     encoder = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}

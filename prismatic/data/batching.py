@@ -2,16 +2,18 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from prismatic.data.conversation_source import ConversationSource
 from prismatic.data.image_stores import BadImageError
 from prismatic.text.conversations import IGNORE_INDEX
+
+if TYPE_CHECKING:  # 100 MB of libraries that read tables, which training on images alone needs not
+    from prismatic.data.conversation_source import ConversationSource
 
 Example = dict[str, Any]
 _NOTHING: Example = {"input_ids": torch.tensor([0]), "labels": torch.tensor([IGNORE_INDEX]), "pixel_values": None}
@@ -26,7 +28,7 @@ class TrainingExamples(Dataset):
 
     def __init__(
         self,
-        source: ConversationSource,
+        source: "ConversationSource",
         encode: Callable[[dict[str, Any]], Sequence],
         transform: Callable[[Any], Tensor],
         on_bad_image: str = "error",

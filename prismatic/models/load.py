@@ -1,4 +1,4 @@
-"""Making new VLMs from parts, and loading trained ones."""
+"""Loading trained VLMs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,160 +7,40 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from prismatic.checkpoints.epoch import latest_checkpoint
 from prismatic.checkpoints.old_names import current_name
 from prismatic.checkpoints.step import STATE_JSON, load_tensors, problem_with, read_state, trained_parameters
-from prismatic.models.configuration import PrismaticConfig
-from prismatic.models.deferred_weights import placeholder_llm
-from prismatic.models.image_processing import PrismaticImageProcessor
-from prismatic.models.llm import VOCAB_MULTIPLE, get_llm_spec, llm_config, load_llm, load_tokenizer
+from prismatic.models.build import build as build  # where others look for them
+from prismatic.models.build import build_processor as build_processor
+from prismatic.models.build import check_parts as check_parts
+from prismatic.models.build import meta_config as meta_config
 from prismatic.models.lora import PARTS_FILE, relocated, with_adapters
 from prismatic.models.lora import save_parts as save_parts  # where scripts look for it
 from prismatic.models.modeling import PrismaticForConditionalGeneration
 from prismatic.models.pretrained import PrismaticPreTrainedModel
 from prismatic.models.processing import PrismaticProcessor
-from prismatic.models.projectors import TAIL_BLOCKS, check_projector, decoder_config, decoder_file
 from prismatic.models.reject_remote_code import check_parts_named, read_object, refuse_code
-from prismatic.models.self_check import check_causal
+from prismatic.models.released import IDS, imported_folder, obtain
 from prismatic.models.stages import as_stage
-from prismatic.models.vocabulary import grow_vocabulary
-from prismatic.text.prompts import IMAGE_TOKEN
-from prismatic.text.speech import speak, stop_where_answers_end, template_of
-from vision_backbones import BackboneSpec, check_spec, create_backbone, get_spec
+from prismatic.text.speech import speak
 from vision_backbones.names import suggest
-from vision_backbones.transforms import image_transform
-from vision_backbones.weights import check_numbers, find_weights
+from vision_backbones.weights import check_numbers
 
 BUNDLED = {"miniature": Path(__file__).parent.parent / "miniature" / "assets" / "vlm"}  # models shipped with this
 _loading: ContextVar[tuple[Path, ...]] = ContextVar("folders whose parts are being loaded", default=())
 
 
-def check_parts(
-    vision_backbone: str,
-    llm: str,
-    projector: str,
-    image_resize_strategy: str = "resize-naive",
-    image_size: int | None = None,
-    pretrained: bool = True,
-    prompt_style: str = "auto",
-) -> BackboneSpec:
-    """The resolved backbone spec if these parts fit together; reads no weights.
-
-    Raises:
-        ValueError: unknown names, an image size that does not fit the patches, a projector that does not fit, or, if
-            `pretrained`, a weights file of ours that is not there.
-    """
-    get_llm_spec(llm)
-    template_of(prompt_style)
-    spec = get_spec(vision_backbone)
-    check_projector(projector, fused=bool(spec.parts), aligned=spec.aligned)
-    spec = check_spec(spec, image_size=image_size)
-    image_transform(spec, image_resize_strategy)
-    for part in (spec.parts or (spec,)) if pretrained else ():
-        find_weights(part)
-    if pretrained and projector == "pretrained-decoder":
-        decoder_config(decoder_file(spec))
-    return spec
-
-
-def build(
-    vision_backbone: str,
-    llm: str,
-    projector: str,
-    *,
-    image_resize_strategy: str = "resize-naive",
-    image_size: int | None = None,
-    prompt_style: str = "auto",
-    pretrained: bool = True,
-    dtype: torch.dtype = torch.float32,
-    llm_dtype: torch.dtype | None = None,
-    llm_later: bool = False,
-) -> tuple[PrismaticForConditionalGeneration, PrismaticProcessor]:
-    """A new VLM and its processor: pretrained backbone and LLM, new projector.
-
-    Args:
-        vision_backbone: registered id, `timm:<timm id>`, or a run of recipes/align.py.
-        llm: registered id, Hugging Face id or local folder.
-        projector: exact name.
-        image_resize_strategy: "resize-naive", "resize-crop" or "letterbox".
-        image_size: side of the input image in pixels; the backbone's own if None.
-        prompt_style: name, file or text of a chat template; "auto" takes the LLM's.
-        pretrained: False gives new weights everywhere.
-        dtype: of all weights.
-        llm_dtype: of the LLM's, if it is another.
-        llm_later: give the LLM placeholders for weights, to shard it first (see `prismatic.models.deferred_weights`).
-
-    Raises:
-        ValueError: the parts do not fit, or weights cannot be found.
-    """
-    spec = check_parts(vision_backbone, llm, projector, image_resize_strategy, image_size, pretrained, prompt_style)
-    tokenizer = load_tokenizer(llm, prompt_style)
-    with torch.random.fork_rng(devices=[], enabled=pretrained):  # however it is read, a new projector is drawn the same
-        if llm_later:
-            language_model = placeholder_llm(llm, len(tokenizer), dtype)
-        else:
-            language_model = load_llm(llm, pretrained=pretrained, dtype=llm_dtype or dtype)
-            grow_vocabulary(language_model, len(tokenizer))
-    backbone = create_backbone(
-        vision_backbone,
-        pretrained=pretrained,
-        image_resize_strategy=image_resize_strategy,
-        image_size=image_size,
-        tail_blocks=TAIL_BLOCKS if projector == "truncated" else 0,
-    )
-    decoder = decoder_file(spec) if pretrained and projector == "pretrained-decoder" else None
-    config = PrismaticConfig(
-        text_config=language_model.config,
-        vision_config=backbone.spec.to_dict(),
-        image_size=backbone.image_size,
-        image_resize_strategy=image_resize_strategy,
-        projector=projector,
-        projector_config=decoder_config(decoder) if decoder else None,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-    )
-    model = PrismaticForConditionalGeneration(config, llm=language_model, vision_backbone=backbone)
-    for part in (model,) if llm_dtype is None else (model.vision_backbone, model.projector):
-        part.to(dtype)
-    if decoder:
-        model.projector.load_decoder(load_file(decoder))
-    if not (llm_later or next(language_model.parameters()).is_meta):
-        check_causal(model)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    stop_where_answers_end(model, tokenizer, language_model.generation_config.eos_token_id)
-    return model, build_processor(model, tokenizer)
-
-
-def build_processor(model: PrismaticForConditionalGeneration, tokenizer) -> PrismaticProcessor:
-    """The processor that prepares inputs for `model`."""
-    images = PrismaticImageProcessor(
-        vision_config=model.config.vision_config,
-        image_resize_strategy=model.config.image_resize_strategy,
-        image_size=model.config.image_size,
-    )
-    return PrismaticProcessor(images, tokenizer, num_image_tokens=model.vision_backbone.num_tokens)
-
-
-def meta_config(vision_backbone: str, llm: str, projector: str, **settings) -> PrismaticConfig:
-    """The configuration of a named model without its tokenizer: the vocabulary has `<PAD>` and `<image>` added.
-
-    For planning on the meta device, where nothing may be downloaded.
-    """
-    text = llm_config(llm)
-    image_token_id = text.vocab_size + 1
-    text.vocab_size = -(-(text.vocab_size + 2) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    spec = check_parts(vision_backbone, llm, projector, pretrained=False, **settings)
-    return PrismaticConfig(
-        text_config=text, vision_config=spec.to_dict(), projector=projector, image_token_id=image_token_id, **settings
-    )
-
-
 def find_model(path_or_name: str | Path) -> Path | None:
-    """The folder that a path, a run or a bundled model means; None for none. One that names code is refused."""
+    """The folder that a path, a run, a bundled or an imported released model means, in this order; None for none.
+
+    One that names code is refused.
+    """
     places = [Path(path_or_name), Path("runs") / path_or_name]
     if path_or_name in BUNDLED:
         places.append(BUNDLED[path_or_name])
+    if path_or_name in IDS:
+        places.append(imported_folder(str(path_or_name)))
     return next((refuse_code(place) for place in places if place.exists()), None)
 
 
@@ -178,7 +58,8 @@ def load(
 
     Args:
         path_or_name: run folder (its newest checkpoint is taken) or its name under `runs/`, checkpoint,
-            `save_pretrained` folder, `miniature` (the bundled model), or Hugging Face id.
+            `save_pretrained` folder, `miniature` (the bundled model), released model such as `prism-dinosiglip+7b`
+            (fetched and imported when it is first loaded, see `prismatic.models.released`), or Hugging Face id.
         dtype: of the weights.
         merge: fold LoRA adapters into the weights; otherwise the peft model is given.
         base: where the LLM (or the run, ...) that LoRA adapters adapt lies now, if it was moved (see `relocated`).
@@ -187,14 +68,16 @@ def load(
         attn_implementation: of the LLM.
 
     Raises:
-        ValueError: nothing is found there, naming similar folders; its configuration names Python code to run; or
-            options of whole models are given for adapters or a step checkpoint.
+        ValueError: nothing is found there, naming similar ones; a released model cannot be fetched; its configuration
+            names Python code to run; or options of whole models are given for adapters or a step checkpoint.
     """
     path = find_model(path_or_name)
     given = {
         "device_map": device_map, "quantization_config": quantization_config, "attn_implementation": attn_implementation
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
+    if path is None and path_or_name in IDS:
+        path = refuse_code(obtain(str(path_or_name)))
     if path is None:
         return _load_from_hub(str(path_or_name), dtype, given)
     if (path / "checkpoints").is_dir():
@@ -245,7 +128,9 @@ def _load_from_hub(name: str, dtype: torch.dtype, given: dict):
     try:
         return _from_pretrained(name, dtype, given)
     except OSError as error:
-        hint = suggest(name, neighbours, otherwise="give a run, its id under runs/, or a Hugging Face id")
+        hint = suggest(
+            name, [*neighbours, *BUNDLED, *IDS], otherwise="give a run, its id under runs/, or a Hugging Face id"
+        )
         raise ValueError(f"no model called {name!r}, neither here nor on the hub: {hint}") from error
 
 

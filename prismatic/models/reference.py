@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from prismatic.checkpoints.epoch import save_model
 from prismatic.checkpoints.old_names import current_name
+from prismatic.models.build import build_processor, check_parts
 from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.llm import get_llm_spec, list_llms, llm_config, load_llm, load_tokenizer
-from prismatic.models.load import build_processor, check_parts
 from prismatic.models.modeling import PrismaticForConditionalGeneration
 from prismatic.models.projectors import TAIL_BLOCKS
 from prismatic.models.vocabulary import grow_vocabulary

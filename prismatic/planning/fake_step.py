@@ -209,7 +209,6 @@ def _as_in_training() -> Iterator[None]:
     """
     replaced = [
         (soft_cap, "CHUNK", 2**62),
-        (soft_cap, "_tanh", torch.Tensor.tanh_),
         (masking_utils, "find_packed_sequence_indices", lambda position_ids: None),
     ]
     saved = [getattr(module, name) for module, name, _ in replaced]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from prismatic.models.attention import segment_lengths
 from prismatic.training.sharding import base_model
 
 Batch = dict[str, torch.Tensor]
@@ -44,6 +43,8 @@ def with_positions(model: torch.nn.Module, batch: Batch) -> Batch:
         placeholders = batch["input_ids"] == base_model(model).config.image_token_id
         added["image_positions"] = placeholders.flatten().nonzero().flatten()
     if "position_ids" in batch:
+        from prismatic.models.attention import segment_lengths  # imports transformers
+
         added["segment_lengths"] = segment_lengths(batch["position_ids"])
     return batch | added
 

@@ -13,10 +13,13 @@ from prismatic.data import image_batches
 from prismatic.models import stages
 from prismatic.training import console, vision
 from prismatic.training.losses import Batch
+from prismatic.training.mixing import image_mixer
 from vision_backbones import BackboneSpec, import_plugins
 from vision_backbones.maskembed.loss import check_loss
+from vision_backbones.maskembed.packed import pack_linear
 from vision_backbones.maskembed.pairing import check_pair, mask_sampler
 from vision_backbones.maskembed.teacher import Teacher, unit_scale
+from vision_backbones.soft_cap import SoftCapAttention
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def check(
         ValueError: a backbone, the loss or the masks are unknown or do not fit together, or images are not there.
     """
     import_plugins(config.plugins)
-    teacher, student = check_pair(config.teacher, config.student, config.soft_cap, made)
+    teacher, student = check_pair(config.teacher, config.student, config.soft_cap, made, config.image_size)
     check_loss(config.loss, prefix_only=getattr(config, "prefix_only", False))
     pair = Pair(teacher, student, mask_sampler(student, as_reference=config.as_reference, **vars(config.masks)))
     data = image_batches.read_images(config, accelerator, student, pair.masks)
@@ -62,7 +65,22 @@ def start(config, accelerator: Accelerator, pair: Pair, build: Callable) -> tupl
     parts = {name: getattr(student, name) for name in ("encoder", "decoder") if hasattr(student, name)}
     title = f"{pair.teacher.id} -> {pair.student.id}, {config.loss}"
     console.print_parts(accelerator, title, console.parameters(**parts, teacher=teacher))
+    if config.gradient_checkpointing:
+        student.set_grad_checkpointing()
+    if config.compile:
+        compile_blocks(teacher, student)
+    elif accelerator.device.type == "cpu":
+        pack_linear(teacher)
     return teacher, student
+
+
+def compile_blocks(*models: nn.Module) -> None:
+    """Compiles every block of ViTs and decoders when it is first called; soft-capped ones use FlexAttention on CUDA."""
+    for module in (module for model in models for module in model.modules()):
+        if isinstance(module, SoftCapAttention):
+            module.flex = True
+        for block in getattr(module, "blocks", ()):
+            block.compile()
 
 
 def train(
@@ -86,14 +104,14 @@ def train(
         teacher: its targets get unit variance if the loss is mse: predicting their mean would then give 1.
         student: what is trained.
         targets: the teacher's of a batch, before they are repeated for each mask.
-        loss: of the student on a batch, and whether that is in training.
+        loss: of the student on a batch, and whether that is in training, where images are mixed before.
         export: writes the student's backbone into a folder.
         draw: draws the finished run's `patches.png`, if given.
 
     Returns:
         The content of `summary.json` on the main process, else an empty dict.
     """
-    variance = vision.target_variance(data, targets)
+    variance, mixed = vision.target_variance(data, targets), image_mixer(config)
     if config.loss == "mse":
         teacher.scale.fill_(unit_scale(variance))
     return vision.train(
@@ -102,7 +120,7 @@ def train(
         data,
         student,
         vision.parameter_groups(student, config.weight_decay, config.decay_all),
-        loss=lambda model, batch: loss(model, batch, True),
+        loss=lambda model, batch: loss(model, mixed(batch), True),
         measure=lambda model, batch: {"validation_loss": loss(model, batch, False)},
         best=("validation_loss", min),
         export=export,

@@ -24,6 +24,11 @@ class ProbeConfig:
     # probe head: linear, mlp, transformer, transformer-cls (sees prefix tokens only) or transformer-separate (one query
     # per patch)
     head: ProbeHead = "transformer"
+    # hidden units of the mlp (null: 1024), or channels of a transformer's blocks (null: those of the backbone)
+    head_width: int | None = None
+    head_depth: int | None = None  # hidden layers of the mlp (null: 1), or blocks of a transformer (null: 2)
+    image_size: int | None = None  # side of the square input in pixels; null: the backbone's own
+    pretrained: bool = True  # false: probe backbones with random weights, as a control
     skip_blocks: int = 0  # number of the backbone's last blocks to leave out
     full_finetune: bool = False  # train the backbone too; needs --cache off
     cache: FeatureCache = "memory"  # where features, computed once, are kept; off: recompute them in every epoch
@@ -54,6 +59,7 @@ def check_probe(config: ProbeConfig) -> None:
     """Raises ValueError for values that make no sense, before anything is imported or read."""
     check_positive(config, ("epochs", "learning_rate", "batch_size"))
     check_least(config, 0, "warmup_steps", "workers", "skip_blocks")
+    check_least(config, 1, "head_width", "head_depth", "image_size")
     for name in ("backbone", "labels"):
         given = getattr(config, name)
         if not given or len(set(given)) < len(given):

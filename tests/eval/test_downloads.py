@@ -9,10 +9,10 @@ import pytest
 from evaluation_folders import zipped
 from file_server import file_server
 
-from eval import prepare as downloads
-from eval.prepare import ARCHIVES, needs, prepare, verify
+from eval.prepare import ARCHIVES, check_sum, needs, prepare, verify
 from eval.tasks import list_tasks
 from prismatic.miniature.benchmarks import write_benchmarks
+from vision_backbones import downloads
 from vision_backbones.files import describe
 
 
@@ -200,6 +200,6 @@ def test_verify_says_what_is_wrong(tmp_path, capsys):
     (root / "vsr/images/000000500003.jpg").unlink()
     assert verify("vsr", root) == 1 and "1 of 3 images are missing" in capsys.readouterr().out
     assert verify("gqa", root) == 1 and "found no" in capsys.readouterr().out
-    downloads.check_sum("vsr/test.jsonl", root / "vsr/test.jsonl", root)
+    check_sum("vsr/test.jsonl", root / "vsr/test.jsonl", root)
     (root / "vsr/test.jsonl").write_text((root / "vsr/test.jsonl").read_text() + "\n")
     assert verify("vsr", root) == 1 and "has changed since its download" in capsys.readouterr().out

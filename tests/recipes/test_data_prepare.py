@@ -11,13 +11,13 @@ from evaluation_folders import zipped
 from file_server import file_server
 from PIL import Image
 
-from eval import prepare as downloads
+from eval import prepare as fetching
 from eval.prepare import ARCHIVES
 from recipes.training_data import known, mixing
 from recipes.training_data import prepare as preparing
 from recipes.training_data.known import find, is_there, read_table, state
 from recipes.training_data.prepare import prepare
-from vision_backbones import files
+from vision_backbones import downloads, files
 
 LLAVA, CAPTIONS = "download/llava-v1.5-instruct", "download/llava-laion-cc-sbu-558k"
 
@@ -91,7 +91,7 @@ CONTENT = {  # by where it goes
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     with file_server() as running:
         running.files = {f"/{to}": content for to, content in CONTENT.items()}
         yield running
@@ -170,9 +170,9 @@ def test_mixtures_have_the_rows_of_the_reference_in_its_order(server, tmp_path, 
     ("module", "step", "said"),
     [
         (downloads, "_continue", "train2017.zip"),
-        (downloads, "unpack", "gqa-images.zip"),
+        (fetching, "unpack", "gqa-images.zip"),
         (shutil, "copyfileobj", "ocr_vqa/.images."),
-        (downloads, "_record", "val2017.zip"),
+        (fetching, "_record", "val2017.zip"),
         (files, "sync", "ocr_vqa/images/.2.jpg.unfinished"),
         (preparing, "write_mix", "lrv-instruct"),
         (mixing, "reference_order", ""),

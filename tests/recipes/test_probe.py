@@ -116,6 +116,18 @@ def test_a_killed_probe_goes_on(tmp_path, monkeypatch):
     assert not [*(tmp_path / "killed").rglob("checkpoints")]
 
 
+def test_a_killed_probe_of_random_weights_goes_on(tmp_path, monkeypatch):
+    """In the second probe, on the weights that the first was trained on as well."""
+    arguments = "--pretrained false --labels union,majority --head linear --data_root miniature:9:3".split()
+    whole = untimed(probe(tmp_path, "whole", *arguments))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, 7)
+        probe(tmp_path, "killed", *arguments)
+    assert untimed(probe(tmp_path, "killed", *arguments)) == whole and whole["pretrained"] is False
+    trained = probe(tmp_path, "trained", *arguments, "--pretrained", "true")
+    assert trained["probes"][0]["last"]["loss"] != whole["probes"][0]["last"]["loss"]
+
+
 def test_a_probe_does_not_go_on_with_other_data(tmp_path, monkeypatch):
     scenes = shutil.copytree(find_root(get_dataset("miniature"), "miniature:9:3"), tmp_path / "scenes")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -283,6 +295,8 @@ def test_every_failure_comes_before_the_work(tmp_path):
         (["--backbone", "miniatur"], "did you mean miniature"),
         (["--backbone", "miniature,moco-vit-b"], "no weights file"),
         (["--skip_blocks", "8"], "expected 0 to 7"),
+        (["--head_width", "10"], "--head_width is 10: expected a multiple of the 4 attention heads of miniature"),
+        (["--image_size", "50"], "image size 50 is not a multiple of its patch size 8"),
         (["--data_root", "nowhere"], "no folder nowhere"),
         (["--plugins", "no_such_module"], "no plugin module"),
     ):

@@ -128,9 +128,9 @@ def test_what_is_replaced_for_the_trace_is_put_back():
 
     from vision_backbones import soft_cap
 
-    before = masking_utils.find_packed_sequence_indices, soft_cap.CHUNK, soft_cap._tanh
+    before = masking_utils.find_packed_sequence_indices, soft_cap.CHUNK
     planned(CASES["finetune"], 1, 2)
-    assert before == (masking_utils.find_packed_sequence_indices, soft_cap.CHUNK, soft_cap._tanh)
+    assert before == (masking_utils.find_packed_sequence_indices, soft_cap.CHUNK)
 
 
 LAYERS = 2  # of an LLM whose blocks are all alike

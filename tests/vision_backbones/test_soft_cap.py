@@ -50,7 +50,7 @@ def test_gradients_are_derivatives(chunk, monkeypatch):
     torch.autograd.gradcheck(lambda x: soft_capped_attention(x, 2.0, 0.3), (qkv,))
 
 
-@pytest.mark.parametrize("cap", [1.0, 30.0, 1e6])
+@pytest.mark.parametrize("cap", [1.0, 30.0, 41.0, 1e6])
 def test_float32_is_as_exact_as_the_definition(cap):
     exact = value_and_gradient(direct, random_qkv(), cap)
     qkv = random_qkv()
@@ -89,9 +89,12 @@ def saved_elements(qkv):
     return sum(saved)
 
 
-def test_what_is_saved_for_the_backward_pass():
-    qkv = random_qkv(images=3, tokens=13, heads=4)
-    assert saved_elements(qkv.requires_grad_()) == qkv.numel() + 2 * 3 * 4 * 13**2
+@pytest.mark.parametrize(("dtype", "matrices"), [(torch.float32, 0), (torch.bfloat16, 2)])
+def test_what_is_saved_for_the_backward_pass(dtype, matrices):
+    """Inputs, output and a sum for each row; matrices of logits in low precision alone."""
+    qkv = random_qkv(images=3, tokens=13, heads=4, dtype=dtype)
+    expected = qkv.numel() * 4 // 3 + 3 * 4 * 13 * (1 + matrices * 13)
+    assert saved_elements(qkv.requires_grad_()) == expected
     with torch.no_grad():
         assert saved_elements(qkv) == 0
 
@@ -116,6 +119,20 @@ def test_the_module_is_timms_but_for_the_cap(kwargs):
     expected = module_gradients(timms, tokens, lambda m, x: m(x))
     for name, gradient in module_gradients(ours, tokens, lambda m, x: m(x)).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_without_a_cap_the_module_is_timms(dtype, tolerance):
+    """In low precision on CPUs by an own way, which is compared with the exact numbers."""
+    ours, tokens = attention(), torch.randn(2, 9, 32)
+    timms = timm.layers.Attention(32, num_heads=4, qkv_bias=True, norm_layer=torch.nn.LayerNorm)
+    timms.load_state_dict(ours.state_dict())
+    ours.cap = None
+    expected = module_gradients(timms, tokens, lambda m, x: m(x)) | {"out": timms(tokens)}
+    ours.to(dtype)
+    got = module_gradients(ours, tokens.to(dtype), lambda m, x: m(x)) | {"out": ours(tokens.to(dtype))}
+    for name in expected.keys() - {"qkv.bias"}:  # keys' biases have no gradient but rounding
+        assert (got[name].float() - expected[name]).norm() < tolerance * expected[name].norm(), name
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])

@@ -73,13 +73,13 @@ def test_position_embeddings_are_interpolated(folder):
 
 def test_missing_files_say_where_and_how(folder, monkeypatch):
     with pytest.raises(ValueError) as error:
-        create_backbone("clip-vit-l-aligned")
+        create_backbone("in1k-vit-l-aligned")
     message = str(error.value)
-    assert f"{folder}/clip-vit-l-maskembed.safetensors" in message
+    assert f"{folder}/in1k-vit-l-maskembed.safetensors" in message
     for hint in ("recipes/align.py", "VISION_BACKBONES_WEIGHTS", "pretrained=False"):
         assert hint in message
-    with pytest.raises(ValueError, match="moco-vit-b.safetensors; write it there as safetensors with timm's"):
-        create_backbone("moco-vit-b")
+    with pytest.raises(ValueError, match="mine.safetensors; write it there as safetensors with timm's"):
+        create_backbone(dataclasses.replace(SPEC, weights="mine"))
     with pytest.raises(ValueError, match="no weights file /nowhere/x.safetensors"):
         create_backbone(dataclasses.replace(SPEC, weights="/nowhere/x.safetensors"))
     monkeypatch.delenv("VISION_BACKBONES_WEIGHTS")

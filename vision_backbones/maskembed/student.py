@@ -2,12 +2,14 @@
 
 import torch
 from timm.layers import Mlp
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block
 from torch import nn
 
 from vision_backbones.maskembed.masked_forward import masked_features
 from vision_backbones.maskembed.reference_quirks import final_norm
 from vision_backbones.names import suggest
+from vision_backbones.soft_cap import SoftCapAttention
 
 HEADS = ("linear", "mlp")
 DECODER_EPS = 1e-5
@@ -23,6 +25,8 @@ class MaskEmbedStudent(nn.Module):
         decoder_blocks: ViT blocks of the decoder; 0 leaves position embedding, norm and linear head.
         decoder_width: Channels of the decoder; the encoder's if None.
         decoder_heads: Attention heads of the decoder; the encoder's if None.
+        decoder_qk_norm: Whether the decoder normalises queries and keys; as the encoder does if None.
+        decoder_qkv_bias: Whether the decoder has biases of queries, keys and values.
         prefix_only: Predict prefix tokens alone.
         as_reference: Start from `reference_quirks.final_norm` instead of the ViT's own.
 
@@ -39,6 +43,8 @@ class MaskEmbedStudent(nn.Module):
         decoder_blocks: int = 2,
         decoder_width: int | None = None,
         decoder_heads: int | None = None,
+        decoder_qk_norm: bool | None = None,
+        decoder_qkv_bias: bool = True,
         prefix_only: bool = False,
         as_reference: bool = False,
     ):
@@ -51,13 +57,19 @@ class MaskEmbedStudent(nn.Module):
                 "more blocks, and a width that is a multiple of the heads"
             )
         block = vit.blocks[0]
-        norm = getattr(block.attn, "q_norm", nn.Identity())
+        if decoder_qk_norm is None:
+            decoder_qk_norm = not isinstance(getattr(block.attn, "q_norm", nn.Identity()), nn.Identity)
         self.encoder = with_head(vit, width, head, as_reference)
         self.decoder = Decoder(
             width, target_dim, tokens=vit.num_prefix_tokens + vit.patch_embed.num_patches, blocks=decoder_blocks,
-            heads=heads, act_layer=type(block.mlp.act), qk_norm=not isinstance(norm, nn.Identity),
+            heads=heads, act_layer=type(block.mlp.act), qk_norm=decoder_qk_norm, qkv_bias=decoder_qkv_bias,
         )  # fmt: skip
         self.prefix_only = prefix_only
+
+    def set_grad_checkpointing(self) -> None:
+        """Computes blocks again for the gradients instead of keeping what is inside them: less memory, more time."""
+        self.encoder.set_grad_checkpointing()
+        self.decoder.grad_checkpointing = True
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Embeddings `[B, prefix + patches, width]` of whole images `[B, 3, H, W]`."""
@@ -73,18 +85,27 @@ class MaskEmbedStudent(nn.Module):
 class Decoder(nn.Module):
     """A few ViT blocks, without soft cap, between masked embeddings and the teacher's channels."""
 
-    def __init__(self, width: int, target_dim: int, *, tokens: int, blocks: int, heads: int, act_layer, qk_norm: bool):
+    def __init__(
+        self, width: int, target_dim: int, *, tokens: int, blocks: int, heads: int, act_layer, qk_norm: bool,
+        qkv_bias: bool,
+    ):  # fmt: skip
         super().__init__()
-        kwargs = {"qkv_bias": True, "qk_norm": qk_norm, "init_values": 1e-6, "act_layer": act_layer}
+        kwargs = {"qkv_bias": qkv_bias, "qk_norm": qk_norm, "init_values": 1e-6, "act_layer": act_layer}
         self.pos_embed = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
-        self.blocks = nn.Sequential(*[Block(width, heads, norm_layer=nn.LayerNorm, **kwargs) for _ in range(blocks)])
+        kwargs |= {"norm_layer": nn.LayerNorm, "attn_layer": SoftCapAttention}
+        self.blocks = nn.Sequential(*[Block(width, heads, **kwargs) for _ in range(blocks)])
+        for block in self.blocks:
+            block.attn.cap = None
+        self.grad_checkpointing = False
         self.norm = nn.LayerNorm(width, eps=DECODER_EPS)
         self.head = nn.Linear(width, target_dim)
 
     def forward(self, embeddings: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         """`[B * R, N, target_dim]` from embeddings `[B, N, width]`, of which `kept` `[B * R, N]` are not zeroed."""
         repeated = embeddings.repeat_interleave(len(kept) // len(embeddings), dim=0)
-        return self.head(self.norm(self.blocks(repeated * kept[..., None].to(repeated.dtype) + self.pos_embed)))
+        x = repeated * kept[..., None].to(repeated.dtype) + self.pos_embed
+        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+        return self.head(self.norm(x))
 
 
 class MaskedImageStudent(nn.Module):
@@ -100,6 +121,10 @@ class MaskedImageStudent(nn.Module):
     def __init__(self, vit: nn.Module, target_dim: int, *, head: str = "linear", as_reference: bool = False):
         super().__init__()
         self.encoder = with_head(vit, target_dim, head, as_reference)
+
+    def set_grad_checkpointing(self) -> None:
+        """As `MaskEmbedStudent`."""
+        self.encoder.set_grad_checkpointing()
 
     def forward(self, pixels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """Reconstructions `[B * R, tokens, target_dim]` for pixels `[B, 3, H, W]` and masks `[B * R, patches]`."""
