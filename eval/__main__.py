@@ -18,9 +18,9 @@ def main() -> None:
     parser.add_argument("--plugins", metavar="MODULE,...", help="modules that register tasks, imported first")
     listing = commands.add_parser("list", help="every benchmark: examples, metric, chance, files")
     listing.set_defaults(run=lambda arguments: print(listed(list_tasks())))
-    for name, does in (("prepare", "download what a benchmark needs"), ("verify", "check what is there")):
+    for name, does in (("prepare", "download what a benchmark or probing needs"), ("verify", "check what is there")):
         command = commands.add_parser(name, help=does)
-        command.add_argument("task", help="id of a benchmark")
+        command.add_argument("task", help="id of a benchmark; for probing coco, coco-things or ade20k")
         command.add_argument("--data_root", type=Path, required=True, help="folder of all data sets")
         command.set_defaults(run=on_disk)
     command = commands.add_parser("compare", help="compare runs of recipes/evaluate.py")

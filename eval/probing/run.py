@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import nn
 
 from eval.probing.backbone import ProbedBackbone
 from eval.probing.data import PatchExamples, SegmentationSet, get_dataset
@@ -33,15 +34,15 @@ def check(config) -> tuple[SegmentationSet, dict[str, BackboneSpec]]:
     import_plugins(config.plugins)
     dataset = get_dataset(config.dataset)
     for labels in config.labels:
-        check_labels(labels), check_head(config.head, labels)
-    specs = {name: check_spec(name) for name in config.backbone}
+        check_labels(labels), check_head(config.head, labels, config.head_width, config.head_depth)
+    specs = {name: check_spec(name, image_size=config.image_size) for name in config.backbone}
     for spec in specs.values():
-        for part in spec.parts or (spec,):
+        for part in (spec.parts or (spec,)) if config.pretrained else ():
             find_weights(part)
     with torch.device("meta"):
         for spec in specs.values():
             backbone = _load(config, spec, config.labels[0], pretrained=False)
-            make_head(config.head, config.labels[0], backbone, len(dataset.classes))
+            _head(config, config.labels[0], backbone, dataset)
     return dataset, specs
 
 
@@ -76,15 +77,18 @@ def run_probes(
                 results.append(read_json(folder / OUTCOME, "delete it to probe again", "backbone", "labels", "best"))
                 continue
             if config.full_finetune or backbone is None or (backbone.spec, backbone.keep) != (spec, keep):
-                backbone = _load(config, spec, labels, pretrained=True).to(accelerator.device)
+                if not config.pretrained:
+                    set_seed(config.seed)  # the same random weights for all labels, and when the run is resumed
+                backbone = _load(config, spec, labels, pretrained=config.pretrained).to(accelerator.device)
                 splits = {
                     split: Split(PatchExamples(dataset, p, spec, backbone.patch, config.labels), config.workers)
                     for split, p in pairs.items()
                 }
             set_seed(config.seed)
-            head = make_head(config.head, labels, backbone, len(dataset.classes)).to(accelerator.device)
+            head = _head(config, labels, backbone, dataset).to(accelerator.device)
             probe = Probe(backbone, head, finetune=config.full_finetune, dtype=dtype)
-            title = f"{name}: {labels} labels of {dataset.name}, {config.head} head on {keep} tokens"
+            random = "" if config.pretrained else " with random weights"
+            title = f"{name}{random}: {labels} labels of {dataset.name}, {config.head} head on {keep} tokens"
             console.print_parts(accelerator, title, console.parameters(backbone=backbone, head=head))
             plans = {"val": list(batching.batched(range(len(pairs["val"])), config.batch_size))}
             rows = fill_batches(range(len(pairs["train"])), config.batch_size).tolist()
@@ -103,6 +107,11 @@ def run_probes(
 def _load(config, spec: BackboneSpec, labels: str, *, pretrained: bool) -> ProbedBackbone:
     keep = tokens_for(config.head, labels)
     return ProbedBackbone(spec, keep, skip_blocks=config.skip_blocks, pretrained=pretrained)
+
+
+def _head(config, labels: str, backbone: ProbedBackbone, dataset: SegmentationSet) -> nn.Module:
+    sizes = {"width": config.head_width, "depth": config.head_depth}
+    return make_head(config.head, labels, backbone, len(dataset.classes), **sizes)
 
 
 def _keep_features(config, accelerator: Accelerator, probe: Probe, splits: dict, plans: dict, run_dir: Path) -> None:

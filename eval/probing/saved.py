@@ -25,6 +25,7 @@ FIELDS = {  # of ABOUT, with their types
     "backbone": str, "spec": dict, "weights": dict, "dataset": str, "classes": list, "labels": str, "head": str,
     "skip_blocks": int, "full_finetune": bool, "precision": str, "epoch": int, "file": dict,
 }  # fmt: skip
+SIZES = ("head_width", "head_depth")  # of ABOUT, since there are such; None for those of before
 AGAIN = "probe again with another --run_id"
 
 
@@ -41,19 +42,21 @@ def save_probe(
     Args:
         folder: Is there.
         config: The `ProbeConfig` it was trained with.
-        probe: Its head is written, and its backbone if that was trained too.
+        probe: Its head is written, and its backbone if that was trained too or has random weights.
         dataset: Whose classes it knows.
         backbone: The name it was asked for by.
         labels: Their kind.
         epoch: After which it is saved, from 1.
     """
     spec, parts = probe.backbone.spec, {"head": probe.head}
-    if probe.finetune:
+    own = probe.finetune or not config.pretrained
+    if own:
         parts["backbone"] = probe.backbone
     tensors = {f"{part}.{key}": value for part, module in parts.items() for key, value in module.state_dict().items()}
     write_tensors(folder / WEIGHTS, tensors, {})
-    about = {"backbone": backbone, "spec": spec.to_dict(), "weights": {} if probe.finetune else _files(spec)}
+    about = {"backbone": backbone, "spec": spec.to_dict(), "weights": {} if own else _files(spec)}
     about |= {"dataset": dataset.name, "classes": list(dataset.classes), "labels": labels, "head": config.head}
+    about |= {name: getattr(config, name) for name in (*SIZES, "pretrained")}
     about |= {"skip_blocks": config.skip_blocks, "full_finetune": probe.finetune, "precision": config.precision}
     write_json(folder / ABOUT, about | {"epoch": epoch, "file": describe(folder / WEIGHTS)})
 
@@ -115,18 +118,19 @@ def load_probe(folder: Path | str, device: str | torch.device = "cpu") -> SavedP
     """
     folder = _one_probe(Path(folder).expanduser())
     about = _read_about(folder)
-    spec, full = about["spec"], about["full_finetune"]
+    spec, own = about["spec"], about["full_finetune"] or not about["pretrained"]
     keep = tokens_for(about["head"], about["labels"])
-    if not full and (changed := [part for part, file in _files(spec).items() if about["weights"].get(part) != file]):
+    if not own and (changed := [part for part, file in _files(spec).items() if about["weights"].get(part) != file]):
         raise ValueError(
             f"the weights of {', '.join(changed)} are not those that the probe {folder} was trained on: restore them, "
             f"or {AGAIN}"
         )
-    backbone = ProbedBackbone(spec, keep, skip_blocks=about["skip_blocks"], pretrained=not full)
-    head = make_head(about["head"], about["labels"], backbone, len(about["classes"]))
+    backbone = ProbedBackbone(spec, keep, skip_blocks=about["skip_blocks"], pretrained=not own)
+    sizes = {"width": about["head_width"], "depth": about["head_depth"]}
+    head = make_head(about["head"], about["labels"], backbone, len(about["classes"]), **sizes)
     dtype = torch.bfloat16 if about["precision"] == "bf16" else torch.float32
-    probe = Probe(backbone, head, finetune=full, dtype=dtype)
-    _fill({"head": head, "backbone": backbone} if full else {"head": head}, folder / WEIGHTS, about["file"])
+    probe = Probe(backbone, head, finetune=about["full_finetune"], dtype=dtype)
+    _fill({"head": head, "backbone": backbone} if own else {"head": head}, folder / WEIGHTS, about["file"])
     return SavedProbe(probe.to(device), about)
 
 
@@ -158,11 +162,12 @@ def _one_probe(folder: Path) -> Path:
 
 def _read_about(folder: Path) -> dict:
     path = folder / ABOUT
-    about = read_json(path, AGAIN, *FIELDS)
-    wrong = [name for name, kind in FIELDS.items() if type(about[name]) is not kind]
+    about = dict.fromkeys(SIZES) | {"pretrained": True} | read_json(path, AGAIN, *FIELDS)
+    wrong = [name for name, kind in (FIELDS | {"pretrained": bool}).items() if type(about[name]) is not kind]
+    wrong += [name for name in SIZES if about[name] is not None and (type(about[name]) is not int or about[name] < 1)]
     if wrong or not all(isinstance(name, str) for name in about["classes"]):
         raise ValueError(f"{path} is damaged: {wrong[0] if wrong else 'classes'} is of another type; {AGAIN}")
-    check_labels(about["labels"]), check_head(about["head"], about["labels"])
+    check_labels(about["labels"]), check_head(about["head"], about["labels"], *(about[name] for name in SIZES))
     try:
         about["spec"] = BackboneSpec.from_dict(about["spec"])
     except (ValueError, TypeError) as error:
