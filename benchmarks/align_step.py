@@ -2,12 +2,13 @@
 
 ViT-S/16 at 224 pixels, 8 images, three masks each. Direct is how the method reads: masks enlarged to pixels, images
 repeated three times, attention written out. Ours is what recipes/align.py runs: each image embedded once and masked
-afterwards, fused attention, soft-capped attention that keeps no logits. Both start from the same weights and see the
-same images and masks. Every variant runs in a process of its own, so that its peak memory is its own; time is the
-median of some steps. FLOPs are those of the products that the method needs, counted once for all variants: what is
-computed a second time in the backward pass does not count as achieved. Products alone is the limit: the matrix products
-and convolutions of the direct step, of the same shapes, one after the other into memory that is there already, with
-nothing in between.
+afterwards, soft-capped attention that keeps no logits (in bf16: its weights), the teacher's linear layers packed, their
+GELU fused. Checkpointed computes the student's blocks again (--gradient_checkpointing). All start from the same weights
+and see the same images and masks. Every variant runs in a process of its own, so that its peak memory is its own; time
+is the median of some steps. FLOPs are those of the products that the method needs, counted once for all variants: what
+is computed a second time in the backward pass does not count as achieved. Products alone is the limit: the matrix
+products and convolutions of the direct step, of the same shapes, one after the other into memory that is there already,
+with nothing in between.
 """
 
 import json
@@ -23,6 +24,7 @@ from prismatic.models import stages
 
 IMAGES, MASKS = 8, 3
 PRECISIONS = ("fp32", "bf16")
+OURS = ("ours", "checkpointed")
 STEPS = 6
 
 
@@ -52,7 +54,6 @@ def make(variant: str):
     from vision_backbones import BackboneSpec
     from vision_backbones.maskembed.student import MaskEmbedStudent
     from vision_backbones.maskembed.teacher import Teacher
-    from vision_backbones.soft_cap import SoftCapAttention
     from vision_backbones.vit import build_vit
 
     torch.manual_seed(0)
@@ -67,9 +68,9 @@ def make(variant: str):
         for module in (teacher, student):
             for block in module.modules():
                 if hasattr(block, "attn"):
-                    capped = isinstance(block.attn, SoftCapAttention)
+                    cap = getattr(block.attn, "cap", None)
                     block.attn.__class__ = direct
-                    block.attn.cap = 30.0 if capped else None
+                    block.attn.cap = cap
     return teacher, student
 
 
@@ -85,21 +86,26 @@ def run(variant: str, precision: str, micro_batch: int) -> dict:
     from vision_backbones.maskembed.loss import reconstruction_loss
     from vision_backbones.maskembed.mask_samplers import sample_masks
     from vision_backbones.maskembed.masked_forward import mask_pixels
+    from vision_backbones.maskembed.packed import pack_linear
 
     def resident():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
     accelerator, imported = loop.launch(precision, [], "."), resident()
     teacher, student = make("direct" if variant == "products" else variant)
-    if precision == "bf16" and variant == "ours":
-        stages.halve_frozen(teacher)
+    if variant in OURS:
+        if precision == "bf16":
+            stages.halve_frozen(teacher)
+        pack_linear(teacher)
+    if variant == "checkpointed":
+        student.set_grad_checkpointing()
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(IMAGES, 3, 224, 224, generator=generator)
     masks = sample_masks(np.random.default_rng(0), IMAGES, 196)
 
     def loss(model, pixels, masks):
-        if variant != "ours":
+        if variant not in OURS:
             embed = teacher.vit.patch_embed
             target = teacher(mask_pixels(pixels, masks, embed.grid_size, embed.patch_size))
         else:
@@ -205,7 +211,8 @@ def main() -> None:
     print(f"ViT-S/16, {IMAGES} images x {MASKS} masks, {work / 1e9:.0f} GFLOP a step")
     fastest, names = 0.0, {"products": "products alone"}
     for precision in PRECISIONS:
-        variants = [("direct", 8), ("ours", 8), ("ours", 4), ("ours", 2), ("ours", 1), ("products", 8)]
+        variants = [("direct", 8), ("ours", 8), ("ours", 4), ("ours", 2), ("checkpointed", 8), ("checkpointed", 4)]
+        variants += [("products", 8)]
         results = [in_own_process(variant, precision, size) for variant, size in variants]
         rows = [
             (
