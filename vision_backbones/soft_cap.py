@@ -169,6 +169,8 @@ def _weigh(q, k, cap, scale, x, weights, low):
     else:
         torch.mul(x.tanh_(), cap, out=weights)
         weights.sub_(weights.amax(-1, keepdim=True)).exp_()
+    if low.dtype == torch.float16:  # which holds neither such small weights nor such large sums
+        weights.div_(weights.sum(-1, keepdim=True))
     return low if low is weights else low.copy_(weights)
 
 

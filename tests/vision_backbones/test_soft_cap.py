@@ -74,6 +74,26 @@ def test_bfloat16_is_at_least_as_exact_as_the_definition():
         assert (got - truth).norm() < 1.1 * (reference - truth).norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cap", [None, 5.0, 30.0, 40.0, 50.0])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_rows_of_extreme_logits(sign, cap, dtype):
+    """All logits of a row far below zero, or far above: weights are those of the few that differ."""
+    qkv = torch.ones(1, 300, 3, 1, 8)
+    qkv[:, :, 0] *= sign * 40
+    qkv[:, :, 1, :, :4] += torch.linspace(0, 0.1, 300)[None, :, None, None]
+    qkv[:, :, 2] = torch.linspace(100, 300, 300)[None, :, None, None]
+    qkv = qkv.to(dtype)
+    q, k, v = qkv.double().permute(2, 0, 3, 1, 4)
+    logits = 0.3 * (q @ k.mT)
+    logits = cap * torch.tanh(logits / cap) if cap else logits
+    expected = (logits.softmax(-1) @ v).transpose(1, 2)
+    got = soft_capped_attention(qkv.requires_grad_(), cap, 0.3)
+    got.float().sum().backward()
+    torch.testing.assert_close(got.double(), expected, atol=0, rtol={torch.float32: 1e-4}.get(dtype, 0.05))
+    assert qkv.grad.isfinite().all()
+
+
 def test_without_a_cap_in_reach_it_is_ordinary_attention():
     qkv = random_qkv(dtype=torch.float32)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
