@@ -35,6 +35,7 @@ def summarise(run_dir: Path, seconds: float, steps_per_epoch: int) -> dict:
         "loss_last": steps[-1]["loss"],
         "seconds": seconds,
         "training_seconds": training_seconds,
+        "data_seconds": sum(s.get("data_seconds", 0) for s in steps),  # that steps waited for their data
         rate: sum(s[rate] * s["seconds"] for s in steps) / training_seconds,
         "padding_share": sum(s["padding_share"] for s in steps) / len(steps),
         "flops": sum(s.get("flops", 0) for s in steps),

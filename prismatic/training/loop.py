@@ -103,6 +103,7 @@ def fit(
     for epoch, micro_batches in epochs if step < total_steps else ():
         started = time.perf_counter()  # a step's seconds include waiting for its data
         for group in batched(micro_batches, accumulation):
+            waited = time.perf_counter() - started
             kinds = [kind for kind in COUNTS if kind in group[0]]
             lost = [sum(b[kind] for b in group) for kind in kinds]
             # Every process runs every micro-batch, even one of which nothing is left: the others wait for it.
@@ -156,6 +157,7 @@ def fit(
                 "flops": flops_per_unit * units,
                 "memory_gb": memory_gb(accelerator.device),
                 "seconds": seconds,
+                "data_seconds": waited,
                 **{COUNTS[kind]: count for kind, count in zip(kinds, lost, strict=True)},
             }
             log(metrics)

@@ -22,7 +22,7 @@ def run_align(root, id, *arguments):
 
 def metrics(run, *, timed=True):
     """Rows of metrics.jsonl, without what depends on the machine's speed unless `timed`."""
-    speed = () if timed else ("seconds", "images_per_second", "mfu", "memory_gb")
+    speed = () if timed else ("seconds", "data_seconds", "images_per_second", "mfu", "memory_gb")
     with jsonlines.open(run / "metrics.jsonl") as reader:
         return [{key: value for key, value in row.items() if key not in speed} for row in reader]
 

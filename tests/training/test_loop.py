@@ -1,5 +1,6 @@
 import copy
 import json
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -168,6 +169,20 @@ def test_metrics_of_a_step(accelerator):
     weights = sum(p.numel() for n, p in tiny_model().llm.named_parameters() if "embed" not in n and "lm_head" not in n)
     flops = logged[0]["mfu"] * 1e12 / logged[0]["tokens_per_second"]
     assert 6 * weights < flops < 12 * weights
+
+
+def test_waiting_for_data_is_told_apart(accelerator):
+    """Two of the four steps' batches come late."""
+    batches = [collate_padded(examples(3, seed), 0) for seed in range(8)]
+
+    def late():
+        for number, batch in enumerate(batches):
+            time.sleep(0.2 * (number in (4, 5)))
+            yield batch
+
+    logged = run(tiny_model(), late(), accelerator)
+    assert logged[2]["data_seconds"] >= 0.4 and logged[2]["seconds"] > logged[2]["data_seconds"]
+    assert all(logged[step]["data_seconds"] < 0.2 for step in (0, 1, 3))
 
 
 def test_operations_of_an_image_are_counted_on_two(accelerator):
