@@ -34,8 +34,8 @@ def make():
     from transformers import LlamaConfig
 
     from prismatic import PrismaticConfig, PrismaticForConditionalGeneration
+    from prismatic.models.build import build_processor
     from prismatic.models.llm import load_tokenizer
-    from prismatic.models.load import build_processor
     from prismatic.text.prompts import IMAGE_TOKEN
     from vision_backbones import get_spec
 

@@ -12,9 +12,9 @@ from prismatic import auto
 if TYPE_CHECKING:  # what `_HOMES` gives when it is asked for
     from prismatic.auto_backbone import PrismaticBackbone as PrismaticBackbone
     from prismatic.backbone_config import PrismaticBackboneConfig as PrismaticBackboneConfig
+    from prismatic.models.build import build as build
     from prismatic.models.configuration import PrismaticConfig as PrismaticConfig
     from prismatic.models.image_processing import PrismaticImageProcessor as PrismaticImageProcessor
-    from prismatic.models.load import build as build
     from prismatic.models.load import load as load
     from prismatic.models.modeling import PrismaticForConditionalGeneration as PrismaticForConditionalGeneration
     from prismatic.models.processing import PrismaticProcessor as PrismaticProcessor
@@ -26,7 +26,7 @@ _HOMES = {
     "PrismaticForConditionalGeneration": "prismatic.models.modeling",
     "PrismaticImageProcessor": "prismatic.models.image_processing",
     "PrismaticProcessor": "prismatic.models.processing",
-    "build": "prismatic.models.load",
+    "build": "prismatic.models.build",
     "load": "prismatic.models.load",
 }
 __all__ = list(_HOMES)

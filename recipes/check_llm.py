@@ -25,7 +25,7 @@ def check(llm: str, prompt_style: str = "auto") -> dict[str, str]:
         ValueError: It cannot be read, or sees later tokens.
     """
     from eval.sharing import sharing_problem
-    from prismatic.models.load import build
+    from prismatic.models.build import build
     from prismatic.models.padding import padding_problem
     from prismatic.models.self_check import packing_problem
 

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
 
 def make_plan(config):
     """The `prismatic.planning.memory.Plan` of a `recipes.config.plan.PlanConfig`."""
-    from prismatic.models.load import meta_config
+    from prismatic.models.build import meta_config
     from prismatic.planning.memory import plan_finetune
     from prismatic.text.speech import template_of
     from recipes.config.finetune import PARTS

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from prismatic import PrismaticForConditionalGeneration
-from prismatic.models.load import meta_config
+from prismatic.models.build import meta_config
 from recipes.config.finetune import named_models
 from vision_backbones import create_backbone, get_spec, list_backbones
 

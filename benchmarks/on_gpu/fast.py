@@ -23,8 +23,8 @@ from prismatic.data.batching import collate_packed
 from prismatic.flops import flop_counter
 from prismatic.models import stages
 from prismatic.models.attention import SEGMENTED
+from prismatic.models.build import build_processor
 from prismatic.models.llm import load_tokenizer
-from prismatic.models.load import build_processor
 from prismatic.models.vocabulary import grow_vocabulary
 from prismatic.planning.memory import plan_finetune
 from prismatic.text.speech import stop_where_answers_end

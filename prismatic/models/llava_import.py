@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, LlavaConfig
 
 from prismatic.checkpoints.epoch import save_model
+from prismatic.models.build import build_processor
 from prismatic.models.configuration import PrismaticConfig
 from prismatic.models.llava import NAMES
 from prismatic.models.llava_processor import RESAMPLE, own_template
 from prismatic.models.llm import load_llm, load_tokenizer
-from prismatic.models.load import build_processor
 from prismatic.models.modeling import PrismaticForConditionalGeneration
 from prismatic.models.reject_remote_code import read_object, refuse_code
 from prismatic.models.vocabulary import grow_vocabulary

@@ -11,10 +11,6 @@ from safetensors import SafetensorError, safe_open
 from prismatic.checkpoints.epoch import latest_checkpoint
 from prismatic.checkpoints.old_names import current_name
 from prismatic.checkpoints.step import STATE_JSON, load_tensors, problem_with, read_state, trained_parameters
-from prismatic.models.build import build as build  # where others look for them
-from prismatic.models.build import build_processor as build_processor
-from prismatic.models.build import check_parts as check_parts
-from prismatic.models.build import meta_config as meta_config
 from prismatic.models.lora import PARTS_FILE, relocated, with_adapters
 from prismatic.models.lora import save_parts as save_parts  # where scripts look for it
 from prismatic.models.modeling import PrismaticForConditionalGeneration
@@ -215,6 +211,8 @@ def start_stage(
     `llm_later` gives the LLM placeholders, to be filled when it is sharded; for parts of `build`. `quantized` makes a
     frozen LLM smaller, in place, before anything is put on it; `llm_dtype` is that in which it is read before.
     """
+    from prismatic.models.build import build  # imports the model's module, which imports this one
+
     if llm_later:
         model, processor = build(**parts, llm_later=True)
     elif llm_dtype and "llm" in parts:
@@ -229,6 +227,8 @@ def start_stage(
 def start(init_from: str | None = None, prompt_style: str = "auto", base: str | None = None, **parts):
     """The model that a finetune starts from: an earlier run (see `load`), or built from parts (see `build`)."""
     if not init_from:
+        from prismatic.models.build import build
+
         return build(**parts, prompt_style=prompt_style)
     model, processor = load(init_from, base=base)
     speak(model, processor, prompt_style)

@@ -8,8 +8,9 @@ from accelerate import Accelerator
 from prismatic.data.samplers import accumulation_steps
 from prismatic.models import stages
 from prismatic.models.attention import SEGMENTED
+from prismatic.models.build import check_parts
 from prismatic.models.deferred_weights import fill, is_placeholder, place, weight_files
-from prismatic.models.load import check_parts, start_stage
+from prismatic.models.load import start_stage
 from prismatic.models.lora import lasting
 from prismatic.models.quantize import quantize
 from prismatic.models.self_check import check_context, check_packing

@@ -14,8 +14,8 @@ from eval.engine import Question, SharedPrefixEngine
 from eval.generate_engine import PlainEngine, load_engine
 from eval.task import Choose, Generate
 from prismatic.data.conversation_dataset import open_data
+from prismatic.models.build import build
 from prismatic.models.llm import llm_config
-from prismatic.models.load import build
 from prismatic.models.self_check import check_causal
 from prismatic.training.held_out import generate_answers, read_items
 from recipes.check_llm import COLUMNS, check

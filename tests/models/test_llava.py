@@ -24,9 +24,9 @@ from transformers import (
 )
 
 import prismatic
+from prismatic.models.build import build
 from prismatic.models.llava import export_llava
 from prismatic.models.llava_import import import_llava
-from prismatic.models.load import build
 from prismatic.text.tokenizers import from_sentencepiece
 from recipes.cli import main
 from recipes.export import export

@@ -5,7 +5,7 @@ import torch
 from families import ELSE, PACK, WORK, write_llm
 from golden_cases import ROOT
 
-from prismatic.models.load import build
+from prismatic.models.build import build
 from prismatic.models.lora import add_lora, lasting, linear_layers, save_parts, with_adapters
 from prismatic.models.self_check import draw
 

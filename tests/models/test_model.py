@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import prismatic
 from prismatic.miniature.scenes import scene
-from prismatic.models.load import build_processor
+from prismatic.models.build import build_processor
 from prismatic.text.rendering import render_prompt
 from vision_backbones import BackboneSpec, get_spec, register
 

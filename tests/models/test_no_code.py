@@ -11,8 +11,9 @@ import torch
 
 import prismatic
 from eval.generate_engine import load_engine
+from prismatic.models.build import build
 from prismatic.models.llm import llm_config, load_llm, load_tokenizer
-from prismatic.models.load import BUNDLED, build
+from prismatic.models.load import BUNDLED
 from prismatic.models.lora import PARTS_FILE, add_lora
 from prismatic.models.reject_remote_code import FILES, check_parts_named, refuse_code
 from recipes.config.finetune import parse_finetune

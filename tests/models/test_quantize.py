@@ -12,7 +12,8 @@ from torch import nn
 
 import prismatic
 from prismatic.models import quantize as quantizing
-from prismatic.models.load import build, meta_config, start_stage
+from prismatic.models.build import build, meta_config
+from prismatic.models.load import start_stage
 from prismatic.models.lora import linear_layers
 from prismatic.models.quantize import parameter_count, quantize, quantized_bytes
 from prismatic.models.stages import trained_and_frozen

@@ -9,8 +9,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import prismatic
+from prismatic.models.build import build
 from prismatic.models.llm import load_tokenizer
-from prismatic.models.load import build, start
+from prismatic.models.load import start
 from prismatic.text import prompts
 from prismatic.text.conversations import encode_prompt, option_token_ids, tokenize_conversation
 from prismatic.text.speech import style_of, template_of

@@ -7,7 +7,7 @@ from families import GPT, write_llm
 from safetensors.torch import load_file, save_file
 from small_tokenizers import byte_level
 
-from prismatic.models.load import build
+from prismatic.models.build import build
 from prismatic.models.self_check import check_context
 from recipes import check_llm
 

@@ -163,7 +163,7 @@ def test_bad_input_fails_before_weights_are_read(arguments, message, tmp_path, m
     def read_no_weights(*args, **kwargs):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("prismatic.models.load.build", read_no_weights)
+    monkeypatch.setattr("prismatic.models.build.build", read_no_weights)
     with pytest.raises(ValueError, match=message):
         run(tmp_path, *arguments)
     assert not list(tmp_path.glob("*+*")), "a refused run leaves no folder"

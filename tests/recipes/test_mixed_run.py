@@ -101,7 +101,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path, three):
 )
 @pytest.mark.usefixtures("quick")
 def test_bad_sources_fail_before_weights_are_read(sources, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("prismatic.models.load.build", lambda *arguments, **options: pytest.fail("weights were read"))
+    monkeypatch.setattr("prismatic.models.build.build", lambda *arguments, **options: pytest.fail("weights were read"))
     with pytest.raises(ValueError, match=message):
         run(tmp_path, "r", sources)
     assert not (tmp_path / "r").exists()

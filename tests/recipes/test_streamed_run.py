@@ -240,7 +240,7 @@ def test_columns_are_known_by_the_first_rows_where_nothing_declares_them(tmp_pat
 )
 @pytest.mark.usefixtures("quick")
 def test_sources_that_are_no_stream_fail_before_weights_are_read(location, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("prismatic.models.load.build", lambda *arguments, **options: pytest.fail("weights were read"))
+    monkeypatch.setattr("prismatic.models.build.build", lambda *arguments, **options: pytest.fail("weights were read"))
     with pytest.raises(ValueError, match=message) as error:
         run(tmp_path, "r", location, "--data.streaming", "true")
     assert "\n" not in str(error.value) and not (tmp_path / "r").exists()

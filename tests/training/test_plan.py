@@ -9,7 +9,7 @@ from catalogue import MODELS, llm_on_meta
 from plan_cases import CASES, LORA, SUPERVISED, TEXT, Case, small_config
 
 from prismatic.flops import flop_counter
-from prismatic.models import load
+from prismatic.models import build
 from prismatic.planning import memory as plan
 from prismatic.planning.fake_step import Step, meta_model
 from prismatic.training import losses
@@ -147,8 +147,8 @@ def shallow_llms(monkeypatch):
         config.text_config.num_hidden_layers = LAYERS
         return config
 
-    meta_config = load.meta_config
-    monkeypatch.setattr(load, "meta_config", shallow)
+    meta_config = build.meta_config
+    monkeypatch.setattr(build, "meta_config", shallow)
 
 
 def of_model(name: str) -> plan.Plan:
