@@ -78,7 +78,7 @@ def fetch_all(entries: list[dict], root: Path, again: str) -> int:
     Raises:
         ValueError: As `prepare`.
     """
-    missed = []
+    missed: dict[Path, str] = {}  # by where a file belongs: several entries may come out of one archive
     for entry in entries:
         if any((root / parent / entry["to"]).exists() for parent in ("", "download")):
             print(f"{entry['to']}: there")
@@ -87,12 +87,12 @@ def fetch_all(entries: list[dict], root: Path, again: str) -> int:
             _obtain(entry, root)
             print(f"{entry['to']}: done")
         except FetchError as error:
-            missed.append((entry, error))
-    if missed:
-        print(f"\n{len(missed)} of {len(entries)} could not be fetched. By hand, with a browser or on another machine:")
-        for entry, error in missed:
             place = root / ARCHIVES / entry["save"] if "save" in entry else root / entry["to"]
-            print(f"- {' or '.join(entry['urls'])}: save as {place} ({error})")
+            missed[place] = f"- {' or '.join(entry['urls'])}: save as {place} ({error})"
+    if missed:
+        files = len({entry.get("save", entry["to"]) for entry in entries})
+        print(f"\n{len(missed)} of {files} could not be fetched. By hand, with a browser or on another machine:")
+        print("\n".join(missed.values()))
         print(f"Then run {again} again.")
     return int(bool(missed))
 

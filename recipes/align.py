@@ -21,7 +21,7 @@ def main(config: AlignConfig) -> dict:
 
     accelerator = loop.launch(config.precision, config.trackers, config.run_root)
     pair, data = masked.check(config, accelerator, "aligned", partial(build, config))
-    run_dir = open_run(config, accelerator, f"{config.model or config.teacher}+align", vision.MAY_CHANGE)
+    run_dir = open_run(config, accelerator, f"{config.model or config.teacher}+align", vision.may_change(config))
     if summary := finished_run(run_dir, accelerator):
         return summary
 

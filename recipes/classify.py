@@ -30,7 +30,9 @@ def main(config: ClassifyConfig) -> dict:
     trained = vision.with_drop_path(spec, config.drop_path)
     with torch.device("meta"):
         build_classifier(trained, config.head, len(classes), pretrained=False)
-    run_dir = open_run(config, accelerator, f"{config.model or config.vision_backbone}+classify", vision.MAY_CHANGE)
+    run_dir = open_run(
+        config, accelerator, f"{config.model or config.vision_backbone}+classify", vision.may_change(config)
+    )
     if summary := finished_run(run_dir, accelerator):
         return summary
 

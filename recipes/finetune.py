@@ -33,7 +33,9 @@ def main(config: FinetuneConfig) -> dict:
     if config.eval_tasks:
         evaluation.read_jobs(after_finetune(config))
     name = f"{config.model or config.vision_backbone}+{config.stage}"
-    run_dir = run_folder.open_run(config, accelerator, name, MAY_CHANGE, anew=config.resume == "never")
+    run_dir = run_folder.open_run(
+        config, accelerator, name, MAY_CHANGE, anew=config.resume == "never", needed=config.eval_tasks
+    )
     if summary := run_folder.finished_run(run_dir, accelerator, needed=config.eval_tasks):
         return summary
 

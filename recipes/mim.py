@@ -20,7 +20,7 @@ def main(config: MimConfig) -> dict:
 
     accelerator = loop.launch(config.precision, config.trackers, config.run_root)
     pair, data = masked.check(config, accelerator, "mim", partial(build, config))
-    run_dir = open_run(config, accelerator, f"{config.model or config.teacher}+mim", vision.MAY_CHANGE)
+    run_dir = open_run(config, accelerator, f"{config.model or config.teacher}+mim", vision.may_change(config))
     if summary := finished_run(run_dir, accelerator):
         return summary
 

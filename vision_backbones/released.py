@@ -109,30 +109,30 @@ def obtain(spec: BackboneSpec, weights: Path, missing: str) -> Path:
 
 def _make(release: Release, spec: BackboneSpec, weights: Path, checkpoint: Path) -> None:
     """Leaves the converted weights and their record, or nothing."""
-    url = _url(release)
+    url, record, expected = _url(release), record_path(weights), release.sha256
+    if expected is None and record.is_file():
+        remedy = "delete it to accept the checkpoint as it is"
+        expected = _sha256(read_json(record, remedy, "checkpoint")["checkpoint"], record, remedy)
     downloaded = not checkpoint.is_file()
     if downloaded:
         _download(url, checkpoint)
     try:
-        found, expected = describe(checkpoint), release.sha256
-        if expected is None and record_path(weights).is_file():
-            recorded = read_json(record_path(weights), "delete it to accept the file as it is", "checkpoint")
-            expected = recorded["checkpoint"]["sha256"]
+        found = describe(checkpoint)
         if expected not in (None, found["sha256"]):
             raise ValueError(
                 f"{url if downloaded else checkpoint} is not the file that was expected: its sha256 is "
-                f"{found['sha256']}, expected {expected}. If it is right, delete {record_path(weights)} and start again"
+                f"{found['sha256']}, expected {expected}. If it is right, delete {record} and start again"
             )
         size = {"image_size": release.image_size, "allow_border": release.allow_border}
         spec = dataclasses.replace(spec, **size)  # whatever size was asked for, the file keeps its own
         print(write_converted(checkpoint, weights, spec, _empty_vit(spec)), file=sys.stderr)
-    except ValueError:
+    except BaseException:
         if downloaded:
-            checkpoint.unlink()
+            checkpoint.unlink(missing_ok=True)  # one that lies there later was put there by hand
         raise
     files = [path for path in (weights, decoder_path(weights)) if path.is_file()]
     about = {"from": url if downloaded else str(checkpoint), "checkpoint": found}
-    write_json(record_path(weights), about | {"files": {path.name: describe(path) for path in files}})
+    write_json(record, about | {"files": {path.name: describe(path) for path in files}})
     if downloaded:
         checkpoint.unlink()
 
@@ -172,16 +172,25 @@ def check_unchanged(weights: Path) -> None:
     if not record.is_file():
         return
     remedy = f"delete {weights} to fetch it again, or {record} if the weights are right"
-    for name, written in read_json(record, remedy, "files")["files"].items():
-        path = weights.with_name(name)
+    files = read_json(record, remedy, "files")["files"]
+    if not isinstance(files, dict) or not {weights.name} <= files.keys() <= {weights.name, decoder_path(weights).name}:
+        raise ValueError(f"{record} cannot be read (its `files` are not {weights.name} and its decoder): {remedy}")
+    for name, written in files.items():
+        path, expected = weights.with_name(name), _sha256(written, record, remedy)
         if not path.is_file():
             raise ValueError(f"no file {path}, which was fetched with {weights.name}: {remedy}")
         about = path.stat()
-        if (found := _digest(path, about.st_size, about.st_mtime_ns)) != written["sha256"]:
+        if (found := _digest(path, about.st_size, about.st_mtime_ns)) != expected:
             raise ValueError(
-                f"{path} has changed since it was fetched: its sha256 is {found}, expected {written['sha256']}; "
-                f"{remedy}"
+                f"{path} has changed since it was fetched: its sha256 is {found}, expected {expected}; {remedy}"
             )
+
+
+def _sha256(about: object, record: Path, remedy: str) -> str:
+    found = about.get("sha256") if isinstance(about, dict) else None
+    if not isinstance(found, str):
+        raise ValueError(f"{record} cannot be read (no sha256 in {about!r}): {remedy}")
+    return found
 
 
 @functools.cache

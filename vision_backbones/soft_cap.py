@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 CHUNK = 2**19  # logits that CPUs compute at once: they stay in the cache; accelerators do all at once
-MILD = 40.0  # caps up to this one bound exponentials to what float32 and bfloat16 hold
+MILD = 30.0  # caps up to this one bound exponentials to what float32 and bfloat16 hold
 
 
 class SoftCapAttention(Attention):
@@ -186,7 +186,7 @@ def _times_slopes(x, weights, cap):
 def _parts(q):
     """What is computed at once, with memory for its logits: two in float32 at least, one as precise as q."""
     tokens = q.shape[1]
-    count = min(len(q), max(1, CHUNK // tokens**2)) if q.device.type == "cpu" else len(q)
+    count = min(len(q), max(1, CHUNK // max(1, tokens**2))) if q.device.type == "cpu" else len(q)
     x, weights = q.new_empty(2, count, tokens, tokens, dtype=_wide(q.dtype))
     low = weights if weights.dtype == q.dtype else q.new_empty(weights.shape)
     for start in range(0, len(q), max(count, 1)):

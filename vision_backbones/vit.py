@@ -18,7 +18,10 @@ from vision_backbones.weights import find_weights, load_weights
 
 T = TypeVar("T")
 # Why a network is not aligned, capped, or continued block by block.
-MIXES = "its features mix neighbouring patches from the first layers on, so that masking patches has no meaning"
+MIXES = (
+    "its features mix neighbouring patches from the first layers on, so that there are no tokens to mask (align, mim), "
+    "to classify, or for a projector to continue with"
+)
 NO_VIT = {"NaFlexVit": "it embeds patches of varying grids, which cannot be masked here"}
 
 

@@ -18,9 +18,18 @@ BEGUN = ("config.yaml", "metrics.jsonl", "checkpoints", LOCK)  # all that a run 
 
 
 def open_run(
-    config, accelerator, name: str, may_change: Sequence[str] = (), *, anew: bool = False, finished: str = SUMMARY
+    config,
+    accelerator,
+    name: str,
+    may_change: Sequence[str] = (),
+    *,
+    anew: bool = False,
+    finished: str = SUMMARY,
+    needed: Sequence[str] = (),
 ) -> Path:
     """The folder of a run, holding its `config.yaml`, which this run alone writes to until it ends.
+
+    That of a finished run stays as it is.
 
     Args:
         config: `run_root`, and `run_id` if the user named the run.
@@ -29,6 +38,7 @@ def open_run(
         may_change: settings in which a run may differ from the one of the same name that it continues.
         anew: refuse to continue.
         finished: the file whose presence marks a finished run.
+        needed: names without which in that file the run is not finished.
 
     Raises:
         ValueError: the folder cannot be made, is at work, or holds a run that cannot be continued.
@@ -37,7 +47,7 @@ def open_run(
         raise ValueError(f"--run_id is {config.run_id!r}: expected the name of a folder, without its path")
     name = config.run_id or f"{name}+{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "_").replace(":", "_")
     folder = Path(config.run_root) / on_main(accelerator, lambda: name)
-    on_main(accelerator, lambda: _claim(folder, config, may_change, anew, finished))
+    on_main(accelerator, lambda: _claim(folder, config, may_change, anew, finished, needed))
     return folder
 
 
@@ -51,7 +61,7 @@ def one_writer(folder: Path, accelerator, remedy: str) -> None:
     on_main(accelerator, lambda: hold(folder, remedy))
 
 
-def _claim(folder: Path, config, may_change: Sequence[str], anew: bool, finished: str) -> None:
+def _claim(folder: Path, config, may_change: Sequence[str], anew: bool, finished: str, needed: Sequence[str]) -> None:
     hold(folder, "wait for it, or choose another --run_id")
     checkpoints, settings = folder / "checkpoints", folder / "config.yaml"
     checkpoints.mkdir(exist_ok=True)
@@ -65,7 +75,11 @@ def _claim(folder: Path, config, may_change: Sequence[str], anew: bool, finished
             EPOCH_NAME.fullmatch(path.name) for path in checkpoints.iterdir()
         ):
             raise ValueError(f"{folder} holds a model but no state to continue from: choose another --run_id")
-        _check_unchanged(folder, config, may_change)
+        changed = _check_unchanged(folder, config, may_change)
+        if _end(folder, finished, needed) is not None:
+            return
+        for line in changed:
+            print(f"{folder}: resuming with {line}")
     write_text(settings, draccus.dump(config))
 
 
@@ -77,10 +91,8 @@ def finished_run(folder: Path, accelerator, finished: str = SUMMARY, needed: Seq
     """
 
     def read() -> dict | None:
-        if not (folder / finished).is_file():
-            return None
-        content = read_json(folder / finished, "delete it and rerun the same command to write it again")
-        if set(needed) - content.keys():
+        content = _end(folder, finished, needed)
+        if content is None:
             return None
         print(f"{folder} is already finished; use another --run_id to run it again")
         return content
@@ -88,7 +100,16 @@ def finished_run(folder: Path, accelerator, finished: str = SUMMARY, needed: Seq
     return on_main(accelerator, read)
 
 
-def _check_unchanged(folder: Path, config, may_change: Sequence[str]) -> None:
+def _end(folder: Path, finished: str, needed: Sequence[str]) -> dict | None:
+    """What a run wrote at its end; None if it has not ended, or has not all that is needed."""
+    if not (folder / finished).is_file():
+        return None
+    content = read_json(folder / finished, "delete it and rerun the same command to write it again")
+    return None if set(needed) - content.keys() else content
+
+
+def _check_unchanged(folder: Path, config, may_change: Sequence[str]) -> list[str]:
+    """The settings that have changed, each as it is and as it was, if all of them may."""
     path = folder / "config.yaml"
     try:
         old = flat(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -102,8 +123,7 @@ def _check_unchanged(folder: Path, config, may_change: Sequence[str]) -> None:
     if refused:
         shown = "; ".join(f"--{key} was {old.get(key)}, is {new.get(key)}" for key in refused)
         raise ValueError(f"{folder} was started with other settings ({shown}): use those, or another --run_id")
-    for key in changed:
-        print(f"{folder}: resuming with --{key} {new.get(key)} (was {old.get(key)})")
+    return [f"--{key} {new.get(key)} (was {old.get(key)})" for key in changed]
 
 
 def flat(settings: dict, prefix: str = "") -> dict:

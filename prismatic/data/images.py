@@ -149,6 +149,7 @@ def training_transform(
         raise ValueError(f"unknown crop mode {crop_mode!r}: {suggest(crop_mode, CROP_MODES)}")
     if crop_mode == "none":
         others = {"auto_augment": auto_augment, "color_jitter": color_jitter, "random_erasing": random_erasing}
+        others |= {"crop_scale": scale, "crop_ratio": ratio, "interpolation": interpolation}
         if given := next((name for name in others if others[name]), None):
             raise ValueError(f"crop mode 'none' leaves images as they are; {given} is {others[given]!r}: drop one")
         return evaluation_transform(spec)

@@ -10,6 +10,11 @@ from timm.data.mixup import mixup_target
 from prismatic.training.losses import Batch
 
 
+def mixes(config) -> bool:
+    """Whether images are mixed."""
+    return bool(config.mixup or config.cutmix)
+
+
 def mix(mixup: Mixup, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mixed pixels `[B, 3, H, W]` and soft targets `[B, classes]`, by timm's `Mixup`.
 
@@ -29,7 +34,7 @@ def mix(mixup: Mixup, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch
 
 def image_mixer(config) -> Callable[[Batch], Batch]:
     """A function that mixes the images of a batch as an `ImageTrainingConfig` says, where they need no labels."""
-    if not (config.mixup or config.cutmix):
+    if not mixes(config):
         return lambda batch: batch
     mixup = Mixup(config.mixup, config.cutmix, label_smoothing=0.0, num_classes=1)
 

@@ -20,17 +20,26 @@ from prismatic.data.image_batches import Images
 from prismatic.training import console as report
 from prismatic.training import loop, optim, sharding
 from prismatic.training.losses import Batch, Objective, image_counts, two_images
+from prismatic.training.mixing import mixes
 from prismatic.training.processes import on_main
 from prismatic.training.tracking import MetricsLog, read_metrics
 from vision_backbones import BackboneSpec
 from vision_backbones.files import write_json
 from vision_backbones.maskembed.teacher import merge_moments, moments
 
-MAY_CHANGE = (  # settings in which a run may differ from the unfinished one that it continues
+MAY_CHANGE = (
     "data.workers", "per_device_batch_size", "gradient_checkpointing", "compile", "save_every_steps", "trackers",
     "run_root", "learning_rate", "min_learning_rate", "max_grad_norm",
     "wandb.project", "wandb.entity", "wandb.name", "wandb.id",
 )  # fmt: skip
+
+
+def may_change(config) -> tuple[str, ...]:
+    """Settings in which a run may differ from the unfinished one that it continues.
+
+    Images are mixed within a micro-batch: its size then decides which.
+    """
+    return tuple(name for name in MAY_CHANGE if not (mixes(config) and name == "per_device_batch_size"))
 
 
 @torch.no_grad()

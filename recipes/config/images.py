@@ -213,10 +213,13 @@ def check_image_training(config: ImageTrainingConfig) -> None:
     check_least(config, 0, "mixup", "cutmix")
     if not 0 <= config.drop_path < 1:
         raise ValueError(f"--drop_path is {config.drop_path}: expected 0 or more, below 1")
-    if (config.mixup or config.cutmix) and config.per_device_batch_size < 2:
+    if (config.mixup or config.cutmix) and min(config.per_device_batch_size, config.global_batch_size) < 2:
         raise ValueError(
-            "--mixup and --cutmix mix the images of a micro-batch: --per_device_batch_size must be 2 or more"
+            "--mixup and --cutmix mix the images of a micro-batch: --per_device_batch_size and --global_batch_size "
+            "must be 2 or more"
         )
+    if getattr(config, "freeze_backbone", False) and config.drop_path:
+        raise ValueError(f"--drop_path is {config.drop_path}, but a frozen backbone is not regularised: drop one")
     _check_data(config.data)
     if isinstance(config, MaskedTrainingConfig):
         if not 0 < config.masks.keep_ratio < 1:
@@ -230,12 +233,17 @@ def _check_data(data: ImageDataConfig) -> None:
         raise ValueError(f"--data.color_jitter is {data.color_jitter}: expected 0 or more, or null")
     if not 0 <= data.random_erasing <= 1:
         raise ValueError(f"--data.random_erasing is {data.random_erasing}: expected a probability, 0 to 1")
-    if data.validation_crop is not None and not 0 < data.validation_crop <= 1:
-        raise ValueError(f"--data.validation_crop is {data.validation_crop}: expected more than 0, up to 1, or null")
-    for name in ("crop_scale", "crop_ratio"):
+    if not 0 <= data.horizontal_flip <= 1:
+        raise ValueError(f"--data.horizontal_flip is {data.horizontal_flip}: expected a probability, 0 to 1")
+    if data.validation_crop is not None and not 0.1 <= data.validation_crop <= 1:
+        raise ValueError(f"--data.validation_crop is {data.validation_crop}: expected 0.1 to 1, or null")
+    # Of a centre crop (rkrc, rkrr) timm also takes areas above 1: the image with a border.
+    for name, least, most in (("crop_scale", 0.01, 1 if data.crop_mode == "rrc" else 10), ("crop_ratio", 0.1, 10)):
         limits = getattr(data, name)
-        if limits and not (len(limits) == 2 and 0 < limits[0] <= limits[1]):
-            raise ValueError(f"--data.{name} is {limits}: expected the least and the greatest, such as 0.8,1.0")
+        if limits and not (len(limits) == 2 and least <= limits[0] <= limits[1] <= most):
+            raise ValueError(
+                f"--data.{name} is {limits}: expected the least and the greatest, from {least} to {most}, as 0.8,1.0"
+            )
     for name in ("train", "validation"):
         if not getattr(data, name):
             raise ValueError(

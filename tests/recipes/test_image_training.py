@@ -179,3 +179,47 @@ def test_a_probed_backbone_stays_as_it_is_and_continues(tmp_path, monkeypatch):
 
 def fresh():
     return build_classifier(get_spec("miniature"), "attention", 3, pretrained=False)
+
+
+def test_a_finished_run_keeps_its_settings(tmp_path, capsys):
+    run("align", tmp_path, "a", *ONE_STEP)
+    before = (tmp_path / "a" / "config.yaml").read_text()
+    run("align", tmp_path, "a", *ONE_STEP, "--learning_rate", "0.5", "--gradient_checkpointing", "true")
+    assert (tmp_path / "a" / "config.yaml").read_text() == before
+    assert "already finished" in (said := capsys.readouterr().out) and "resuming" not in said
+
+
+def test_the_micro_batch_stays_where_images_are_mixed(tmp_path):
+    run("align", tmp_path, "a", *ONE_STEP, "--mixup", "0.5")
+    (tmp_path / "a" / "summary.json").unlink()
+    with pytest.raises(ValueError, match="--per_device_batch_size was 4, is 2"):
+        run("align", tmp_path, "a", *ONE_STEP, "--mixup", "0.5", "--per_device_batch_size", "2")
+
+
+WRONG = {
+    "--mixup 1 --global_batch_size 1": "mix the images of a micro-batch",
+    "--data.horizontal_flip 3": "horizontal_flip is 3.0: expected a probability",
+    "--data.validation_crop 1e-6": "expected 0.1 to 1",
+    "--data.crop_mode rrc --data.crop_scale 2,3": "from 0.01 to 1",
+    "--data.crop_mode rkrc --data.crop_scale 1e-8,1e-7": "from 0.01 to 10",
+    "--data.crop_mode rkrc --data.crop_ratio 1e5,1e6": "from 0.1 to 10",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_settings_that_cannot_be_meant(arguments, capsys):
+    with pytest.raises(SystemExit):
+        parse_align([*SMALL, *arguments.split()])
+    assert WRONG[arguments] in capsys.readouterr().err
+
+
+def test_a_frozen_backbone_has_no_drop_path(capsys):
+    with pytest.raises(SystemExit):
+        parse_classify([*SMALL, "--freeze_backbone", "true", "--drop_path", "0.5"])
+    assert "a frozen backbone is not regularised" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", ["crop_scale 0.5,1", "crop_ratio 1,1", "interpolation random"])
+def test_images_that_are_left_as_they_are_refuse_other_crops(setting, tmp_path):
+    with pytest.raises(ValueError, match="crop mode 'none' leaves images as they are"):
+        run("align", tmp_path, "a", *ONE_STEP, "--data.crop_mode", "none", *f"--data.{setting}".split())

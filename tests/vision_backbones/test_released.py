@@ -170,6 +170,43 @@ class _Evil:
         return os.system, (f"touch {self.marker}",)
 
 
+RECORDS = [
+    {"files": []},
+    {"files": {}},
+    {"files": {"tiny-released.safetensors": {}}},
+    {"files": {"tiny-released.safetensors": 5}},
+    {"files": {"tiny-released.safetensors": {"sha256": "0"}, "../other": {"sha256": "0"}}},
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=str)
+def test_records_of_another_shape_are_refused(server, folder, tmp_path, record):
+    server.files[f"/{FILE}"] = checkpoint(tmp_path)
+    create_backbone(ALIGNED)
+    (folder / "tiny-released.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="tiny-released.json cannot be read .*delete .* if the weights are right"):
+        create_backbone(ALIGNED)
+
+
+@pytest.mark.parametrize("about", [{}, 5])
+def test_a_record_of_another_shape_is_refused_before_the_download(server, folder, about):
+    folder.mkdir()
+    (folder / "tiny-released.json").write_text(json.dumps({"checkpoint": about}))
+    with pytest.raises(ValueError, match="tiny-released.json cannot be read .no sha256"):
+        create_backbone(ALIGNED)
+    assert kept(folder) == ["tiny-released.json"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no room")])
+def test_what_was_downloaded_goes_if_its_conversion_ends(server, folder, tmp_path, monkeypatch, error):
+    """Else it would count as put there by hand."""
+    server.files[f"/{FILE}"] = checkpoint(tmp_path)
+    monkeypatch.setattr("vision_backbones.released.write_converted", lambda *arguments: _raise(error))
+    with pytest.raises((KeyboardInterrupt, ValueError)):
+        create_backbone(ALIGNED)
+    assert FILE not in kept(folder)
+
+
 def test_a_pickle_that_runs_code_is_refused_and_nothing_stays(server, folder, tmp_path):
     released(tmp_path / "evil.pth.tar", student_of(TINY), args=_Evil(tmp_path / "was-run"))
     server.files[f"/{FILE}"] = (tmp_path / "evil.pth.tar").read_bytes()

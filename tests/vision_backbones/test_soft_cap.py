@@ -94,6 +94,23 @@ def test_rows_of_extreme_logits(sign, cap, dtype):
     assert qkv.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("cap", [30.0, 40.0])
+def test_large_gradients_of_logits_at_the_cap(cap):
+    """Every logit near minus the cap: the sums of exponentials are as small as they get."""
+    qkv = torch.randn(1, 9, 3, 1, 8, dtype=torch.float64)
+    qkv[:, :, 0], qkv[:, :, 1] = qkv[:, :, 0].abs() * 10, -qkv[:, :, 1].abs() * 10
+    grads = []
+    for function, dtype in ((direct, torch.float64), (soft_capped_attention, torch.float32)):
+        given = qkv.detach().to(dtype).requires_grad_()
+        (function(given, cap, 0.3) * 1e6).sum().backward()
+        grads.append(given.grad.double())
+    assert (grads[1] - grads[0]).norm() < 1e-3 * grads[0].norm()
+
+
+def test_no_tokens():
+    assert soft_capped_attention(torch.randn(2, 0, 3, 2, 8), 30.0, 0.3).shape == (2, 0, 2, 8)
+
+
 def test_without_a_cap_in_reach_it_is_ordinary_attention():
     qkv = random_qkv(dtype=torch.float32)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
