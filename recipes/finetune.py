@@ -32,11 +32,9 @@ def main(config: FinetuneConfig) -> dict:
     source, questions = conversation_dataset.open_data(config.data, config.seed)
     if config.eval_tasks:
         evaluation.read_jobs(after_finetune(config))
-    name = f"{config.model or config.vision_backbone}+{config.stage}"
-    run_dir = run_folder.open_run(
-        config, accelerator, name, MAY_CHANGE, anew=config.resume == "never", needed=config.eval_tasks
-    )
-    if summary := run_folder.finished_run(run_dir, accelerator, needed=config.eval_tasks):
+    name, needed = f"{config.model or config.vision_backbone}+{config.stage}", config.eval_tasks
+    run_dir = run_folder.open_run(config, accelerator, name, MAY_CHANGE, anew=config.resume == "never", needed=needed)
+    if summary := run_folder.finished_run(run_dir, accelerator, needed=needed):
         return summary
 
     # The model of the stage; held-out questions are answered before it is sharded.
