@@ -176,11 +176,11 @@ def test_the_papers_alignment():
         (["--data.crop_ratio", "0,1"], "--data.crop_ratio is [0.0, 1.0]"),
         (["--data.color_jitter", "-1"], "--data.color_jitter is -1.0: expected 0 or more, or null"),
         (["--data.random_erasing", "2"], "--data.random_erasing is 2.0: expected a probability"),
-        (["--data.validation_crop", "1.1"], "--data.validation_crop is 1.1: expected more than 0, up to 1"),
+        (["--data.validation_crop", "1.1"], "--data.validation_crop is 1.1: expected 0.1 to 1"),
         (["--drop_path", "1"], "--drop_path is 1.0: expected 0 or more, below 1"),
         (["--mixup", "-1"], "--mixup is -1: expected 0 or more"),
         (["--image_size", "0"], "--image_size is 0: expected 1 or more"),
-        (["--cutmix", "1", "--per_device_batch_size", "1"], "--per_device_batch_size must be 2 or more"),
+        (["--cutmix", "1", "--per_device_batch_size", "1"], "--per_device_batch_size and --global_batch_size must be 2 or more"),
     ],
 )
 def test_image_settings_that_make_no_sense(arguments, message, capsys):
