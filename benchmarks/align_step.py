@@ -205,7 +205,7 @@ def in_own_process(*arguments):
 
 def main() -> None:
     """Prints the comparison and what the loader delivers."""
-    from prismatic.table import table
+    from vision_backbones.table import table
 
     work = in_own_process("flops")
     print(f"ViT-S/16, {IMAGES} images x {MASKS} masks, {work / 1e9:.0f} GFLOP a step")

@@ -137,7 +137,7 @@ def launch(processes: int, *arguments: str, cores: int | None = None) -> str:
 
 def print_saves() -> None:
     """Prints what saves and resuming cost."""
-    from prismatic.table import table
+    from vision_backbones.table import table
 
     rows, shares, resumed = [], [], []
     for processes in (1, 2):
@@ -177,8 +177,8 @@ def print_saves() -> None:
 
 def print_scaling(rounds: int = 2) -> None:
     """Prints tokens a second of the miniature finetune; the best of some rounds, in turn."""
-    from prismatic.table import table
     from prismatic.training.tracking import read_metrics
+    from vision_backbones.table import table
 
     settings = [(1, 2, "none"), (1, 1, "none"), (2, 2, "none"), (2, 2, "grad-op"), (2, 2, "full")]
     rates: dict[tuple, list[float]] = {setting: [] for setting in settings}
@@ -205,7 +205,7 @@ def print_memory() -> None:
     from plan_cases import CASES
     from test_plan import measured, planned
 
-    from prismatic.table import table
+    from vision_backbones.table import table
 
     rows = []
     for name in ("full", "full-checkpointing", "grad-op", "ddp"):

@@ -11,12 +11,12 @@ from PIL import Image
 
 import prismatic
 from prismatic.miniature.scenes import scene
-from prismatic.table import table
 from prismatic.training import loop
 from vision_backbones import get_spec
 from vision_backbones.maskembed.loss import reconstruction_loss
 from vision_backbones.maskembed.mask_samplers import sample_masks
 from vision_backbones.maskembed.student import MaskEmbedStudent
+from vision_backbones.table import table
 from vision_backbones.vit import build_vit
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 from eval.engine import Question, SharedPrefixEngine
 from eval.generate_engine import PlainEngine
 from eval.task import Choose, Generate
-from prismatic.table import table
 from prismatic.training import loop
+from vision_backbones.table import table
 
 BATCH = 136
 CASES = {  # questions an image, answer, target

@@ -128,7 +128,7 @@ def in_own_process(variant: str, work: str) -> dict:
 
 def main() -> None:
     """Prints both comparisons."""
-    from prismatic.table import table
+    from vision_backbones.table import table
 
     plain, ours = in_own_process("plain", "step"), in_own_process("ours", "step")
     rows = [

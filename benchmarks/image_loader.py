@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from prismatic.data.images import TrainingImages, Transform, collate_images, open_images, training_transform
-from prismatic.table import table
+from vision_backbones.table import table
 
 COUNT, BATCH, STRETCHES = 256, 8, 3
 PATCHES = 196

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prismatic.miniature.llava_writer import HELD_OUT_SCENES, write_llava
 from prismatic.miniature.scenes import scenes
-from prismatic.table import table
+from vision_backbones.table import table
 
 COUNT = 1500
 

@@ -15,8 +15,8 @@ from PIL import Image
 from eval.engine import Question
 from eval.generate_engine import load_engine
 from eval.task import Choose, Generate
-from prismatic.table import table
 from prismatic.training import loop
+from vision_backbones.table import table
 
 PICTURES, EACH, BATCH = 4, 12, 24
 KINDS = {

@@ -3,7 +3,7 @@
 import time
 
 from eval.scoring import parsing
-from prismatic.table import table
+from vision_backbones.table import table
 
 UNITS = ["[", "(", "-", "1", "1,", "[1, 2, ", "'", "x1:", "\\", "1e", "{1:", "not "]
 LENGTHS = (2_500, 5_000, 10_000, 1_000_000)

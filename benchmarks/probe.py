@@ -186,10 +186,10 @@ def whole_run() -> None:
     import torch
     from safetensors.torch import save_file
 
-    from prismatic.table import table
     from prismatic.training import loop
     from vision_backbones import BackboneSpec, register
     from vision_backbones.registry import resolve_spec
+    from vision_backbones.table import table
     from vision_backbones.vit import load_vit
 
     peak = loop.matmul_peak(loop.launch("fp32", [], "."))
@@ -229,8 +229,8 @@ def alone() -> None:
 
     from eval.probing.labels import reduce_labels
     from eval.probing.metrics import count_hits
-    from prismatic.table import table
     from prismatic.training.loop import keep_freed_memory
+    from vision_backbones.table import table
 
     torch.set_num_threads(1)
     keep_freed_memory()  # as every recipe does

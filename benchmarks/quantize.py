@@ -32,7 +32,7 @@ def run(root: str, kind: str) -> dict:
 
 def main() -> None:
     """Prints the table."""
-    from prismatic.table import table
+    from vision_backbones.table import table
 
     if not ROWS.is_file():
         return print(f"no {ROWS}: nothing to train on")

@@ -23,7 +23,7 @@ import numpy as np
 from evaluate import make, pictures_of
 
 import prismatic
-from prismatic.table import table
+from vision_backbones.table import table
 
 IMAGES, EACH, NEW, ROUNDS = 8, 8, 24, 3
 

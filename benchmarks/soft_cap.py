@@ -12,8 +12,8 @@ import time
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from prismatic.table import table
 from vision_backbones.soft_cap import soft_capped_attention
+from vision_backbones.table import table
 
 CAP = 30.0
 SHAPES = {  # images, tokens, heads

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from prismatic.table import table
+from vision_backbones.table import table
 
 COMMANDS = {
     "python recipes/finetune.py --help": (["recipes/finetune.py", "--help"], 2.0),

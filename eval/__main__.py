@@ -6,9 +6,9 @@ from pathlib import Path
 
 from eval.task import Task
 from eval.tasks import list_tasks
-from prismatic.table import table
 from vision_backbones.names import take_plugins
 from vision_backbones.registry import import_plugins
+from vision_backbones.table import table
 
 
 def main() -> None:

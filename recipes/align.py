@@ -72,8 +72,8 @@ def export(config: AlignConfig, spec, teacher, model, folder) -> None:
     """Writes the encoder as a backbone, with the decoder, which a projector may start from."""
     from dataclasses import asdict
 
+    from vision_backbones.backbone_files import save_backbone
     from vision_backbones.maskembed.view import Alignment
-    from vision_backbones.weights import save_backbone
 
     state = model.state_dict()
     decoder = {k: v for k, v in state.items() if k.startswith(("decoder.", "encoder.head."))}

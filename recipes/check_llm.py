@@ -95,7 +95,7 @@ def main(config: argparse.Namespace) -> None:
     """Prints the table; ends with exit status 1 where an LLM cannot be used at all."""
     from transformers.utils import logging
 
-    from prismatic.table import table
+    from vision_backbones.table import table
 
     warnings.simplefilter("ignore", FutureWarning)
     logging.disable_progress_bar()

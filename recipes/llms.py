@@ -15,7 +15,7 @@ def main(argv: list[str]) -> None:
     parser.parse_args(argv)
 
     from prismatic.models.llm import get_llm_spec, list_llms
-    from prismatic.table import table
+    from vision_backbones.table import table
 
     specs = map(get_llm_spec, list_llms())
     rows = [(s.id, "in this package" if s.id == "miniature" else s.hub, s.prompt_style or "its own") for s in specs]

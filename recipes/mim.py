@@ -16,7 +16,7 @@ def main(config: MimConfig) -> dict:
     """Runs the training and returns the content of `summary.json` (on the main process)."""
     from prismatic.checkpoints.run_folder import finished_run, open_run
     from prismatic.training import console, loop, masked, vision
-    from vision_backbones.weights import save_backbone
+    from vision_backbones.backbone_files import save_backbone
 
     accelerator = loop.launch(config.precision, config.trackers, config.run_root)
     pair, data = masked.check(config, accelerator, "mim", partial(build, config))

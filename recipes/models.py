@@ -27,10 +27,10 @@ def main(argv: list[str]) -> None:
 def listed() -> str:
     """The tables; imports no torch."""
     from prismatic.models.released import HUB_REPO, IDS, imported_folder, models_folder
-    from prismatic.table import table
     from recipes.config.presets import read_presets
     from vision_backbones import get_spec
     from vision_backbones.released import RELEASED
+    from vision_backbones.table import table
     from vision_backbones.weights import weights_folder
 
     presets, weights = read_presets("models.yaml"), weights_folder()

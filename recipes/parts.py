@@ -17,7 +17,7 @@ def main(argv: list[str]) -> None:
         from prismatic.models.projectors import PROJECTORS as known
     else:
         from vision_backbones.maskembed.loss import LOSSES as known
-    from prismatic.table import table
+    from vision_backbones.table import table
 
     rows = [(name, (made.__doc__ or "").strip().split("\n")[0]) for name, made in known.items()]
     print(table(rows, ("name", "what it is")))

@@ -57,8 +57,8 @@ def as_dict(plan) -> dict:
 
 def describe(config, plan) -> str:
     """The tables of a plan; the last line says whether it fits."""
-    from prismatic.table import table
     from prismatic.training.sharding import shards
+    from vision_backbones.table import table
 
     sums = [sum(row[i] for row in plan.parameters) for i in (1, 2)]
     sharding = f"sharding {config.sharding}" if shards(config.sharding, config.gpus) else "nothing sharded"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vision_backbones import create_backbone, import_plugins, listing
 from vision_backbones.names import take_plugins
+from vision_backbones.table import table
 
 LIST = """\
 List every registered backbone: id, family, side of the image in pixels, tokens it gives, whether it is locality-aligned
@@ -92,7 +93,8 @@ def main() -> None:
 def list_all(full: bool, pattern: str | None) -> None:
     """Prints the registered backbones, or, as they are looked at, those of timm whose ids fit a pattern."""
     if pattern is None:
-        print(listing.table(listing.rows(full), listing.MORE if full else listing.COLUMNS))
+        columns = listing.MORE if full else listing.COLUMNS
+        print(table(listing.rows(full), columns, left=len(columns)))
         return
     rows = []
     for row in listing.timm_rows(pattern):

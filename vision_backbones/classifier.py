@@ -11,10 +11,11 @@ from timm.models.vision_transformer import Block
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from vision_backbones.backbone_files import write_tensors
 from vision_backbones.names import suggest
 from vision_backbones.spec import BackboneSpec
+from vision_backbones.state_dicts import check_numbers
 from vision_backbones.vit import load_vit
-from vision_backbones.weights import check_numbers, write_tensors
 
 HEADS = ("linear", "transformer", "attention")
 NEW = ("attn_pool.", "head.")  # what a classifier adds to its backbone

@@ -115,13 +115,6 @@ def timm_rows(pattern: str) -> Iterator[tuple[str, ...]]:
             yield f"timm:{arch}", kind, str(spec.image_size), f"{rows} x {columns}"
 
 
-def table(rows: list[tuple[str, ...]], columns: tuple[str, ...]) -> str:
-    """Returns cells under their titles, in columns as wide as they need."""
-    lines = [columns, *rows]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
 def _on_meta(spec: BackboneSpec):
     import torch
 

@@ -13,13 +13,13 @@ import timm
 import torch
 from torch import nn
 
+from vision_backbones.backbone_files import write_tensors
 from vision_backbones.factory import check_spec
 from vision_backbones.feature_maps import last_index, map_layout, patch_grid
 from vision_backbones.files import put_folder, write_json, write_text
 from vision_backbones.soft_capped_vit import NAME
 from vision_backbones.spec import BackboneSpec
 from vision_backbones.vit import is_vit, load_network
-from vision_backbones.weights import write_tensors
 
 # How a network pools what it has: as its architecture does, or, where the weights of that are not kept (SigLIP's
 # attention pooling, a norm after the pooling), by an average; with the final norm before it or without one.

@@ -9,14 +9,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vision_backbones.backbone_files import decoder_path as decoder_path  # where others look for them
-from vision_backbones.backbone_files import save_backbone as save_backbone
-from vision_backbones.backbone_files import write_tensors as write_tensors
 from vision_backbones.released import RELEASED, check_unchanged, obtain
 from vision_backbones.spec import BackboneSpec
-from vision_backbones.state_dicts import HEAD as HEAD
-from vision_backbones.state_dicts import check_numbers as check_numbers
-from vision_backbones.state_dicts import fit_state as fit_state
+from vision_backbones.state_dicts import fit_state
 
 if TYPE_CHECKING:
     from torch import nn

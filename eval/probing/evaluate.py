@@ -13,8 +13,8 @@ from eval.probing import metrics
 from eval.probing.features import Probe, Split
 from eval.probing.labels import unpack
 from prismatic.data.batching import to_device
-from prismatic.table import table
 from vision_backbones.files import replacing
+from vision_backbones.table import table
 
 HEADLINES = ("macro_recall", "macro_f1_or_0", "micro_recall", "micro_precision", "accuracy")
 PER_CLASS = ("recall", "precision", "f1", "accuracy")

@@ -14,10 +14,12 @@ from eval.probing.features import Probe
 from eval.probing.heads import check_head, make_head, tokens_for
 from eval.probing.labels import check_labels
 from vision_backbones import BackboneSpec
+from vision_backbones.backbone_files import write_tensors
 from vision_backbones.files import describe, read_json, write_json
 from vision_backbones.names import suggest
 from vision_backbones.safe_images import to_rgb
-from vision_backbones.weights import check_numbers, find_weights, write_tensors
+from vision_backbones.state_dicts import check_numbers
+from vision_backbones.weights import find_weights
 
 WEIGHTS, ABOUT = "head.safetensors", "head.json"
 OUTCOME = "outcome.json"  # scores of a finished probe

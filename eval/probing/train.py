@@ -22,7 +22,7 @@ from prismatic.data.samplers import shuffle_indices, training_length
 from prismatic.training import loop, optim
 from prismatic.training.losses import Objective
 from prismatic.training.tracking import open_metrics
-from vision_backbones.weights import write_tensors
+from vision_backbones.backbone_files import write_tensors
 
 STRIPES = 4  # most classes of a patch in the picture
 COUNTS = "counts.safetensors"  # of the best epoch so far, beside the state

@@ -8,7 +8,7 @@ from eval.report.tables import ends, percent
 from eval.scoring.bootstrap import interval, p_value, resample
 from eval.scoring.zscores import REFERENCE, aggregated, z_scores
 from eval.task import Record
-from prismatic.table import table
+from vision_backbones.table import table
 
 
 def compare(runs: Sequence[Run]) -> dict:

@@ -10,8 +10,8 @@ from eval.report.compare import common_records, compare, difference_rows, signed
 from eval.report.runs import Run, read_runs
 from eval.report.tables import ends, percent
 from eval.scoring import bootstrap
-from prismatic.table import table
 from vision_backbones.files import write_text
+from vision_backbones.table import table
 
 TEMPLATE = Path(__file__).with_name("report.html")
 MOST_ERRORS = 50  # listed a task and run

@@ -13,8 +13,8 @@ from torch import nn
 
 from prismatic.checkpoints.step import EPOCH_NAME, MANIFEST, problem_with, step_folders, step_of
 from prismatic.training.processes import on_main
+from vision_backbones.backbone_files import write_tensors
 from vision_backbones.files import describe, put_folder, read_json, write_json, write_text
-from vision_backbones.weights import write_tensors
 
 OPTIMIZER = "optimizer"
 STATE_FILE = "training.safetensors"

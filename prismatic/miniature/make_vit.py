@@ -24,7 +24,7 @@ from tqdm import tqdm
 from prismatic.flops import flop_counter
 from prismatic.miniature.scenes import CLASSES, scene
 from vision_backbones import get_spec
-from vision_backbones.weights import save_backbone
+from vision_backbones.backbone_files import save_backbone
 
 
 @dataclass

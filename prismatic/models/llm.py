@@ -11,7 +11,7 @@ from prismatic.text.prompts import IMAGE_TOKEN, chat_template
 from prismatic.text.rendering import render_prompt
 from prismatic.text.tokenizers import from_sentencepiece, from_tokenizer_json
 from vision_backbones.names import suggest
-from vision_backbones.weights import check_numbers
+from vision_backbones.state_dicts import check_numbers
 
 if TYPE_CHECKING:
     import torch

@@ -21,7 +21,7 @@ from prismatic.models.released import IDS, imported_folder, obtain
 from prismatic.models.stages import as_stage
 from prismatic.text.speech import speak
 from vision_backbones.names import suggest
-from vision_backbones.weights import check_numbers
+from vision_backbones.state_dicts import check_numbers
 
 BUNDLED = {"miniature": Path(__file__).parent.parent / "miniature" / "assets" / "vlm"}  # models shipped with this
 _loading: ContextVar[tuple[Path, ...]] = ContextVar("folders whose parts are being loaded", default=())

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from prismatic.checkpoints.epoch import PARTS_FILE
 from prismatic.checkpoints.old_names import KEY_MAPPING, current_name
 from vision_backbones.files import write_json
-from vision_backbones.weights import check_numbers
+from vision_backbones.state_dicts import check_numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,8 +17,10 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from vision_backbones import BackboneSpec
+from vision_backbones.backbone_files import decoder_path
 from vision_backbones.names import registered, suggest
-from vision_backbones.weights import check_numbers, decoder_path, find_weights, read_header
+from vision_backbones.state_dicts import check_numbers
+from vision_backbones.weights import find_weights, read_header
 
 TAIL_BLOCKS = 2  # ViT blocks that the `truncated` projector takes over from its backbone
 

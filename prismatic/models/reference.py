@@ -27,8 +27,8 @@ from prismatic.models.vocabulary import grow_vocabulary
 from prismatic.text.prompts import IMAGE_TOKEN, chat_template
 from vision_backbones import BackboneSpec, create_backbone
 from vision_backbones.checkpoints import unpickle
+from vision_backbones.state_dicts import HEAD
 from vision_backbones.vit import build_vit
-from vision_backbones.weights import HEAD
 
 LATEST = "latest-checkpoint.pt"
 DECODER = {"act_layer": "gelu"}  # its pretrained decoder computes GELU, whatever the ViT was trained with

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from prismatic.table import table
 from prismatic.training.tracking import COUNTS, read_metrics
+from vision_backbones.table import table
 
 
 def print_parts(accelerator, title: str, rows: Sequence[tuple[str, int, int]]) -> None:

@@ -18,9 +18,9 @@ def main(config: ReproduceConfig) -> dict:
 
     from prismatic.miniature.benchmarks import miniature_benchmarks
     from prismatic.miniature.llava_writer import miniature_llava
-    from prismatic.table import table
     from recipes.reproduce import findings, report, run
     from recipes.reproduce.plan import Study
+    from vision_backbones.table import table
 
     hold(Path(config.run_root), "wait for it, or choose another --run_root")
     study = Study(config)

@@ -238,7 +238,7 @@ def _markdown(part: Section) -> str:
 
 def summary(found: dict) -> str:
     """Probes and benchmarks as tables, for the terminal."""
-    from prismatic.table import table
+    from vision_backbones.table import table
 
     parts = [_probes(found), _benchmarks(found)]
     return "\n\n".join(table(rows, header, left=1) for header, rows in (part.tables[0] for part in parts))

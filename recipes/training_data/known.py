@@ -72,7 +72,7 @@ def _checked(root: Path) -> dict[str, Any]:
 
 def listed(root: Path, table: Table) -> str:
     """A table of the data sets: rows, what is downloaded for them, and what is below `root`; then what they are."""
-    from prismatic.table import table as aligned
+    from vision_backbones.table import table as aligned
 
     rows = [
         [name, str(entry["rows"]) if isinstance(entry["rows"], str) else f"{entry['rows']:,}", _size(name, table),

@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import prismatic
 from prismatic.models.reference import import_reference
 from prismatic.text.tokenizers import from_tokenizer_json
+from vision_backbones.backbone_files import save_backbone
 from vision_backbones.vit import build_vit
-from vision_backbones.weights import save_backbone
 
 B7 = "B_prismatic/B7_training"
 

@@ -12,8 +12,8 @@ from torch import nn
 import prismatic
 from prismatic.models.projectors import build_projector, check_projector, decoder_config
 from vision_backbones import BackboneSpec, create_backbone, get_spec, list_backbones
+from vision_backbones.backbone_files import save_backbone
 from vision_backbones.vit import build_vit
-from vision_backbones.weights import save_backbone
 
 FOLDER = "B_prismatic/B1_projectors"
 CASES = case_names(f"{FOLDER}/cases.json")

@@ -19,8 +19,8 @@ from eval.generate_engine import load_engine
 from eval.streaming.start import start_engine
 from prismatic.models import load, released
 from prismatic.models.released import IDS, obtain
+from vision_backbones.backbone_files import save_backbone
 from vision_backbones.vit import build_vit
-from vision_backbones.weights import save_backbone
 
 NAME = "prism-clip+7b"
 PLACE = f"/{released.HUB_REPO}/resolve/main/{quote(NAME)}"

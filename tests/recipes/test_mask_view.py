@@ -18,11 +18,12 @@ from prismatic.miniature.scenes import scene
 from prismatic.training.masked import Pair
 from recipes import align
 from vision_backbones import check_spec
+from vision_backbones.backbone_files import decoder_path, write_tensors
 from vision_backbones.maskembed.mask_samplers import sample_masks
 from vision_backbones.maskembed.masked_forward import mask_pixels
 from vision_backbones.maskembed.pairing import check_pair
 from vision_backbones.maskembed.view import Alignment, MaskEmbedView, find_alignment
-from vision_backbones.weights import ASSETS, decoder_path, read_header, write_tensors
+from vision_backbones.weights import ASSETS, read_header
 
 IMAGE = Image.fromarray(scene(11, 4).image)
 MASKS = sample_masks(np.random.default_rng(0), 1, 36)  # one drawn, its complement, and all visible

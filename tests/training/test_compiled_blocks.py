@@ -2,29 +2,18 @@ import copy
 
 import pytest
 import torch
+from small_students import CAPPED, small_student
 
 from prismatic.training.masked import compile_blocks
-from vision_backbones import BackboneSpec
-from vision_backbones.maskembed.student import MaskEmbedStudent
-from vision_backbones.registry import resolve_spec
-from vision_backbones.vit import build_vit
-
-SMALL = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}
-ARCHS = ["vit_base_patch16_224", "vit_small_patch16_dinov3", "eva02_base_patch14_448", "beit_base_patch16_224"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ARCHS)
-def test_gradients_of_compiled_blocks(arch):
+@pytest.mark.parametrize("kind", CAPPED)
+def test_gradients_of_compiled_blocks(kind):
     """Soft-capped, and of kinds whose attention is capped from outside."""
-    torch.manual_seed(0)
-    spec = BackboneSpec("small", arch=arch, image_size=32, arch_kwargs=SMALL, soft_cap=5.0)
-    student = MaskEmbedStudent(build_vit(resolve_spec(spec)), 24)
-    for parameter in student.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    student, pixels, masks = small_student(kind)
     compiled = copy.deepcopy(student)
     compile_blocks(compiled)
-    pixels, masks = torch.randn(2, 3, 32, 32), torch.rand(6, 16) < 0.5
     for model in (student, compiled):
         model(pixels, masks).square().mean().backward()
     scale = max(p.grad.abs().max() for p in student.parameters())

@@ -20,9 +20,9 @@ from eval.probing.saved import OUTCOME, load_probe
 from prismatic import PrismaticBackbone, PrismaticForConditionalGeneration
 from vision_backbones import create_backbone, get_spec, register
 from vision_backbones.__main__ import main
+from vision_backbones.backbone_files import write_tensors
 from vision_backbones.timm_folder import export_timm
 from vision_backbones.vit import build_vit, load_network
-from vision_backbones.weights import write_tensors
 
 EVERY = VITS | MAPS
 TABLES = (  # in buffers: rotary ones, others of relative positions

@@ -7,9 +7,9 @@ import torch
 from small_families import MAPS
 
 from vision_backbones import BackboneSpec, check_spec, create_backbone, get_spec
+from vision_backbones.backbone_files import write_tensors
 from vision_backbones.maskembed.pairing import check_pair
 from vision_backbones.vit import build_vit, load_network, load_vit
-from vision_backbones.weights import write_tensors
 
 LAST = {  # family -> what timm's model is watched for, and what is made of it: [B, H, W, D]
     "convnext": (lambda model: model.stages[-1], lambda model, out: out.permute(0, 2, 3, 1)),

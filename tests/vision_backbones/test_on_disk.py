@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from vision_backbones import BackboneSpec, create_backbone, get_spec, resolve_spec
 from vision_backbones.__main__ import main
+from vision_backbones.backbone_files import decoder_path, save_backbone
 from vision_backbones.vit import build_vit
-from vision_backbones.weights import decoder_path, read_header, save_backbone
+from vision_backbones.weights import read_header
 
 SPEC = dataclasses.replace(get_spec("miniature-aligned"), id="mine", weights=None)
 

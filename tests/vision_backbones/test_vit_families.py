@@ -11,12 +11,12 @@ from timm.layers import apply_rot_embed_cat
 from timm.models import beit, eva
 
 from vision_backbones import BackboneSpec, check_spec, create_backbone
+from vision_backbones.backbone_files import save_backbone
 from vision_backbones.maskembed.pairing import check_pair
 from vision_backbones.maskembed.student import MaskEmbedStudent
 from vision_backbones.maskembed.teacher import Teacher
 from vision_backbones.soft_cap_others import create_capped
 from vision_backbones.vit import build_vit, load_vit
-from vision_backbones.weights import save_backbone
 
 SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 4}
 ALIGNED = {family: spec.arch for family, spec in VITS.items()}  # what is aligned with a soft cap

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from vision_backbones.backbone_files import decoder_path
 from vision_backbones.factory import check_spec
 from vision_backbones.files import read_json
 from vision_backbones.maskembed.loss import check_loss, reconstruction_loss
@@ -18,9 +19,10 @@ from vision_backbones.maskembed.student import MaskEmbedStudent
 from vision_backbones.maskembed.teacher import Teacher, unit_scale
 from vision_backbones.patch_views import seen_picture
 from vision_backbones.spec import BackboneSpec
+from vision_backbones.state_dicts import check_numbers
 from vision_backbones.transforms import image_transform
 from vision_backbones.vit import load_vit
-from vision_backbones.weights import check_numbers, decoder_path, find_weights, read_header
+from vision_backbones.weights import find_weights, read_header
 
 SUMMARY, SETTINGS = "summary.json", "config.yaml"  # of a run
 
