@@ -10,6 +10,7 @@ import prismatic
 from prismatic import models
 
 FIRST = [f"from prismatic import {name}" for name in prismatic.__all__]
+FIRST += ["from prismatic.models.load import build"]  # where scripts look for it
 FIRST += [f"import prismatic.models.{path.stem}" for path in sorted(Path(models.__path__[0]).glob("[a-z]*.py"))]
 CHILD = """
 import os, sys, traceback

@@ -233,3 +233,12 @@ def start(init_from: str | None = None, prompt_style: str = "auto", base: str | 
     model, processor = load(init_from, base=base)
     speak(model, processor, prompt_style)
     return model, processor
+
+
+def __getattr__(name: str):
+    """`build`, which scripts look for here: its module imports the model's, after which this one is imported."""
+    if name != "build":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from prismatic.models.build import build
+
+    return build
