@@ -36,7 +36,7 @@ class PrismaticBackbone(RebuiltBuffers, BackboneMixin, PreTrainedModel):
         super().__init__(config)
         spec = check_spec(BackboneSpec.from_dict(config.vision_config))
         parts = spec.parts or (spec,)
-        self.norms = [part.aligned if config.apply_layernorm is None else config.apply_layernorm for part in parts]
+        self.norms = [part.reads_last if config.apply_layernorm is None else config.apply_layernorm for part in parts]
         self.patches = [layout(part).patch for part in parts]
         self.vits = nn.ModuleList(load_vit(_of_any_size(part), pretrained=pretrained) for part in parts)
         self.num_features = [sum(vit.embed_dim for vit in self.vits)] * config.num_hidden_layers

@@ -72,9 +72,10 @@ def check_feature_map(spec: BackboneSpec, tail_blocks: int = 0) -> None:
     """Checks, on the meta device, that a resolved spec's network gives a feature map and that its size fits.
 
     Raises:
-        ValueError: If it does not, or the spec asks for what only ViTs have: alignment, tail blocks.
+        ValueError: If it does not, or the spec asks for what only ViTs have: alignment,
+            features of another block, tail blocks.
     """
-    if spec.aligned or tail_blocks:
+    if spec.aligned or spec.features or tail_blocks:
         layout(spec)  # says why not
     built = look_at(_on_meta, spec)
     if not isinstance(built, str):

@@ -49,13 +49,13 @@ def _row(spec: BackboneSpec, full: bool) -> tuple[str, ...]:
 def num_tokens(spec: BackboneSpec) -> int | None:
     """Returns the tokens that a backbone gives, as far as its spec tells without building it; None where it does not.
 
-    Tokens are patches; an aligned ViT, or several, have their prefix tokens in front.
+    Tokens are patches; those of ViTs whose last block is read have prefix tokens in front.
     """
     parts = spec.parts or (spec,)
     patch = parts[0].arch_kwargs.get("patch_size") or _patch(parts[0].arch)
     if patch is None or spec.image_size is None:
         return None
-    prefixes = {_prefix(part) if part.aligned else 0 for part in parts}
+    prefixes = {_prefix(part) if part.reads_last else 0 for part in parts}
     return (spec.image_size // patch) ** 2 + (prefixes.pop() if len(prefixes) == 1 else 0)
 
 

@@ -42,6 +42,8 @@ def list_backbones() -> list[str]:
 def get_spec(id: str) -> BackboneSpec:
     """Returns the spec of a registered id, of `timm:<any timm id>`, of an aligned backbone on disk, or of `A+B`.
 
+    `NAME@last` and `NAME@second-to-last` are NAME with features read from that block.
+
     On disk means a run folder of recipes/align.py (its best checkpoint, or else its last), one of its checkpoints, or
     a safetensors file with a spec in its metadata; `spec.weights` is then that file. A registered id goes before a
     folder of the same name. `A+B` (or more) fuses such backbones at the image size of the first.
@@ -56,6 +58,9 @@ def get_spec(id: str) -> BackboneSpec:
         return _spec_on_disk(path)
     if "+" in id:
         return _fused_spec(id)
+    if "@" in id:
+        name, _, features = id.rpartition("@")
+        return dataclasses.replace(get_spec(name), id=id, features=features)
     if id.startswith("timm:"):
         return _timm_spec(id)
     near = suggest(id, _specs, otherwise="")

@@ -8,6 +8,8 @@ from typing import Any
 
 from vision_backbones.names import suggest
 
+FEATURES = ("last", "second-to-last")  # blocks that features may be read from
+
 
 @dataclass(frozen=True)
 class BackboneSpec:
@@ -24,8 +26,9 @@ class BackboneSpec:
         family: Group in listings (`clip`, `siglip`, ...).
         arch_kwargs: Overrides of timm's constructor, for ViTs of one's own.
         soft_cap: Caps attention logits at `soft_cap * tanh(logit / soft_cap)`, as MaskEmbed-trained ViTs need.
-        aligned: Features are the last block after the final norm, prefix tokens kept in front; otherwise the
-            second-to-last block without norm and without prefix tokens.
+        aligned: Made by MaskEmbed; features are then the last block's, unless `features` says otherwise.
+        features: `last`: the last block after the final norm, prefix tokens kept in front; `second-to-last`: that block
+            without norm and without prefix tokens; None: `last` of an aligned ViT, `second-to-last` of another.
         parts: Specs whose features are concatenated; each is built at this spec's `image_size`.
         weights: Name or path of a safetensors file of one's own, instead of timm's weights.
         allow_border: `image_size` need not be a multiple of the patch; the pixels left over are not seen.
@@ -45,6 +48,7 @@ class BackboneSpec:
     arch_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
     soft_cap: float | None = None
     aligned: bool = False
+    features: str | None = None
     parts: tuple["BackboneSpec", ...] = ()
     weights: str | None = None
     allow_border: bool = False
@@ -60,6 +64,10 @@ class BackboneSpec:
             raise ValueError(f"backbone '{self.id}': give either arch (a timm id) or parts (other specs), not both")
         if self.image_size is not None and self.image_size <= 0:
             raise ValueError(f"backbone '{self.id}': image_size must be positive, got {self.image_size}")
+        if self.features is not None and self.features not in FEATURES:
+            raise ValueError(
+                f"backbone '{self.id}': unknown features '{self.features}': {suggest(self.features, FEATURES)}"
+            )
         if not self.parts:
             return
         if len(self.parts) < 2 or not all(isinstance(part, BackboneSpec) and part.arch for part in self.parts):
@@ -68,9 +76,14 @@ class BackboneSpec:
             )
         if self.image_size is None:
             raise ValueError(f"backbone '{self.id}': a fused backbone needs image_size, which all parts share")
-        own = ("arch_kwargs", "soft_cap", "aligned", "weights", "mean", "std", "interpolation", "crop_pct")
+        own = ("arch_kwargs", "soft_cap", "aligned", "features", "weights", "mean", "std", "interpolation", "crop_pct")
         if stray := [name for name in own if getattr(self, name)]:
             raise ValueError(f"backbone '{self.id}': set {', '.join(stray)} on the parts, not on the fused spec")
+
+    @property
+    def reads_last(self) -> bool:
+        """Whether features are the last block's, after the final norm and with prefix tokens."""
+        return self.features == "last" if self.features else self.aligned
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the spec as the dict that JSON reads back; parts are nested dicts."""

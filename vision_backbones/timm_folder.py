@@ -159,7 +159,7 @@ def card(spec: BackboneSpec, network: nn.Module) -> str:
     kind = "vision transformer" if is_vit(spec) else type(network).__name__
     what = f"A {'locality-aligned ' * spec.aligned}{kind} ({spec.arch.split('.')[0]})"
     if is_vit(spec):
-        last, width = len(network.blocks) - (1 if spec.aligned else 2), network.embed_dim
+        last, width = len(network.blocks) - (1 if spec.reads_last else 2), network.embed_dim
     else:
         last, width = last_index(network), map_layout(spec).width
     return CARD.format(
@@ -169,7 +169,7 @@ def card(spec: BackboneSpec, network: nn.Module) -> str:
         size=spec.image_size,
         imported="import vision_backbones  # first\n" if spec.soft_cap else "",
         last=last,
-        norm=spec.aligned,
+        norm=spec.reads_last,
         width=width,
         rows=rows,
         columns=columns,
@@ -183,7 +183,7 @@ def _check_features(folder: Path, spec: BackboneSpec, network: nn.Module) -> Non
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     shape = (1, 3, spec.image_size, spec.image_size)
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    options = {"norm": spec.aligned, "intermediates_only": True}
+    options = {"norm": spec.reads_last, "intermediates_only": True}
     theirs, ours = (model.forward_intermediates(pixels, **options) for model in (loaded, network))
     if not all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True)):
         raise ValueError(f"backbone '{spec.id}': timm {timm.__version__} does not compute its features from the export")

@@ -120,9 +120,7 @@ def check_vit(spec: BackboneSpec, tail_blocks: int = 0) -> None:
     if not 0 <= tail_blocks < depth:
         raise ValueError(f"backbone '{spec.id}': tail_blocks must be 0 to {depth - 1}, got {tail_blocks}")
     if skipped_blocks(spec, tail_blocks) >= depth:
-        raise ValueError(
-            f"backbone '{spec.id}': unaligned features are the second-to-last block's, but depth is {depth}"
-        )
+        raise ValueError(f"backbone '{spec.id}': features are the second-to-last block's, but depth is {depth}")
 
 
 def check_size(spec: BackboneSpec, patch: int) -> None:
@@ -143,7 +141,7 @@ def attention_heads(vit: nn.Module) -> int:
 
 def skipped_blocks(spec: BackboneSpec, tail_blocks: int) -> int:
     """Returns how many blocks at the end the features leave out."""
-    return tail_blocks or (0 if spec.aligned else 1)
+    return tail_blocks or (0 if spec.reads_last else 1)
 
 
 def load_vit(spec: BackboneSpec, *, pretrained: bool) -> nn.Module:
@@ -207,7 +205,7 @@ class VisionBackbone(RebuiltBuffers):
         vit = load_vit(spec, pretrained=pretrained)
         kept = len(vit.blocks) - skipped_blocks(spec, tail_blocks)
         self.tail = nn.ModuleList([nn.ModuleList(list(vit.blocks)[kept:]), vit.norm]) if tail_blocks else None
-        self.final_norm = spec.aligned and not tail_blocks
+        self.final_norm = spec.reads_last and not tail_blocks
         vit.prune_intermediate_layers([kept - 1], prune_norm=not self.final_norm, prune_head=True)
 
         self.vit = vit
@@ -215,7 +213,7 @@ class VisionBackbone(RebuiltBuffers):
         self.grid = tuple(vit.patch_embed.grid_size)
         self.embed_dim = vit.embed_dim
         self.num_patches = self.grid[0] * self.grid[1]
-        self.num_prefix_tokens = vit.num_prefix_tokens if spec.aligned or tail_blocks else 0
+        self.num_prefix_tokens = vit.num_prefix_tokens if spec.reads_last or tail_blocks else 0
         self.num_tokens = self.num_prefix_tokens + self.num_patches
         self.patch_size = vit.patch_embed.feat_ratio()
 

@@ -37,7 +37,7 @@ def check_parts(
     get_llm_spec(llm)
     template_of(prompt_style)
     spec = get_spec(vision_backbone)
-    check_projector(projector, fused=bool(spec.parts), aligned=spec.aligned)
+    check_projector(projector, fused=bool(spec.parts), aligned=spec.aligned and spec.reads_last)
     spec = check_spec(spec, image_size=image_size)
     image_transform(spec, image_resize_strategy)
     for part in (spec.parts or (spec,)) if pretrained else ():

@@ -113,7 +113,7 @@ def check_exact(model: PrismaticForConditionalGeneration) -> None:
             f"{backbone} {cannot} its attention is soft-capped at {spec.soft_cap:g}, expected none, which is all that "
             f"transformers' CLIP and SigLIP compute; {INSTEAD}"
         )
-    if spec.aligned:
+    if spec.reads_last:
         raise ValueError(
             f"{backbone} {cannot} its features are the last block's after the final norm, with prefix tokens, expected "
             f"a block's patches; {INSTEAD}"

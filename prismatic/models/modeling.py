@@ -40,7 +40,7 @@ class PrismaticModel(PrismaticPreTrainedModel):
     def __init__(self, config: PrismaticConfig, language_model: PreTrainedModel | None = None, vision_backbone=None):
         super().__init__(config)
         spec = BackboneSpec.from_dict(config.vision_config)
-        check_projector(config.projector, fused=bool(spec.parts), aligned=spec.aligned)
+        check_projector(config.projector, fused=bool(spec.parts), aligned=spec.aligned and spec.reads_last)
         self.vision_backbone = vision_backbone or create_backbone(
             spec,
             pretrained=False,

@@ -77,7 +77,8 @@ def check_projector(name: str, *, fused: bool, aligned: bool) -> None:
     if name == "pretrained-decoder" and not aligned:
         raise ValueError(
             "projector 'pretrained-decoder' re-uses the decoder of a locality-aligned backbone, this one is not "
-            "aligned: choose an '-aligned' backbone, or 'transformer' for the same layers from scratch"
+            "aligned, or another block than its last is read: choose an '-aligned' backbone, or 'transformer' for the "
+            "same layers from scratch"
         )
 
 
