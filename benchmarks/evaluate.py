@@ -21,11 +21,14 @@ from prismatic.training import loop
 from vision_backbones.table import table
 
 BATCH = 136
-CASES = {  # questions an image, answer, target
-    "refcoco-like": (17, Generate(24), 10.0),
-    "tallyqa-like": (3, Choose(tuple("ABCDEFGHIJKLMNOP")), 2.5),
-    "ai2d-like": (3, Choose(tuple("ABCD")), 2.5),
-    "vsr-like": (1.7, Choose(("A", "B")), 1.5),
+CASES = {  # questions an image set, images of a set, answer, target
+    "refcoco-like": (17, 1, Generate(24), "10"),
+    "tallyqa-like": (3, 1, Choose(tuple("ABCDEFGHIJKLMNOP")), "2.5"),
+    "ai2d-like": (3, 1, Choose(tuple("ABCD")), "2.5"),
+    "vsr-like": (1.7, 1, Choose(("A", "B")), "1.5"),
+    "mmbench-like: every order of the options": (3.7, 1, Choose(tuple("ABCD")), ""),
+    "blink-like: two images": (1, 2, Choose(tuple("ABCD")), ""),
+    "two images, every order": (3.7, 2, Choose(tuple("ABCD")), ""),
 }
 
 
@@ -60,7 +63,7 @@ def make():
 
 def questions_of(case: str, images: int) -> list[Question]:
     """Prompts of uneven length, as many an image as the case says on average."""
-    per_image, kind, _ = CASES[case]
+    per_image, _, kind, _ = CASES[case]
     rng = np.random.default_rng(0)
     words = "left right above below the red small circle large square of nearest object in front blue corner".split()
     counts = [int(per_image * (i + 1)) - int(per_image * i) for i in range(images)]
@@ -71,17 +74,18 @@ def questions_of(case: str, images: int) -> list[Question]:
     ]
 
 
-def pictures_of(images: int) -> list[Image.Image]:
-    """Noise."""
+def pictures_of(sets: int, images: int) -> list[list[Image.Image]]:
+    """Noise, so many images in each set."""
     rng = np.random.default_rng(1)
-    return [Image.fromarray(rng.integers(0, 255, (224, 224, 3), dtype=np.uint8)) for _ in range(images)]
+    return [[Image.fromarray(p) for p in rng.integers(0, 255, (images, 224, 224, 3), np.uint8)] for _ in range(sets)]
 
 
 def timed(engine, pictures, questions) -> tuple[list, float]:
     """Answers, in batches as the runner makes them, and seconds, what processors do with pictures included."""
     rows, answers = engine.batch_size, []
     started = time.perf_counter()
-    prepared = [engine.prepare(picture) for picture in pictures[: questions[-1].image + 1]]
+    shown = pictures[: questions[-1].image + 1]
+    prepared = [engine.prepare(images if len(images) > 1 else images[0]) for images in shown]
     start = 0
     while start < len(questions):
         last = min(start + max(rows, 1), len(questions)) - 1
@@ -102,9 +106,9 @@ def main() -> None:
     model, processor = make()
     accelerator = loop.launch("fp32", [], ".")
     rows = []
-    for case, (per_image, _, target) in CASES.items():
-        images = round(BATCH / per_image)
-        questions, pictures = questions_of(case, images), pictures_of(images)
+    for case, (per_image, images, _, target) in CASES.items():
+        sets = round(BATCH / per_image)
+        questions, pictures = questions_of(case, sets), pictures_of(sets, images)
         some = questions[: 34 if per_image > 10 else 48]
         (
             timed(PlainEngine(model, processor, 1), pictures, some[:2]),
@@ -143,7 +147,7 @@ def memory(total: int = 10_000) -> None:
     model, processor = make()
     loop.launch("fp32", [], ".")
     engine, process = SharedPrefixEngine(model, processor, BATCH), psutil.Process()
-    questions, pictures = questions_of("refcoco-like", 8), pictures_of(8)
+    questions, pictures = questions_of("refcoco-like", 8), pictures_of(8, 1)
     questions = [Question(q.image, q.prompt, Generate(1)) for q in questions]
     prepared, rows = [engine.prepare(picture) for picture in pictures], []
     for asked in range(len(questions), total + len(questions), len(questions)):

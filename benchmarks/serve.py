@@ -48,7 +48,7 @@ def bodies_of(folder: Path) -> list[bytes]:
     rng = np.random.default_rng(0)
     words = "left right above below the red small circle large square of nearest object in front blue corner".split()
     bodies = []
-    for picture in pictures_of(IMAGES):
+    for (picture,) in pictures_of(IMAGES, 1):
         file = io.BytesIO()
         picture.save(file, "PNG")
         url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,7 +1,8 @@
-"""`python -m eval list | prepare | verify | compare`: the benchmarks, getting and checking data; runs compared."""
+"""`python -m eval list | prepare | verify | compare | robustness`: benchmarks, their data, runs looked at."""
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from eval.task import Task
@@ -17,7 +18,8 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     parser.add_argument("--plugins", metavar="MODULE,...", help="modules that register tasks, imported first")
     listing = commands.add_parser("list", help="every benchmark: examples, metric, chance, files")
-    listing.set_defaults(run=lambda arguments: print(listed(list_tasks())))
+    listing.add_argument("--full", action="store_true", help="also variants, licences and notes")
+    listing.set_defaults(run=lambda arguments: print(listed(list_tasks(), arguments.full)))
     for name, does in (("prepare", "download what a benchmark or probing needs"), ("verify", "check what is there")):
         command = commands.add_parser(name, help=does)
         command.add_argument("task", help="id of a benchmark; for probing coco, coco-things or ade20k")
@@ -29,6 +31,9 @@ def main() -> None:
     )
     command.add_argument("--out", type=Path, help="folder for compare.json and report.html (beside the first run)")
     command.set_defaults(run=compared)
+    command = commands.add_parser("robustness", help="scores by kind and size, swapped statements, biased answers")
+    command.add_argument("folder", type=Path, metavar="RUN", help="evaluation folder")
+    command.set_defaults(run=looked_at)
     try:
         argv, plugins = take_plugins(sys.argv[1:])
         arguments = parser.parse_args(argv)
@@ -62,30 +67,62 @@ def compared(arguments: argparse.Namespace) -> None:
     print(f"{comparison_table(comparison)}\n\n{out}: compare.json, report.html")
 
 
-def listed(tasks: list[Task]) -> str:
-    """A table of tasks; what has to be on disk is below it."""
+def looked_at(arguments: argparse.Namespace) -> None:
+    """Writes robustness.json into the evaluation folder, and prints it as tables."""
+    from eval.report.robustness import robustness, robustness_tables
+    from eval.report.runs import read_runs
+    from vision_backbones.files import write_json
+
+    (run,) = read_runs([arguments.folder])
+    found = robustness(run)
+    write_json(run.folder / "robustness.json", found)
+    print(f"{robustness_tables(found)}\n\n{run.folder}: robustness.json")
+
+
+def listed(tasks: list[Task], full: bool = False) -> str:
+    """A table of tasks; what has to be on disk is below it, and more about each if that is asked for."""
     header = ("id", "split", "examples", "metric", "chance", "majority")
     rows = [row for task in tasks for row in rows_of(task)]
     lines = [table(rows, header)]
     width = max(len(task.name) for task in tasks)
     files = [f"{task.name.ljust(width)}  {'  '.join(task.files)}" for task in tasks]
-    return "\n".join([*lines, "", "On disk, below --data_root (or its folder download/):", *files])
+    lines += ["", "On disk, below --data_root (or its folder download/):", *files]
+    if full:
+        about = [f"{task.name.ljust(width)}  {told}" for task in tasks if (told := about_task(task))]
+        lines += ["", "Variants (asked as TASK+VARIANT), licences, notes:", *about]
+    return "\n".join(lines)
+
+
+def about_task(task: Task) -> str:
+    """What the table has no room for."""
+    variants = " ".join(f"+{variant}" for variant in task.variants)
+    return "; ".join(part for part in (variants, task.licence and f"licence {task.licence}", task.note) if part)
 
 
 def rows_of(task: Task) -> list[tuple[str, ...]]:
     """Rows of a task's splits, the default one first."""
-    guess = [f"{share:.1%}" if share is not None else "-" for share in (task.chance, task.majority)]
-    splits = sorted(task.num_examples.items(), key=lambda item: item[0] != task.split)
+    splits = sorted(task.num_examples, key=lambda split: split != task.split)
     return [
         (
             task.name if split == task.split else "",
             split,
-            f"{sum(sizes.values()):,}",
+            f"{sum(sizes.values()):,}" if (sizes := task.num_examples[split]) else "?",
             task.scorer.about or task.scorer.main,
-            *(guess if split == task.split else ["", ""]),
+            *guesses(task, split),
         )
-        for split, sizes in splits
+        for split in splits
     ]
+
+
+def guesses(task: Task, split: str) -> list[str]:
+    """Chance and majority of a split; of tasks that have one chance for all, only beside the default."""
+    if isinstance(task.chance, Mapping):
+        shares = [task.chance.get(split), task.majority if split == task.split else None]
+    elif split == task.split:
+        shares = [task.chance, task.majority]
+    else:
+        return ["", ""]
+    return [f"{share:.1%}" if share is not None else "-" for share in shares]
 
 
 if __name__ == "__main__":

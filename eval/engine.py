@@ -8,7 +8,6 @@ decoding drops rows as they end; choices need no decoding.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from PIL import Image
@@ -28,7 +27,7 @@ COMPACT_AT = 0.75  # finished rows are dropped once no more than this share of a
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt (before the chat template) about the `image`-th picture of a batch, and the kind of its answer."""
+    """A prompt (before the chat template) about the `image`-th of a batch's pictures, and the kind of its answer."""
 
     image: int
     prompt: str
@@ -64,9 +63,9 @@ class SharedPrefixEngine:
         self.bos = bos_of(processor.tokenizer)
         self._options: dict[tuple[str, ...], list[list[int]]] = {}
 
-    def prepare(self, image: Image.Image) -> torch.Tensor:
-        """Pixels `[3 * parts, H, W]` of a picture."""
-        return self.transform(image)
+    def prepare(self, image: Image.Image | list[Image.Image]) -> torch.Tensor:
+        """Pixels `[3 * parts, H, W]` of a picture, or `[M, 3 * parts, H, W]` of all that a question is about."""
+        return torch.stack([self.transform(one) for one in image]) if isinstance(image, list) else self.transform(image)
 
     def option_ids(self, options: tuple[str, ...]) -> list[list[int]]:
         """Token ids with which each option continues a prompt."""
@@ -82,21 +81,21 @@ class SharedPrefixEngine:
         for number, question in enumerate(questions):
             ids = self._suffix(question.prompt)
             new = question.kind.max_new_tokens if isinstance(question.kind, Generate) else 1
-            if problem := too_long(self.model, self.processor, len(self.bos) + len(ids), new):
+            more = (_images(pictures[question.image]) - 1) * self.processor.num_image_tokens
+            if problem := too_long(self.model, self.processor, len(self.bos) + more + len(ids), new):
                 answers[number] = Answer(error=problem)
             else:
                 rows.append((number, question.image, question.kind, ids))
-        if not rows:
-            return answers
         with attention(self.model, SHARED_PREFIX):
-            prefix = self.prefix(pictures)
-            for kind, group in _by_kind(rows):
-                group.sort(key=lambda row: len(row[3]))
-                solve = self._generate if isinstance(kind, Generate) else self._choose
-                for start in range(0, len(group), self.batch_size):
-                    part = group[start : start + self.batch_size]
-                    for row, answer in zip(part, solve(prefix, part, kind), strict=True):
-                        answers[row[0]] = answer
+            for shown, asked in _by_images(pictures, rows):
+                prefix = self.prefix(shown)
+                for kind, group in _by_kind(asked):
+                    group.sort(key=lambda row: len(row[3]))
+                    for start in range(0, len(group), self.batch_size):
+                        part = group[start : start + self.batch_size]
+                        solved = self._generate(prefix, part, kind) if kind else self._choose(prefix, part)
+                        for row, answer in zip(part, solved, strict=True):
+                            answers[row[0]] = answer
         return answers
 
     def _suffix(self, prompt: str) -> list[int]:
@@ -191,29 +190,38 @@ class SharedPrefixEngine:
         texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [Answer(text.strip()) for text in texts]
 
-    def _choose(self, prefix, rows, kind: Choose) -> list[Answer]:
-        options = self.option_ids(kind.options)
-        images, suffixes = [row[1] for row in rows], [row[3] for row in rows]
-        if all(len(option) == 1 for option in options):
-            logits = self.read(prefix, images, suffixes, new=0, keep=1).logits[:, -1]
-            scores = logits[:, torch.tensor(options, device=self.device).flatten()]
-        else:
-            scores = self._score_long_options(prefix, images, suffixes, options)
-        return [chosen(kind, row) for row in scores.softmax(-1).tolist()]
+    def _choose(self, prefix, rows) -> list[Answer]:
+        options = [self.option_ids(row[2].options) for row in rows]
+        long = [max(map(len, its)) > 1 for its in options]
+        scores: list = [None] * len(rows)
+        for places, solve in (
+            ([n for n, beyond in enumerate(long) if not beyond], self._score_tokens),
+            ([n for n, beyond in enumerate(long) if beyond], self._score_long_options),
+        ):
+            if places:
+                images, suffixes = [rows[n][1] for n in places], [rows[n][3] for n in places]
+                for n, its in zip(places, solve(prefix, images, suffixes, [options[n] for n in places]), strict=True):
+                    scores[n] = its
+        return [chosen(row[2], its.softmax(-1).tolist()) for row, its in zip(rows, scores, strict=True)]
 
-    def _score_long_options(self, prefix, images, suffixes, options) -> torch.Tensor:
-        """Log probability `[rows, options]` of options that take several tokens: a row of the batch for each."""
+    def _score_tokens(self, prefix, images, suffixes, options) -> list[torch.Tensor]:
+        """Logits of each row's options, which take one token each."""
+        logits = self.read(prefix, images, suffixes, new=0, keep=1).logits[:, -1]
+        return [row[torch.tensor(its, device=self.device)[:, 0]] for row, its in zip(logits, options, strict=True)]
+
+    def _score_long_options(self, prefix, images, suffixes, options) -> list[torch.Tensor]:
+        """Log probabilities of each row's options, which take several tokens: a row of the batch for each option."""
         pairs = [(row, text + option[:-1], place) for row, text in enumerate(suffixes)
-                 for place, option in enumerate(options)]  # fmt: skip
+                 for place, option in enumerate(options[row])]  # fmt: skip
         pairs.sort(key=lambda pair: len(pair[1]))
-        longest = max(map(len, options))
-        scores = torch.empty(len(suffixes), len(options), device=self.device)
+        longest = max(len(option) for its in options for option in its)
+        scores = [torch.empty(len(its), device=self.device) for its in options]
         for start in range(0, len(pairs), self.batch_size):
             part = pairs[start : start + self.batch_size]
             logits = self.read(prefix, [images[i] for i, _, _ in part], [t for _, t, _ in part], 0, longest).logits
             for logprobs, (row, _, place) in zip(logits.log_softmax(-1), part, strict=True):
-                option = torch.tensor(options[place], device=self.device)
-                scores[row, place] = logprobs[-len(option) :].gather(1, option[:, None]).sum()
+                option = torch.tensor(options[row][place], device=self.device)
+                scores[row][place] = logprobs[-len(option) :].gather(1, option[:, None]).sum()
         return scores
 
 
@@ -237,6 +245,22 @@ def chosen(kind: Choose, probabilities: list[float]) -> Answer:
     return Answer(kind.options[best], probabilities)
 
 
-def _by_kind(rows) -> list[tuple[Any, list]]:
-    kinds = dict.fromkeys(row[2] for row in rows)
-    return [(kind, [row for row in rows if row[2] == kind]) for kind in kinds]
+def _images(pixels: torch.Tensor) -> int:
+    return len(pixels) if pixels.dim() == 4 else 1
+
+
+def _by_images(pictures: Sequence[torch.Tensor], rows) -> list[tuple[list[torch.Tensor], list]]:
+    """Pictures of as many images each, and the rows about them, which number these alone."""
+    found = []
+    for count in dict.fromkeys(map(_images, pictures)):
+        places = [number for number, pixels in enumerate(pictures) if _images(pixels) == count]
+        renumbered = {number: place for place, number in enumerate(places)}
+        its = [(row[0], renumbered[row[1]], *row[2:]) for row in rows if row[1] in renumbered]
+        found += [([pictures[number] for number in places], its)] if its else []
+    return found
+
+
+def _by_kind(rows) -> list[tuple[Generate | None, list]]:
+    """Rows that are generated, of one limit each, and with None those that choose, whatever the options."""
+    kinds = [row[2] if isinstance(row[2], Generate) else None for row in rows]
+    return [(kind, [row for row, its in zip(rows, kinds, strict=True) if its == kind]) for kind in dict.fromkeys(kinds)]

@@ -6,14 +6,13 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.data import embedded
 from prismatic.data.fingerprints import speech
 from prismatic.text.prompts import without_marks
-from vision_backbones.files import describe
 
 if TYPE_CHECKING:
     from eval.runner import Job
@@ -65,11 +64,11 @@ def job_fingerprint(job: "Job", model: str, settings: dict[str, Any]) -> str:
 
     digest = hashlib.sha256(json.dumps([model, job.key, job.task.version, settings], sort_keys=True).encode())
     for example in job.examples:
-        said = [asdict(example), job.task.prompt(example), repr(job.task.answer(example))]
+        said = [example.record(), job.task.prompt(example), repr(job.task.answer(example))]
         digest.update(json.dumps(said, sort_keys=True).encode())
-    images = sorted({example.image for example in job.examples})
+    images = sorted({image for example in job.examples for image in example.images})
     with ThreadPoolExecutor(4) as pool:  # hashing and reading release the interpreter
-        found = pool.map(lambda image: describe(job.root / image)["sha256"], images)
+        found = pool.map(lambda image: embedded.digest(job.root, image), images)
         for sha256 in tqdm(found, desc=f"{job.key}: images' digests", total=len(images), delay=5, leave=False):
             digest.update(sha256.encode())
     return digest.hexdigest()[:16]

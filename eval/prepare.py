@@ -2,10 +2,13 @@
 
 What to fetch, and where it goes below a data root, stands in `downloads.json`. Each entry has `urls` (mirrors of one
 file, tried in order) and `to`, a file or folder. An archive is kept as `save` in the folder `archives`; its content,
-or its member `from` alone, becomes `to`. A single folder around everything in an archive is left out.
+or its member `from` alone, becomes `to`. A single folder around everything in an archive is left out. Instead of `urls`
+there may be `hub`, a data set of the Hugging Face hub of which `files` (patterns) are fetched into `to`.
 """
 
 import json
+import re
+from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,7 +43,7 @@ def _known(name: str) -> str:
     if name in PROBED:
         return name
     known = [*PROBED, *(task.name for task in list_tasks())]
-    if name.partition(":")[0] not in known:
+    if re.split("[:+]", name)[0] not in known:
         raise ValueError(f"unknown task or data set '{name}': {suggest(name, known)}")
     return get_task(name).name
 
@@ -80,6 +83,10 @@ def fetch_all(entries: list[dict], root: Path, again: str) -> int:
     """
     missed: dict[Path, str] = {}  # by where a file belongs: several entries may come out of one archive
     for entry in entries:
+        if "hub" in entry:
+            if problem := _obtain_from_hub(entry, root):
+                missed[root / entry["to"]] = problem
+            continue
         if any((root / parent / entry["to"]).exists() for parent in ("", "download")):
             print(f"{entry['to']}: there")
             continue
@@ -108,6 +115,26 @@ def _obtain(entry: dict, root: Path) -> None:
     if archive:  # first: what turns out to be no archive leaves no checksum that the right file would be held to
         unpack(target, root / entry["to"], entry.get("from"))
     _record(name, digest, root)
+
+
+def _obtain_from_hub(entry: dict, root: Path) -> str | None:
+    """Brings a folder to what the hub has of a data set; returns what is to be done by hand where that fails."""
+    from huggingface_hub import snapshot_download
+
+    folder, reason = root / entry["to"], "it has no such files"
+    try:
+        snapshot_download(entry["hub"], repo_type="dataset", allow_patterns=entry["files"], local_dir=folder)
+    except Exception as error:  # the library raises its own, those of its client, OSError, ValueError, ...
+        reason = " ".join(str(error).split())[:200]
+    there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    lacking = [pattern for pattern in entry["files"] if not any(fnmatch(name, pattern) for name in there)]
+    if not lacking:
+        print(f"{entry['to']}: there")
+        return None
+    return (
+        f"- {', '.join(lacking)} of https://huggingface.co/datasets/{entry['hub']}/tree/main: save below {folder}, "
+        f"with their folders ({reason})"
+    )
 
 
 def _fetch_any(urls: list[str], target: Path, root: Path) -> None:
@@ -202,7 +229,8 @@ def _wrong_splits(name: str, root: Path) -> int:
             problems += 1
             print(error)
             continue
-        print(f"{task.name}:{split}: {len(examples):,} examples, {len({e.image for e in examples}):,} images")
+        images = {image for example in examples for image in example.images}
+        print(f"{task.name}:{split}: {len(examples):,} examples, {len(images):,} images")
         for check in (lambda: check_counts(task, examples), lambda: check_images(task, examples, root)):  # noqa: B023
             try:
                 check()

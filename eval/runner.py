@@ -4,13 +4,14 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from eval.data import embedded
 from eval.data.selection import SEED, load_examples, majority_share, without_area
 from eval.engine import Answer, Question
 from eval.records import SAMPLES, appending, check_unchanged, read_results, stored, write_samples
@@ -115,7 +116,7 @@ def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: 
     groups = _by_image(job, answered)[state.process_index :: state.num_processes]
     metadata = {"box_frame": box_frame, "fingerprint": fingerprint}
     with appending(folder / f"rank-{state.process_index}.partial.jsonl") as writer:
-        for records in _answer_all(job, groups, engine, state):
+        for records in _answer_all(job, groups, engine, state, bool(answered)):
             writer.write_all(record | metadata for record in records)
     state.wait_for_everyone()
     if not state.is_main_process:
@@ -130,7 +131,6 @@ def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: 
         file.unlink()
     fresh = len(job.examples) - len(answered)
     metrics = job.task.scorer.summarise(samples)
-    official = len(samples) == sum(job.task.num_examples[job.task.split].values())
     return {
         "version": job.task.version,
         "split": job.task.split,
@@ -140,8 +140,8 @@ def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: 
         "main": job.task.scorer.main,
         "metrics": metrics,
         "intervals": intervals(samples, metrics, job.task.scorer.main),
-        "majority": job.task.majority if official and job.task.majority else majority_share(job.examples),
-        "chance": job.task.chance,
+        "majority": _majority(job),
+        "chance": job.task.guessing,
         "seconds": seconds,
         "questions_per_second": fresh / seconds if fresh else None,
         "answered_before": len(answered),
@@ -157,18 +157,34 @@ def judge(task: Task, record: Record) -> Record:
     return record | task.scorer.judge(record)
 
 
+def _majority(job: Job) -> float | None:
+    """Score of always giving the commonest answer; None where questions count together, or answers stand for words."""
+    kind, answer = job.task.answer(job.examples[0]), job.examples[0].answer
+    if job.task.scorer.groups or isinstance(kind, Choose) and answer not in kind.options:
+        return None
+    official = len(job.examples) == sum(job.task.num_examples[job.task.split].values())
+    return job.task.majority if official and job.task.majority else majority_share(job.examples)
+
+
 def _by_image(job: Job, answered: dict[str, Record]) -> list[list[Example]]:
-    """Examples that are still to be answered, grouped by image; groups whose longest prompts are alike lie together."""
-    groups: dict[str, list[Example]] = defaultdict(list)
+    """Examples that are still to be answered, grouped by what they show; groups that are alike lie together.
+
+    Alike are those of as many images, and those whose longest prompts are.
+    """
+    groups: dict[tuple[str, ...], list[Example]] = defaultdict(list)
     for example in job.examples:
         if example.id not in answered:
-            groups[example.image].append(example)
-    return sorted(groups.values(), key=lambda group: max(len(job.task.prompt(example)) for example in group))
+            groups[example.images].append(example)
+    longest = {images: max(len(job.task.prompt(example)) for example in group) for images, group in groups.items()}
+    return [groups[images] for images in sorted(groups, key=lambda images: (len(images), longest[images]))]
 
 
-def _answer_all(job: Job, groups: list[list[Example]], engine, state):
-    """Yields records in batches; the next batch's pictures are decoded while one is computed."""
-    batches, waiting, useful = _batches(groups, engine.batch_size), [], False
+def _answer_all(job: Job, groups: list[list[Example]], engine, state, useful: bool):
+    """Yields records in batches; the next batch's pictures are decoded while one is computed.
+
+    Unless answers were `useful` before, it gives up where none of the first questions can be answered.
+    """
+    batches, waiting = _batches(groups, engine.batch_size), []
     bar = tqdm(
         total=sum(map(len, groups)), desc=job.key, unit="q", disable=not state.is_main_process, dynamic_ncols=True
     )
@@ -208,12 +224,18 @@ def _batches(groups: list[list[Example]], rows: int) -> list[list[list[Example]]
 
 
 def load_picture(job: Job, engine, example: Example):
-    """What the engine makes of an example's picture, or the error that reading it raised."""
+    """What the engine makes of an example's picture, or of its pictures as a list; or the error that reading raised."""
+    pictures = []
+    for image in example.images:
+        try:
+            with open_image(embedded.source(job.root, image)) as file:
+                picture = to_rgb(file)
+            pictures.append(job.task.image_of(picture, example) if job.task.image_of else picture)
+        except Exception as error:  # damaged files raise nearly anything
+            return ValueError(f"{image}: unreadable ({type(error).__name__}: {error})")
     try:
-        with open_image(job.root / example.image) as file:
-            image = to_rgb(file)
-        return engine.prepare(job.task.image_of(image, example) if job.task.image_of else image)
-    except Exception as error:  # damaged files raise nearly anything
+        return engine.prepare(pictures if example.more_images else pictures[0])
+    except Exception as error:
         return ValueError(f"{example.image}: unreadable ({type(error).__name__}: {error})")
 
 
@@ -265,7 +287,7 @@ def _lacks_memory(error: BaseException) -> bool:
 
 
 def _record(task: Task, example: Example, answer: Answer) -> Record:
-    record = asdict(example) | {"prompt": task.prompt(example), "output": answer.text}
+    record = example.record() | {"prompt": task.prompt(example), "output": answer.text}
     kind = task.answer(example)
     if isinstance(kind, Choose):
         record |= {"options": list(kind.options), "probabilities": answer.probabilities}

@@ -1,7 +1,7 @@
 """What a benchmark is: a declaration that the engine, the scorers and the report work from."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,20 @@ class Choose:
 
 @dataclass(frozen=True)
 class Example:
-    """A question about an image.
+    """A question about an image, or about several.
 
     Attributes:
         id: Unique in the task and split, stable between runs and machines.
-        image: Path relative to the data root, with forward slashes.
+        image: Path relative to the data root, with forward slashes; or what `eval.data.embedded` calls an image inside
+            a file, such as `cv-bench/test_2d.parquet#17/image`.
         question: As the data set has it.
         answer: The truth, JSON-able, as the scorer takes it.
         subset: Sub-split that scores are also reported for, such as RefCOCO+; empty without any.
         info: What prompt, scorer and report need besides, JSON-able (`width`, `height`, `choices`, ...).
+        more_images: Those that are shown after the first, in this order.
 
     Raises:
-        ValueError: A text is none, or the image's path leads out of the data root.
+        ValueError: A text is none, or an image's path leads out of the data root.
     """
 
     id: str
@@ -46,15 +48,26 @@ class Example:
     answer: Any
     subset: str = ""
     info: dict[str, Any] = field(default_factory=dict)
+    more_images: tuple[str, ...] = ()
 
     def __post_init__(self):
         """Refuses what rows of strangers may hold and no prompt or path can."""
-        for name in ("id", "image", "question", "subset"):
-            value = getattr(self, name)
+        texts = [(name, getattr(self, name)) for name in ("id", "image", "question", "subset")]
+        for name, value in (*texts, *(("image", image) for image in self.more_images)):
             if not isinstance(value, str) or not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
                 raise ValueError(f"{name} {ascii(value)[:80]}, expected a string")
-        if leads_out(self.image):
-            raise ValueError(f"image {self.image[:80]!r}, expected a path inside the data root")
+        for image in filter(leads_out, self.images):
+            raise ValueError(f"image {image[:80]!r}, expected a path inside the data root")
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """All that is shown, in this order."""
+        return (self.image, *self.more_images)
+
+    def record(self) -> Record:
+        """The fields, JSON-able; without `more_images` where there are none."""
+        fields = asdict(self) | {"more_images": list(self.more_images)}
+        return fields if self.more_images else {k: v for k, v in fields.items() if k != "more_images"}
 
 
 @dataclass(frozen=True)
@@ -71,12 +84,14 @@ class Scorer:
         summarise: Metrics of judged records, by name; None where one is undefined on these. A metric of one subset is
             named `metric/subset`.
         about: What counts as right, in a few words for people.
+        groups: Names in examples' `info` of what counts only together, such as `pair`; limits take whole ones.
     """
 
     main: str
     judge: Callable[[Record], dict[str, Any]]
     summarise: Callable[[Sequence[Record]], dict[str, float | None]]
     about: str = ""
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,14 +106,17 @@ class Task:
         answer: Kind of answer to an example.
         scorer: How outputs become scores.
         num_examples: Official number of examples, by split and then by subset ("" for the whole split where the sizes
-            of subsets are not published); the first split is the default.
+            of subsets are not published, nothing where its own is not); the first split is the default.
         slim: Examples of the slim variant, a fixed random subset: so many of each subset.
         files: What must be on disk, relative to the data root.
-        chance: Score of guessing, a fraction; None where guessing scores nothing or is not defined.
+        chance: Score of guessing, a fraction, or one by split; None where guessing scores nothing or is not defined.
         majority: Score of always giving the commonest answer of the official test set, where that is published.
         split: The split that is evaluated.
         image_of: How an example's picture differs from its file: PIL image and example in, PIL image out. All examples
             of an image must give the same picture.
+        variants: Other ways to ask the same, by name: the fields that differ. A user writes `task+variant`.
+        licence: Of the data, as far as it is known.
+        note: What whoever reads a score of it should know.
     """
 
     name: str
@@ -110,10 +128,18 @@ class Task:
     num_examples: dict[str, dict[str, int]]
     slim: int = 1024
     files: tuple[str, ...] = ()
-    chance: float | None = None
+    chance: float | Mapping[str, float] | None = None
     majority: float | None = None
     split: str = ""
     image_of: Callable | None = None
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    licence: str = ""
+    note: str = ""
+
+    @property
+    def guessing(self) -> float | None:
+        """Score of guessing in the split that is evaluated."""
+        return self.chance.get(self.split) if isinstance(self.chance, Mapping) else self.chance
 
 
 TASKS: dict[str, Task] = {}  # by name; `eval.tasks` finds those that are shipped
@@ -123,11 +149,13 @@ def register(task: Task) -> Task:
     """Makes a task known by its name.
 
     Raises:
-        ValueError: The name is taken, or has a colon, which stands before a split.
+        ValueError: The name is taken, or has a colon or plus, which stand before a split and a variant.
     """
     if task.name in TASKS:
         raise ValueError(f"task '{task.name}' is registered already: choose another name")
-    if ":" in task.name or not task.num_examples:
-        raise ValueError(f"task '{task.name}': expected a name without colon and at least one split in num_examples")
+    if {*":+"} & {*task.name} or not task.num_examples:
+        raise ValueError(
+            f"task '{task.name}': expected a name without colon and plus, and at least one split in num_examples"
+        )
     TASKS[task.name] = replace(task, split=task.split or next(iter(task.num_examples)))
     return TASKS[task.name]

@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
 # Pillow tells formats by content, and opens some, whatever the file is called, with other programs (EPS: Ghostscript).
@@ -81,7 +80,9 @@ def to_rgb(image: "Image.Image") -> "Image.Image":
     return image.convert("RGB")
 
 
-def _eight_bits(image: "Image.Image") -> np.ndarray:
+def _eight_bits(image: "Image.Image") -> "np.ndarray":
+    import numpy as np
+
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if not (0 <= low and high <= 65535):  # nan included

@@ -1,9 +1,12 @@
 """Finding and reading what users downloaded, under the names that archives or the reference's preparation give it."""
 
+import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 
@@ -21,11 +24,20 @@ def find(root: Path, task: str, folders: Sequence[str], *names: str) -> Path:
         for name in names:
             if (folder / name).exists():
                 return folder / name
-    expected = " or ".join(names)
-    raise MissingData(
-        f"found no {expected} in {root / 'download' / folders[0]} or {root / folders[0]}: "
-        f"fetch it with python -m eval prepare {task} --data_root {root}"
-    )
+    raise _missing(root, task, folders, names)
+
+
+def find_all(root: Path, task: str, folders: Sequence[str], *patterns: str) -> list[Path]:
+    """The files that fit the first of these patterns that any fits, in a folder as `find` looks for, sorted.
+
+    Raises:
+        MissingData: None is there.
+    """
+    for folder in _places(root, folders):
+        for pattern in patterns:
+            if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
+                return found
+    raise _missing(root, task, folders, patterns)
 
 
 def image_folder(root: Path, folders: Sequence[str], *names: str) -> str:
@@ -53,7 +65,7 @@ def reading(path: Path, task: str, shape: str) -> Iterator[Callable[[Iterable], 
 
     try:
         yield each
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, csv.Error) as error:
         reason = (f"no {error}" if isinstance(error, KeyError) else str(error))[:300]
         where = path if reached is None else f"{path}: row {reached}"
         raise ValueError(
@@ -70,6 +82,18 @@ def text(value: Any) -> str:
     """
     if not isinstance(value, str):
         raise TypeError(f"{shown(value)} is not a valid string")
+    return value
+
+
+def filled(value: Any) -> str:
+    """A text, as it is, that is more than white space.
+
+    Raises:
+        TypeError: It is anything else.
+        ValueError: It is blank.
+    """
+    if not text(value).strip():
+        raise ValueError("an empty text")
     return value
 
 
@@ -150,10 +174,68 @@ def read_rows(path: Path, task: str, shape: str) -> list[dict]:
         ValueError: It is neither.
     """
     with reading(path, task, shape) as each:
-        text = path.read_text(encoding="utf-8-sig")
-        if text.lstrip().startswith("["):
-            return json.loads(text)
-        return [json.loads(line) for line in each(line for line in text.split("\n") if line.strip())]
+        return parse_rows(path.read_text(encoding="utf-8-sig"), each)
+
+
+def parse_rows(text: str, each: Callable[[Iterable], Iterator] = iter) -> list[dict]:
+    """Rows of a text of JSON lines, or of one JSON list; `each` is passed the lines.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    return [json.loads(line) for line in each(line for line in text.split("\n") if line.strip())]
+
+
+def choices_of(values: Any) -> list[str]:
+    """What can be chosen: two texts or more, none of them empty, without white space around them.
+
+    Raises:
+        ValueError: These are none.
+    """
+    choices = [choice.strip() for choice in texts(values)]
+    if not 2 <= len(choices) <= len(ascii_uppercase) or not all(choices):
+        raise ValueError(f"{shown(', '.join(choices))} are {len(choices)} options, expected 2 to 26, none empty")
+    return choices
+
+
+def choices_in_columns(row: Mapping[str, Any]) -> list[str]:
+    """What can be chosen in a row with columns A, B, ..., of which the last ones may be empty.
+
+    Raises:
+        ValueError: One in between is empty, or there are fewer than two.
+    """
+    cells = [row[letter] for letter in ascii_uppercase[:6] if letter in row]
+    while cells and text(cells[-1]).strip().lower() in ("", "nan"):
+        cells.pop()
+    return choices_of(cells)
+
+
+def listed_choices(question: str) -> list[str]:
+    """What a question lists on lines such as "A. left", from A on; nothing if it lists none."""
+    found = re.findall(r"(?m)^[ \t]*\(?([A-Z])[.):][ \t]*(\S.*?)[ \t]*$", question)
+    in_order = "".join(letter for letter, _ in found) == ascii_uppercase[: len(found)]
+    return [choice for _, choice in found] if in_order else []
+
+
+def letter_of(value: Any, choices: Sequence[str]) -> str:
+    """The letter of one of the choices, also from "(b)" or "b", as a capital.
+
+    Raises:
+        ValueError: It is none of theirs.
+    """
+    letter = text(value).strip().strip("().").upper()
+    if len(letter) != 1 or letter not in ascii_uppercase[: len(choices)]:
+        raise ValueError(f"answer {shown(value)}, expected the letter of one of {len(choices)} options")
+    return letter
+
+
+def _missing(root: Path, task: str, folders: Sequence[str], names: Sequence[str]) -> MissingData:
+    return MissingData(
+        f"found no {' or '.join(names)} in {root / 'download' / folders[0]} or {root / folders[0]}: "
+        f"fetch it with python -m eval prepare {task} --data_root {root}"
+    )
 
 
 def _places(root: Path, folders: Sequence[str]) -> list[Path]:

@@ -5,6 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.data import embedded
+from eval.scoring.units import units
 from eval.task import Example, Task
 
 SEED = 21
@@ -19,7 +21,7 @@ def load_examples(
         task: What to read, and of which split.
         root: Data root.
         slim: Only the task's slim variant.
-        limit: Only the first so many, in the order of `seeded_order`.
+        limit: Only the first so many, in the order of `seeded_order`; of questions that count together all or none.
         allow_partial: Accept another number of examples than the official one.
 
     Raises:
@@ -27,29 +29,53 @@ def load_examples(
     """
     examples = task.read(root, task.split)
     check_counts(task, examples, allow_partial=allow_partial)
+    groups, every = task.scorer.groups, examples
     if slim:
-        examples = slim_subset(examples, task.slim)
+        examples = slim_subset(examples, task.slim, groups)
     if limit is not None:
-        examples = (examples if slim else seeded_order(examples))[:limit]
+        examples = (examples if slim else seeded_order(examples, groups))[:limit]
+    examples = whole_groups(examples, every, groups)
     check_images(task, examples, root)
     return examples
 
 
-def seeded_order(examples: Sequence[Example]) -> list[Example]:
-    """The examples in a random order that depends on nothing but their number."""
+def seeded_order(examples: Sequence[Example], groups: Sequence[str] = ()) -> list[Example]:
+    """The examples in a random order that depends on nothing but their number, those of common `groups` side by side.
+
+    Args:
+        examples: In the order of the data set.
+        groups: Names in `info`, as in `Scorer.groups`.
+    """
     order = list(examples)
     random.Random(SEED).shuffle(order)
-    return order
+    firsts = _units(order, groups)
+    return [order[number] for number in sorted(range(len(order)), key=firsts.__getitem__)] if groups else order
 
 
-def slim_subset(examples: Sequence[Example], count: int) -> list[Example]:
+def slim_subset(examples: Sequence[Example], count: int, groups: Sequence[str] = ()) -> list[Example]:
     """The first `count` examples of each subset, in seeded order."""
     taken, kept = Counter(), []
-    for example in seeded_order(examples):
+    for example in seeded_order(examples, groups):
         if taken[example.subset] < count:
             taken[example.subset] += 1
             kept.append(example)
     return kept
+
+
+def whole_groups(kept: Sequence[Example], every: Sequence[Example], groups: Sequence[str]) -> list[Example]:
+    """Those of the kept examples whose groups were kept whole; where none was, the whole groups of the first."""
+    if not groups or len(kept) == len(every):
+        return list(kept)
+    firsts, ids = _units(every, groups), {example.id for example in kept}
+    torn = {first for first, example in zip(firsts, every, strict=True) if example.id not in ids}
+    unit = dict(zip((example.id for example in every), firsts, strict=True))
+    if all(unit[example.id] in torn for example in kept):
+        return [example for example in every if kept and unit[example.id] == unit[kept[0].id]]
+    return [example for example in kept if unit[example.id] not in torn]
+
+
+def _units(examples: Sequence[Example], groups: Sequence[str]) -> list[int]:
+    return units([[(name, example.info[name]) for name in groups] for example in examples])
 
 
 def check_counts(task: Task, examples: Sequence[Example], *, allow_partial: bool = False) -> None:
@@ -83,12 +109,13 @@ def check_images(task: Task, examples: Sequence[Example], root: Path) -> None:
     Raises:
         ValueError: Images are missing: how many, and the first ten.
     """
-    missing = [path for path in dict.fromkeys(example.image for example in examples) if not (root / path).is_file()]
+    images = dict.fromkeys(image for example in examples for image in example.images)
+    missing = [image for image in images if not embedded.is_there(root, image)]
     if missing:
         listed = "\n  ".join(str(root / path) for path in missing[:10])
         rest = f"\n  ... and {len(missing) - 10:,} more" if len(missing) > 10 else ""
         raise ValueError(
-            f"{task.name}:{task.split}: {len(missing):,} of {len({e.image for e in examples}):,} images are missing; "
+            f"{task.name}:{task.split}: {len(missing):,} of {len(images):,} images are missing; "
             f"fetch them with python -m eval prepare {task.name} --data_root {root}\n  {listed}{rest}"
         )
 

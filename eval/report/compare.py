@@ -6,6 +6,7 @@ from pathlib import Path
 from eval.report.runs import Run
 from eval.report.tables import ends, percent
 from eval.scoring.bootstrap import interval, p_value, resample
+from eval.scoring.units import units_of
 from eval.scoring.zscores import REFERENCE, aggregated, z_scores
 from eval.task import Record
 from vision_backbones.table import table
@@ -134,16 +135,17 @@ def _check_same(key: str, runs: Sequence[Run]) -> None:
 
 
 def _identity(record: Record) -> tuple[str, ...]:
-    return record["id"], record["image"], record["question"], repr(record["answer"])
+    images = (record["image"], *record.get("more_images", ()))
+    return record["id"], *images, record["question"], repr(record["answer"])
 
 
 def _compared(key: str, base: str, runs: Sequence[Run], records: Sequence[Sequence[Record]], scores: dict) -> dict:
     """Results of one task, with differences to the run called `base` if it has the task; adds scores to `scores`."""
     drawn = resample(records)
-    main = runs[0].tasks[key]["main"]
+    main, units = runs[0].tasks[key]["main"], units_of(records[0])
     task = {
         "examples": len(records[0]),
-        "images": len({record["image"] for record in records[0]}),
+        "images": len(set(units)),
         "main": main if main in drawn[0] else "accuracy",
         "scores": {},
         "intervals": {},
@@ -154,10 +156,13 @@ def _compared(key: str, base: str, runs: Sequence[Run], records: Sequence[Sequen
         task["intervals"][run.name] = {name: interval(draws) for name, (_, draws) in values.items()}
     first, images = drawn[0], {"": task["images"]}
     for subset in {record["subset"] for record in records[0]} - {""}:
-        images[subset] = len({record["image"] for record in records[0] if record["subset"] == subset})
+        its = [unit for unit, record in zip(units, records[0], strict=True) if record["subset"] == subset]
+        images[subset] = len(set(its))
     for run, values in list(zip(runs, drawn, strict=True))[1:] if runs[0].name == base else []:
         task["differences"][run.name] = {
-            name: _difference(value - first[name][0], draws - first[name][1], images[name.partition("/")[2]])
+            name: _difference(
+                value - first[name][0], draws - first[name][1], images.get(name.partition("/")[2], task["images"])
+            )
             for name, (value, draws) in values.items()
         }
     return task

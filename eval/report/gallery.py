@@ -5,14 +5,17 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_uppercase
+from typing import IO
 
+from eval.data import embedded
 from eval.data.selection import seeded_order
 from eval.report.charts import colour
 from eval.report.runs import Run
 from eval.scoring import parsing
 from eval.task import Example, Record
 from eval.tasks import get_task
-from vision_backbones.safe_images import leads_out, open_image
+from vision_backbones.safe_images import open_image
 
 MOST = 24  # a task
 SIDE = 300  # pixels, the longest side of a picture
@@ -39,13 +42,13 @@ def cards(key: str, runs: Sequence[Run], records: Sequence[Sequence[Record]], ro
     return [_card(key, runs, row, root) for row in seeded_order(rows)[:MOST]], len(rows)
 
 
-def picture(record: Record, boxes: Sequence[tuple[str, Sequence[float]]], path: Path, image_of=None) -> str:
+def picture(record: Record, boxes: Sequence[tuple[str, Sequence[float]]], file: Path | IO[bytes], image_of=None) -> str:
     """A small JPEG of an image, as a data URI, with boxes drawn on it, the first in wider lines.
 
     Args:
         record: Of the image.
         boxes: Pairs of colour and [x1, y1, x2, y2], fractions of the image.
-        path: Of the image.
+        file: That holds the image.
         image_of: The task's.
 
     Raises:
@@ -53,10 +56,10 @@ def picture(record: Record, boxes: Sequence[tuple[str, Sequence[float]]], path: 
     """
     from PIL import Image, ImageDraw
 
-    with open_image(path) as file:
+    with open_image(file) as opened:
         if image_of is None:
-            file.draft("RGB", (SIDE, SIDE))  # JPEGs are decoded no larger than needed
-        image = image_of(file, _example(record)) if image_of else file
+            opened.draft("RGB", (SIDE, SIDE))  # JPEGs are decoded no larger than needed
+        image = image_of(opened, _example(record)) if image_of else opened
         image = image.convert("RGB")
     if max(image.size) < SIDE:  # lines are thin beside the things in a small image
         image = image.resize([side * SIDE // max(image.size) or 1 for side in image.size], Image.Resampling.NEAREST)
@@ -70,9 +73,9 @@ def picture(record: Record, boxes: Sequence[tuple[str, Sequence[float]]], path: 
             out = grow + wider
             place = (min(x1, x2) - out, min(y1, y2) - out, max(x1, x2) + out, max(y1, y2) + out)
             draw.rectangle(place, outline=only or shade, width=width + 2 * wider)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=80, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    written = io.BytesIO()
+    image.save(written, "JPEG", quality=80, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 
 def _card(key: str, runs: Sequence[Run], row: Sequence[Record], root: Path) -> dict:
@@ -84,18 +87,18 @@ def _card(key: str, runs: Sequence[Run], row: Sequence[Record], root: Path) -> d
     except ValueError:  # a task of a plugin that is not loaded
         image_of = None
     try:
-        if leads_out(record["image"]):
-            raise ValueError(f"{record['image']} leads out of the data root")
-        shown, reason = picture(record, boxes, root / record["image"], image_of), None
+        images, reason = (record["image"], *record.get("more_images", ())), None
+        shown = [picture(record, boxes, embedded.source(root, image), image_of) for image in images]
     except FileNotFoundError:
-        shown, reason = None, "the image is not there"
+        shown, reason = [], "the image is not there"
     except Exception as error:  # whatever is wrong with one image, there is a report
-        shown, reason = None, f"the image cannot be shown: {error}"
+        shown, reason = [], f"the image cannot be shown: {error}"
     return {
         "id": record["id"],
         "image": record["image"],
         "subset": record["subset"],
-        "picture": shown,
+        "picture": shown[0] if shown else None,
+        "more_pictures": shown[1:],
         "reason": reason,
         "prompt": _cut(record.get("prompt") or record["question"]),
         "truth": _cut(_truth(record)),
@@ -123,8 +126,9 @@ def _truth(record: Record) -> str:
 
 def _option(option: str, record: Record) -> str:
     """An option, with what its letter stands for."""
-    options, choices = record.get("options") or [], record["info"].get("choices") or []
-    return f"{option}. {choices[options.index(option)]}" if option in options[: len(choices)] else option
+    choices = record["info"].get("choices") or []
+    letters = list(ascii_uppercase[: len(choices)])
+    return f"{option}. {choices[letters.index(option)]}" if option in letters and option not in choices else option
 
 
 def _notes(record: Record) -> list[str]:
@@ -141,7 +145,7 @@ def _notes(record: Record) -> list[str]:
 
 def _example(record: Record) -> Example:
     names = ("id", "image", "question", "answer", "subset", "info")
-    return Example(**{name: record[name] for name in names})
+    return Example(**{name: record[name] for name in names}, more_images=tuple(record.get("more_images", ())))
 
 
 def _cut(text: str) -> str:

@@ -1,13 +1,16 @@
 """How sure scores are: bootstrap over images, because the questions of one image are not independent.
 
 Percentiles of the score of `RESAMPLES` random draws of as many images, with replacement and all questions of a drawn
-image; seeded. Where all answers are equally good the interval has no width, however few they are.
+image; seeded. Questions that share one of several images, or count together, are drawn together. Where all answers are
+equally good the interval has no width, however few they are.
 """
 
 import math
 from collections.abc import Sequence
 
 from eval.data.selection import SEED
+from eval.scoring.means import split, subset_means
+from eval.scoring.units import units_of
 from eval.task import Record
 
 RESAMPLES = 5_000
@@ -37,33 +40,63 @@ def resample(runs: Sequence[Sequence[Record]]) -> list[dict[str, tuple]]:
 
     Returns:
         For every run, by the metric's name, `(score, scores of the draws [RESAMPLES])`: "accuracy", the mean of all;
-        "accuracy/SUBSET"; and "mean_accuracy", the mean over subsets, whatever their sizes. The draws are nan where a
-        draw has no question of a subset, and everywhere where fewer than two images have one.
+        "accuracy/SUBSET"; "mean_accuracy", the mean over subsets, whatever their sizes (see `subset_means`); and for
+        groups called NAME "NAME_accuracy", the share of groups of which every question scores 1, also by subset. The
+        draws are nan where a draw has no question of a subset, and everywhere where fewer than two images have one.
     """
     import numpy as np
 
     examples = runs[0]
     subsets = list(dict.fromkeys(r["subset"] for r in examples if r["subset"]))
-    names = ["accuracy", *(f"accuracy/{subset}" for subset in subsets)]
-    member = np.array([[True, *(r["subset"] == subset for subset in subsets)] for r in examples], dtype=float)
-    images, image_of = np.unique([str(r["image"]) for r in examples], return_inverse=True)
-    counts = _sums(member, image_of, len(images))
-    scores = [_sums(member * [[r["score"]] for r in records], image_of, len(images)) for records in runs]
-    columns = np.concatenate([counts, *scores], axis=1)
-    total, drawn = columns.sum(0, keepdims=True), _drawn_sums(columns)
+    columns = [("accuracy", subset, None) for subset in ("", *subsets)]
+    for name in dict.fromkeys(name for r in examples for name in r.get("groups", ())):
+        columns += [(f"{name}_accuracy", subset, name) for subset in ("", *subsets)]
+    member = np.array([_places(examples, subset, group) for _, subset, group in columns], dtype=float).T
+    names = [f"{examples[first]['image']}\0{first}" for first in units_of(examples)]
+    units, of_unit = np.unique(names, return_inverse=True)
+    counts = _sums(member, of_unit, len(units))
+    scores = []
+    for records in runs:
+        values = {group: _scores(records, group) for _, _, group in columns}
+        scores.append(_sums(member * np.array([values[group] for _, _, group in columns]).T, of_unit, len(units)))
+    sums = np.concatenate([counts, *scores], axis=1)
+    total, drawn = sums.sum(0, keepdims=True), _drawn_sums(sums)
     few = (counts > 0).sum(0) < 2
 
-    found = []
+    found, names = [], [f"{metric}/{subset}" if subset else metric for metric, subset, _ in columns]
     for number in range(1, len(runs) + 1):
         part = slice(number * len(names), (number + 1) * len(names))
         with np.errstate(invalid="ignore"):
             means, draws = total[:, part] / total[:, : len(names)], drawn[:, part] / drawn[:, : len(names)]
         draws[:, few] = np.nan
         values = {name: (float(means[0, i]), draws[:, i]) for i, name in enumerate(names)}
-        of_subsets = slice(1, None) if subsets else slice(None)
-        values["mean_accuracy"] = float(means[0, of_subsets].mean()), draws[:, of_subsets].mean(1)
+        for name, shares in subset_means(subsets or [""]).items():
+            its = [values[f"accuracy/{subset}" if subset else "accuracy"] for subset in shares]
+            share = list(shares.values())
+            values[name] = float(np.dot([mean for mean, _ in its], share)), np.stack([d for _, d in its], 1) @ share
         found.append(values)
     return found
+
+
+def _places(records: Sequence[Record], subset: str, group: str | None) -> list[bool]:
+    """Which records stand for something that is counted: each for itself, or the first of each group for the group."""
+    firsts = {id(its[0]) for its in split(records, _name_in(group)).values()} if group else None
+    return [
+        (not subset or record["subset"] == subset) and (firsts is None or id(record) in firsts) for record in records
+    ]
+
+
+def _scores(records: Sequence[Record], group: str | None) -> list[float]:
+    """What each record scores, or whether every record of its group scores 1."""
+    if group is None:
+        return [record["score"] for record in records]
+    groups = split(records, _name_in(group))
+    wholes = {name: float(min(r["score"] for r in its) == 1) for name, its in groups.items()}
+    return [wholes[_name_in(group)(record)] for record in records]
+
+
+def _name_in(group: str):
+    return lambda record: record["groups"][group]
 
 
 def interval(draws) -> Interval:
@@ -104,10 +137,11 @@ def p_value(differences, images: int) -> float:
     return float(min(1.0, max(2 * (1 + fewer) / (1 + len(differences)), 2.0 ** (1 - images))))
 
 
-def _sums(values, image_of, images: int):
+def _sums(values, of_unit, units: int):
+    """Sums `[units, C]` of values `[records, C]`."""
     import numpy as np
 
-    return np.stack([np.bincount(image_of, column, minlength=images) for column in np.asarray(values).T], axis=1)
+    return np.stack([np.bincount(of_unit, column, minlength=units) for column in np.asarray(values).T], axis=1)
 
 
 def _drawn_sums(columns):

@@ -7,9 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from eval.scoring import parsing
+from eval.scoring.means import Metrics, accuracy, accuracy_alone, by_info, by_subset, mean
 from eval.task import Record, Scorer
-
-Metrics = dict[str, float | None]
 
 SCALES = ("1", "100", "1000", "pixels")
 
@@ -37,15 +36,15 @@ def iou_at(threshold: float) -> Scorer:
 
     def measure(records: Sequence[Record]) -> Metrics:
         return {
-            "accuracy": _accuracy(records),
-            "mean_iou": _mean(r["iou"] for r in records),
-            "parse_failures": _mean(r["box"] is None for r in records),
+            "accuracy": accuracy(records),
+            "mean_iou": mean(r["iou"] for r in records),
+            "parse_failures": mean(r["box"] is None for r in records),
             "lenient_accuracy": max(
-                _mean(r["lenient_iou"].get(scale, 0.0) >= threshold for r in records) for scale in SCALES
+                mean(r["lenient_iou"].get(scale, 0.0) >= threshold for r in records) for scale in SCALES
             ),
         }
 
-    return Scorer("accuracy", judge, lambda records: _by_subset(records, measure), f"IoU >= {threshold}")
+    return Scorer("accuracy", judge, lambda records: by_subset(records, measure), f"IoU >= {threshold}")
 
 
 def choice(options: Sequence[str], *, counts: bool = False) -> Scorer:
@@ -61,7 +60,7 @@ def choice(options: Sequence[str], *, counts: bool = False) -> Scorer:
     options = tuple(options)
 
     def judge(record: Record) -> Record:
-        chosen = _likeliest(record, options)
+        chosen = likeliest(record, options)
         if chosen is None and not record.get("error"):
             said = parsing.parse_choice(record["output"], options)
             chosen = None if said is None else options[said]
@@ -73,11 +72,11 @@ def choice(options: Sequence[str], *, counts: bool = False) -> Scorer:
         return (worst if record["choice"] is None else options.index(record["choice"]) - truth) ** 2
 
     def measure(records: Sequence[Record]) -> Metrics:
-        metrics = {"accuracy": _accuracy(records)} | _ranking(records, options)
-        return metrics | ({"rmse": math.sqrt(_mean(map(squared_error, records)))} if counts else {})
+        metrics = {"accuracy": accuracy(records)} | _ranking(records, options)
+        return metrics | ({"rmse": math.sqrt(mean(map(squared_error, records)))} if counts else {})
 
     about = f"likeliest of {len(options)} options"
-    return Scorer("accuracy", judge, lambda records: _by_subset(records, measure), about)
+    return Scorer("accuracy", judge, lambda records: by_subset(records, measure), about)
 
 
 def yes_no() -> Scorer:
@@ -89,7 +88,7 @@ def yes_no() -> Scorer:
     options = ("Yes", "No")
 
     def judge(record: Record) -> Record:
-        chosen = _likeliest(record, options)
+        chosen = likeliest(record, options)
         if chosen is None and not record.get("error"):
             chosen = "No" if parsing.says_no(record["output"]) else "Yes"
         return {"score": float(chosen == record["answer"]), "choice": chosen}
@@ -98,22 +97,22 @@ def yes_no() -> Scorer:
         return record["choice"] == "Yes" if record["choice"] else record["answer"] == "No"
 
     def measure(records: Sequence[Record]) -> Metrics:
-        precision = _mean(r["answer"] == "Yes" for r in records if said_yes(r))
-        recall = _mean(said_yes(r) for r in records if r["answer"] == "Yes")
+        precision = mean(r["answer"] == "Yes" for r in records if said_yes(r))
+        recall = mean(said_yes(r) for r in records if r["answer"] == "Yes")
         undefined = precision is None or recall is None
         return {
-            "accuracy": _accuracy(records),
+            "accuracy": accuracy(records),
             "precision": precision,
             "recall": recall,
             "f1": None if undefined else 2 * precision * recall / (precision + recall) if recall else 0.0,
-            "yes_ratio": _mean(map(said_yes, records)),
+            "yes_ratio": mean(map(said_yes, records)),
         } | _ranking(records, options)
 
     def summarise(records: Sequence[Record]) -> Metrics:
-        summary = _by_subset(records, measure)
+        summary = by_subset(records, measure)
         subsets = dict.fromkeys(r["subset"] for r in records)
-        mean = _mean(summary.get(f"accuracy/{subset}", summary["accuracy"]) for subset in subsets)
-        return {"mean_accuracy": mean} | summary
+        overall = mean(summary.get(f"accuracy/{subset}", summary["accuracy"]) for subset in subsets)
+        return {"mean_accuracy": overall} | summary
 
     return Scorer("mean_accuracy", judge, summarise, "yes or no, mean of subsets")
 
@@ -142,14 +141,12 @@ def vqa_accuracy(
             return {"score": 0.0, "normalised": None}
         said = normalise_prediction(record["output"])
         agrees = [normalise_truth(answer) == said for answer in record["answer"]]
-        score = _mean(min(1.0, (sum(agrees) - agree) / 3) for agree in agrees)
+        score = mean(min(1.0, (sum(agrees) - agree) / 3) for agree in agrees)
         return {"score": score or 0.0, "normalised": said}  # None where nobody answered
 
     def summarise(records: Sequence[Record]) -> Metrics:
-        summary = _by_subset(records, _accuracy_alone)
-        for group in groups:
-            values = _split(records, lambda r, group=group: r["info"].get(group))
-            summary |= {f"accuracy/{group}/{value}": _accuracy(rs) for value, rs in values.items() if value is not None}
+        summary = by_subset(records, accuracy_alone)
+        summary |= by_info(records, groups)
         return summary | (_unanswerable(records) if unanswerable else {})
 
     return Scorer("accuracy", judge, summarise, "VQA soft accuracy")
@@ -162,35 +159,7 @@ def exact_match(normalise_prediction: Callable[[str], str] = str.strip) -> Score
         said = None if record.get("error") else normalise_prediction(record["output"])
         return {"score": float(said == record["answer"]), "normalised": said}
 
-    return Scorer("accuracy", judge, lambda records: _by_subset(records, _accuracy_alone), "exact match")
-
-
-def _accuracy(records: Sequence[Record]) -> float | None:
-    return _mean(r["score"] for r in records)
-
-
-def _accuracy_alone(records: Sequence[Record]) -> Metrics:
-    return {"accuracy": _accuracy(records)}
-
-
-def _mean(values) -> float | None:
-    values = list(values)
-    return sum(values) / len(values) if values else None
-
-
-def _split(records: Sequence[Record], key: Callable) -> dict[str, list[Record]]:
-    parts: dict = {}
-    for record in records:
-        parts.setdefault(key(record), []).append(record)
-    return parts
-
-
-def _by_subset(records: Sequence[Record], measure: Callable[[Sequence[Record]], Metrics]) -> Metrics:
-    """Metrics of all records, then of each subset as `metric/subset`."""
-    metrics = measure(records) if records else {"accuracy": None}
-    for subset, part in _split(records, lambda r: r["subset"]).items():
-        metrics |= {f"{name}/{subset}": value for name, value in measure(part).items()} if subset else {}
-    return metrics
+    return Scorer("accuracy", judge, lambda records: by_subset(records, accuracy_alone), "exact match")
 
 
 def _to_image(box: parsing.Box, record: Record) -> parsing.Box:
@@ -225,7 +194,7 @@ def _probabilities(record: Record, options: Sequence[str]) -> list[float] | None
     return p if usable else None
 
 
-def _likeliest(record: Record, options: Sequence[str]) -> str | None:
+def likeliest(record: Record, options: Sequence[str]) -> str | None:
     """The likeliest option, the first of equals; None for a record without probabilities."""
     p = _probabilities(record, options)
     return options[p.index(max(p))] if p else None

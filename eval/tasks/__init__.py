@@ -17,19 +17,26 @@ def list_tasks() -> list[Task]:
 
 
 def get_task(name: str) -> Task:
-    """The task called `name`, or `name:split` for another split than its default.
+    """The task called `name`; `name:split` for another split than its default, `+variant` behind it to ask otherwise.
 
     Raises:
-        ValueError: There is no such task or split; near names are listed.
+        ValueError: There is no such task, split or variant; near names are listed.
     """
     _find()
+    name, *variants = name.split("+")
     name, _, split = name.partition(":")
     if name not in TASKS:
         raise ValueError(f"unknown task '{name}': {suggest(name, TASKS)}")
     task = TASKS[name]
     if split and split not in task.num_examples:
         raise ValueError(f"task '{name}' has no split '{split}': choose from {', '.join(task.num_examples)}")
-    return replace(task, split=split or task.split)
+    fields: dict = {}
+    for variant in variants:
+        if variant not in task.variants:
+            known = suggest(variant, task.variants) if task.variants else "it has none"
+            raise ValueError(f"task '{name}' has no variant '{variant}': {known}")
+        fields |= task.variants[variant]
+    return replace(task, split=split or task.split, **fields)
 
 
 def _find() -> None:

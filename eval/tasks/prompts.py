@@ -1,11 +1,14 @@
 """What models are asked, word for word as the reference asks it."""
 
+import random
 from collections.abc import Sequence
 from string import ascii_uppercase
 
-from eval.task import Example
+from eval.data.selection import SEED
+from eval.task import Choose, Example, Generate
 
 BRIEFLY = "Answer the question using a single word or phrase."
+DIRECTLY = "Answer with the option's letter from the given choices directly."
 
 
 def short_answer(example: Example) -> str:
@@ -27,9 +30,43 @@ def true_or_false(example: Example) -> str:
 
 def lettered(example: Example) -> str:
     """The question and `info["choices"]`, to be answered by a letter."""
-    choices = [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, example.info["choices"], strict=False)]
-    directly = "Answer with the option's letter from the given choices directly."
-    return "\n".join([example.question, *choices, directly])
+    return "\n".join([example.question, *_lines(example), DIRECTLY])
+
+
+def to_select(example: Example) -> str:
+    """The question, a hint if there is one, and `info["choices"]`, as VLMEvalKit asks it."""
+    hint = [f"Hint: {example.info['hint']}"] if example.info.get("hint") else []
+    select = "Please select the correct answer from the options above. \n"
+    return "\n".join([*hint, f"Question: {example.question}", "Options:", *_lines(example), select])
+
+
+def bare(example: Example) -> str:
+    """The question alone."""
+    return example.question
+
+
+def choose_letter(example: Example) -> Choose:
+    """The letters of `info["choices"]`."""
+    return Choose(letters(example.info["choices"]))
+
+
+def choose_words(example: Example) -> Choose:
+    """`info["choices"]` themselves."""
+    return Choose(tuple(example.info["choices"]))
+
+
+def shuffled(choices: Sequence[str], id: str) -> tuple[list[str], str]:
+    """Choices of which the first is right, in an order that depends on the id alone, and the letter of that one."""
+    order = list(range(len(choices)))
+    random.Random(f"{SEED} {id}").shuffle(order)
+    return [choices[place] for place in order], ascii_uppercase[order.index(0)]
+
+
+# Of multiple choice: `llava` is the prompt that LLaVA was trained with, `text` reads the option out of what is written.
+VARIANTS = {
+    "llava": {"prompt": lettered, "answer": choose_letter},
+    "text": {"answer": lambda example: Generate(64)},
+}
 
 
 def letters(choices: Sequence) -> tuple[str, ...]:
@@ -41,3 +78,7 @@ def box(example: Example) -> str:
     """Where what the question describes is."""
     asked = "Please provide the bounding box coordinate of the region this sentence describes:"
     return f'{asked} "{example.question}"'
+
+
+def _lines(example: Example) -> list[str]:
+    return [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, example.info["choices"], strict=False)]

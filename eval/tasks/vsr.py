@@ -1,7 +1,9 @@
 """VSR (zero-shot split): whether a statement about where things are is true."""
 
+from dataclasses import replace
 from pathlib import Path
 
+from eval.data.converses import converse
 from eval.data.readers import (
     find,
     flag,
@@ -39,6 +41,12 @@ def read(root: Path, split: str) -> list[Example]:
         ]
 
 
+def read_swapped(root: Path, split: str) -> list[Example]:
+    """Those statements that can be said the other way round, so said; ids and truths are those of the originals."""
+    turned = ((example, converse(example.question, example.info["relation"])) for example in read(root, split))
+    return [replace(example, question=said) for example, said in turned if said]
+
+
 register(
     Task(
         name="vsr",
@@ -51,5 +59,7 @@ register(
         files=("vsr/test.jsonl", "vsr/images/"),
         chance=0.5,
         majority=629 / 1222,
+        variants={"swapped": {"read": read_swapped, "num_examples": {"test": {}, "dev": {}}, "majority": None}},
+        note="+swapped exchanges the two things and turns the relation round: answers should stay (eval robustness)",
     )
 )

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from recipes.config.choices import BoxFrame, Precision
 from recipes.config.parsing import check_least, parse
 
+SERVED = "openai:"  # begins a model behind a server
+LOADED_ONLY = ("base", "batch_size", "precision", "prompt_style", "max_pixels", "strict", "compile")
+SERVED_ONLY = ("name", "concurrency", "requests_per_minute")
+
 
 @dataclass
 class EvaluateConfig:
@@ -14,7 +18,9 @@ class EvaluateConfig:
     benchmarks of the miniature world.
     """
 
-    model: str | None = None  # run (or its name), saved model, or Hugging Face id of any image-text-to-text model
+    # run (or its name), saved model, Hugging Face id of any image-text-to-text model, or openai:URL of a server
+    model: str | None = None
+    name: str | None = None  # of the model that a server is asked for
     # current path of the base LLM of a LoRA run, if it has moved; PART=PATH,... for other parts
     base: str | None = None
     # benchmarks such as refcoco,refcoco:testA,vsr (list: prismatic tasks)
@@ -30,14 +36,22 @@ class EvaluateConfig:
     max_error_share: float = 0.01
 
     batch_size: int = 128  # questions per batch; halved when memory runs out
+    concurrency: int = 8  # questions that a server is asked at the same time
+    requests_per_minute: int | None = None  # most requests that are sent to a server; null: no limit
     precision: Precision = "bf16"  # bf16 or fp32, for weights and computation
     prompt_style: str = "auto"  # chat template: a name, FILE.jinja, or auto: the model's own (see docs/llms.md)
+    max_pixels: int | None = None  # larger pictures are scaled down to so many; for image processors that know it
     strict: bool = False  # answer one question at a time through generate, without shared computation: for audits
     compile: bool = False  # torch.compile the language model; pays off on long evaluations
     box_frame: BoxFrame | None = None  # reference frame of box fractions; null takes the model's
     compare: list[str] = field(default_factory=list)  # folders of other evaluations to compare with in the report
     # modules to import first, which register your backbones, projectors, losses, prompt styles or tasks
     plugins: list[str] = field(default_factory=list)
+
+    @property
+    def endpoint(self) -> str | None:
+        """Base URL of the server that has the model; None for models that are loaded."""
+        return self.model.removeprefix(SERVED) if self.model and self.model.startswith(SERVED) else None
 
 
 def parse_evaluate(argv: list[str]) -> EvaluateConfig:
@@ -55,7 +69,24 @@ def check(config: EvaluateConfig) -> None:
         raise ValueError("no data: give --data_root the folder that holds the data sets, or miniature:400")
     if not 0 <= config.max_error_share <= 1:
         raise ValueError(f"--max_error_share is {config.max_error_share}: expected 0 to 1")
-    check_least(config, 1, "batch_size", "limit")
+    check_least(config, 1, "batch_size", "limit", "max_pixels", "concurrency", "requests_per_minute")
+    _check_endpoint(config)
+
+
+def _check_endpoint(config: EvaluateConfig) -> None:
+    """Raises ValueError for settings of loaded models where a server is asked, and the other way round."""
+    served = config.endpoint is not None
+    for name in LOADED_ONLY if served else SERVED_ONLY:
+        if getattr(config, name) != getattr(EvaluateConfig, name):
+            kind = "a model that is loaded" if served else f"a server's model, --model {SERVED}URL"
+            raise ValueError(f"--{name} is for {kind}: leave it out")
+    if not served:
+        return
+    from eval.endpoint_client import check_url
+
+    check_url(config.endpoint)
+    if not config.name:
+        raise ValueError("no name: give --name the model that the server is to be asked for")
 
 
 def after_finetune(config, run_dir=None) -> EvaluateConfig:

@@ -183,9 +183,10 @@ def test_answers_that_nobody_asked_for(server, tmp_path):
 def test_every_shipped_task_says_where_its_data_is():
     for task in list_tasks():
         entries = needs(task.name)
-        assert entries and all(e["urls"] and e["to"] and set(e) <= {"urls", "to", "save", "from"} for e in entries)
+        assert entries and all(e["to"] and set(e) <= {"urls", "to", "save", "from", "hub", "files"} for e in entries)
         for entry in entries:
-            assert ("from" not in entry or "save" in entry) and all(url.startswith("http") for url in entry["urls"])
+            assert set(entry) == {"to", "hub", "files"} or entry["urls"]
+            assert ("from" not in entry or "save" in entry) and all(u.startswith("http") for u in entry.get("urls", ()))
             folder = entry["to"].split("/")[0]
             assert any(file.startswith(folder) for file in task.files), (task.name, entry["to"])
     with pytest.raises(ValueError, match="did you mean"):

@@ -51,8 +51,10 @@ def test_list_is_fast_and_light():
     command = [
         sys.executable,
         "-c",
-        "import runpy, sys; sys.argv[1:] = ['list']; runpy.run_module('eval', run_name='__main__')"
-        "; assert not {'torch', 'transformers', 'sklearn', 'matplotlib', 'numpy'} & set(sys.modules)",
+        "import atexit, os, runpy, sys; sys.argv[1:] = ['list']\n"
+        "heavy = {'torch', 'transformers', 'sklearn', 'matplotlib', 'numpy', 'pyarrow'}\n"
+        "atexit.register(lambda: heavy & set(sys.modules) and os._exit(3))\n"
+        "runpy.run_module('eval', run_name='__main__')",
     ]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert listed.returncode == 0, listed.stderr
