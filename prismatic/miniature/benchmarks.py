@@ -1,4 +1,4 @@
-"""The five spatial benchmarks on held-out miniature scenes, on disk as the real downloads are."""
+"""Spatial benchmarks on held-out miniature scenes, on disk as the real downloads are: the paper's five."""
 
 import json
 import pickle
@@ -6,26 +6,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from prismatic.miniature.drawn_files import dump, save
 from prismatic.miniature.llava_writer import WORLD_VERSION, all_or_nothing, cached
+from prismatic.miniature.newer_benchmarks import NEWER_WRITERS
 from prismatic.miniature.scenes import CLASSES, IMAGE_SIZE, Scene, scene
 from prismatic.miniature.spatial import Choice, choice, count, expressions, statement
 
-BENCHMARKS_VERSION = 2  # goes up when the same world is asked other things
-BENCHMARK_SEED = 400_000  # and the four after it; no training set draws these worlds
+BENCHMARKS_VERSION = 3  # goes up when the same world is asked other things
+BENCHMARK_SEED = 400_000  # and those after it, one a benchmark; no training set draws these worlds
 OCID_SIZE = (640, 480)  # pixels; readers may take it for granted
 REFCOCO_STYLES = {"refcoco": ("unc", "place"), "refcoco+": ("unc", "appearance"), "refcocog": ("umd", "relation")}
 
 
 @all_or_nothing
 def write_benchmarks(folder: Path, count: int) -> None:
-    """Writes a data root with refcoco, ocid-ref, tallyqa, vsr and ai2d, `count` scenes each; returns `folder`.
+    """Writes a data root with the paper's five benchmarks and the newer ones, `count` scenes each; returns `folder`.
 
     Every benchmark has scenes of its own. Nothing is written if the folder is there already; it appears only when it
     is complete.
     """
-    for number, (name, write) in enumerate(WRITERS.items()):
+    for number, (name, write) in enumerate((WRITERS | NEWER_WRITERS).items()):
         (folder / name).mkdir(parents=True)
         drawn = [scene(BENCHMARK_SEED + number, index, 2 + index % 3, 2 + index % 3) for index in range(count)]
         write(folder / name, drawn, np.random.default_rng((BENCHMARK_SEED, number)))
@@ -43,7 +44,7 @@ def write_refcoco(root: Path, drawn: list[Scene], rng: np.random.Generator) -> N
     for index, shown in enumerate(drawn):
         image_id = 800_000 + index
         file_name = f"COCO_train2014_{image_id:012d}.jpg"
-        _save(shown.image, root / "train2014" / file_name)
+        save(shown.image, root / "train2014" / file_name)
         images.append({"id": image_id, "file_name": file_name, "width": IMAGE_SIZE, "height": IMAGE_SIZE, "license": 1})
         said = expressions(shown.things)
         for number, thing in enumerate(shown.things):
@@ -71,7 +72,7 @@ def write_refcoco(root: Path, drawn: list[Scene], rng: np.random.Generator) -> N
     instances = {"info": {"description": "miniature world"}, "licenses": [{"id": 1, "name": "none", "url": ""}]}
     instances |= {"images": images, "annotations": annotations, "categories": categories}
     for name, (by, _) in REFCOCO_STYLES.items():
-        _dump(root / name / "instances.json", instances)
+        dump(root / name / "instances.json", instances)
         (root / name / f"refs({by}).p").write_bytes(pickle.dumps(refs[name], protocol=2))
 
 
@@ -85,7 +86,7 @@ def write_ocid_ref(root: Path, drawn: list[Scene], rng: np.random.Generator) -> 
         sequence = f"{subset}/{('floor', 'table')[index // 9 % 2]}/{('top', 'bottom')[index // 18 % 2]}/seq{index:02d}"
         path = f"{sequence}/rgb/result_2018-08-{1 + index // 86_400:02d}-"
         path += f"{index // 3600 % 24:02d}-{index // 60 % 60:02d}-{index % 60:02d}.png"
-        _save(shown.image, root / "OCID-dataset" / path, OCID_SIZE)
+        save(shown.image, root / "OCID-dataset" / path, OCID_SIZE)
         said = expressions(shown.things)
         for expression in (said[i] for i in rng.permutation(len(said))[:3]):
             thing, number = expression.thing, shown.things.index(expression.thing)
@@ -108,7 +109,7 @@ def write_ocid_ref(root: Path, drawn: list[Scene], rng: np.random.Generator) -> 
                 "bbox": str([round(edge * s) for edge, s in zip(thing.box, scale, strict=True)]),
                 "sentence_type": {"appearance": "attribute"}.get(expression.style, expression.style),
             }
-    _dump(root / "val_expressions.json", rows)
+    dump(root / "val_expressions.json", rows)
 
 
 def write_tallyqa(root: Path, drawn: list[Scene], rng: np.random.Generator) -> None:
@@ -116,12 +117,12 @@ def write_tallyqa(root: Path, drawn: list[Scene], rng: np.random.Generator) -> N
     rows = []
     for index, shown in enumerate(drawn):
         image = f"{('VG_100K', 'VG_100K_2')[index % 2]}/{2_300_000 + index}.jpg"
-        _save(shown.image, root / image)
+        save(shown.image, root / image)
         for asked in dict.fromkeys(count(shown.things, rng, simple) for simple in (True, False, False)):
             row = {"answer": asked.answer, "data_source": "miniature", "image": image}
             row |= {"image_id": 92_300_000 + index, "issimple": asked.simple}
             rows.append(row | {"question": asked.text, "question_id": 30_000_000 + len(rows)})
-    _dump(root / "test.json", rows)
+    dump(root / "test.json", rows)
 
 
 def write_vsr(root: Path, drawn: list[Scene], rng: np.random.Generator) -> None:
@@ -133,7 +134,7 @@ def write_vsr(root: Path, drawn: list[Scene], rng: np.random.Generator) -> None:
     lines = []
     for index, shown in enumerate(drawn):
         image = f"{500_000 + index:012d}.jpg"
-        _save(shown.image, root / "images" / image)
+        save(shown.image, root / "images" / image)
         for holds in rng.permutation(2):
             if said := statement(shown.things, rng, bool(holds), either_axis=True):
                 votes = {"vote_true_validator_id": str([1, 2] * holds), "vote_false_validator_id": str([1, 2][holds:])}
@@ -149,7 +150,7 @@ def write_ai2d(root: Path, drawn: list[Scene], rng: np.random.Generator) -> None
     categories, tested = {}, []
     for index, shown in enumerate(drawn):
         name = f"{index}.png"
-        _save(shown.image, inside / "images" / name)
+        save(shown.image, inside / "images" / name)
         categories[name] = "scenes"
         tested += [index] if index % 2 else []
         letters = dict(zip(shown.things, rng.permutation(list("ABCD")).tolist(), strict=False))
@@ -166,7 +167,7 @@ def write_ai2d(root: Path, drawn: list[Scene], rng: np.random.Generator) -> None
                 row = {"abcLabel": of_letters, "answerTexts": list(said.options), "correctAnswer": said.correct}
                 questions[said.text] = row | {"questionId": f"{name}-{len(questions)}"}
                 asked += 1
-        _dump(inside / "questions" / f"{name}.json", {"imageName": name, "questions": questions})
+        dump(inside / "questions" / f"{name}.json", {"imageName": name, "questions": questions})
         labels, blobs = {}, {}
         for number, (thing, letter) in enumerate(letters.items()):
             x1, y1, x2, y2 = thing.box
@@ -175,8 +176,8 @@ def write_ai2d(root: Path, drawn: list[Scene], rng: np.random.Generator) -> None
             labels[f"T{number}"]["replacementText"] = letter
             blobs[f"B{number}"] = {"id": f"B{number}", "polygon": [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]}
         others = {kind: {} for kind in ("arrows", "arrowHeads", "relationships", "imageConsts")}
-        _dump(inside / "annotations" / f"{name}.json", {"text": labels, "blobs": blobs, **others})
-    _dump(inside / "categories.json", categories)
+        dump(inside / "annotations" / f"{name}.json", {"text": labels, "blobs": blobs, **others})
+    dump(inside / "categories.json", categories)
     (root / "ai2d_test_ids.csv").write_text("".join(f"{number}\n" for number in tested))
 
 
@@ -185,17 +186,6 @@ def _about_letters(letters: dict, rng: np.random.Generator, correct: int) -> Cho
     options = [letter for letter in rng.permutation(list("ABCD")).tolist() if letter != letters[thing]]
     options.insert(correct, letters[thing])
     return Choice(f"Which letter is on the {thing.name}?", tuple(options), correct)
-
-
-def _save(image: np.ndarray, path: Path, size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {"compress_level": 1}
-    Image.fromarray(image).resize(size, Image.Resampling.NEAREST).save(path, **options)
-
-
-def _dump(path: Path, content) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
 
 
 Writer = Callable[[Path, list[Scene], np.random.Generator], None]

@@ -4,7 +4,7 @@ A scene is a pure function of `(seed, index)`; its layout (which objects, where)
 that text about scenes can be made without drawing any.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,11 +77,19 @@ def sample_layout(rng: np.random.Generator, min_objects: int = 1, max_objects: i
         size = ("small", "large")[rng.integers(2)]
         half = HALF_EXTENT[size]
         for x, y in rng.integers(half + 1, IMAGE_SIZE - half, size=(20, 2)).tolist():
-            gap = [max(abs(x - t.x), abs(y - t.y)) - half - HALF_EXTENT[t.size] for t in things]
-            if all(g >= 2 for g in gap):
-                things.append(Thing(shape, colour, size, x, y))
+            thing = Thing(shape, colour, size, x, y)
+            if fits(thing, things):
+                things.append(thing)
                 break
     return tuple(things)
+
+
+def fits(thing: Thing, others: Iterable[Thing]) -> bool:
+    """Whether a thing lies inside the image, its box at least two pixels from those of others."""
+    half = HALF_EXTENT[thing.size]
+    inside = all(half < place < IMAGE_SIZE - half for place in (thing.x, thing.y))
+    gaps = [max(abs(thing.x - t.x), abs(thing.y - t.y)) - half - HALF_EXTENT[t.size] for t in others]
+    return inside and all(gap >= 2 for gap in gaps)
 
 
 def draw(things: tuple[Thing, ...], rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the five spatial benchmarks ask, about miniature scenes: which object, is it so, how many, which of four.
+"""What spatial benchmarks ask, about miniature scenes: which object, is it so, how many, which of several.
 
 Everything said here is decided by at least `MARGIN` pixels, and has one right answer.
 """
@@ -51,7 +51,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Choice:
-    """A question with four options, of which `options[correct]` is right."""
+    """A question with two to four options, of which `options[correct]` is right."""
 
     text: str
     options: tuple[str, ...]
@@ -209,3 +209,13 @@ def choice(things: Things, rng: np.random.Generator, correct: int) -> Choice | N
     options = [wrong[i] for i in rng.permutation(3)]
     options.insert(correct, right)
     return Choice(text, tuple(options), correct)
+
+
+def direction(relation: str) -> str:
+    """A relation in a word: left, right, above, below."""
+    return relation.removeprefix("to the ").removesuffix(" of")
+
+
+def where_is(one: Thing, two: Thing) -> str:
+    """The question that a direction answers."""
+    return f"Where is the {one.name} with respect to the {two.name}?"
