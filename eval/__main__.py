@@ -2,11 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from eval.task import Task
-from eval.tasks import list_tasks
+from eval.tasks import get_task, list_tasks
 from vision_backbones.names import take_plugins
 from vision_backbones.registry import import_plugins
 from vision_backbones.table import table
@@ -107,7 +106,7 @@ def rows_of(task: Task) -> list[tuple[str, ...]]:
             task.name if split == task.split else "",
             split,
             f"{sum(sizes.values()):,}" if (sizes := task.num_examples[split]) else "?",
-            task.scorer.about or task.scorer.main,
+            (scorer := get_task(f"{task.name}:{split}").scorer).about or scorer.main,
             *guesses(task, split),
         )
         for split in splits
@@ -115,14 +114,12 @@ def rows_of(task: Task) -> list[tuple[str, ...]]:
 
 
 def guesses(task: Task, split: str) -> list[str]:
-    """Chance and majority of a split; of tasks that have one chance for all, only beside the default."""
-    if isinstance(task.chance, Mapping):
-        shares = [task.chance.get(split), task.majority if split == task.split else None]
-    elif split == task.split:
-        shares = [task.chance, task.majority]
-    else:
+    """Chance and majority of a split, for what depends on the examples "data"; what is as above is left out."""
+    its = get_task(f"{task.name}:{split}")
+    if split != task.split and its.chance == task.chance:
         return ["", ""]
-    return [f"{share:.1%}" if share is not None else "-" for share in shares]
+    majority = its.majority if split == task.split else None
+    return ["-" if x is None else "data" if callable(x) else f"{x:.1%}" for x in (its.chance, majority)]
 
 
 if __name__ == "__main__":

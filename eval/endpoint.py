@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,9 @@ from typing import Any
 from PIL import Image
 
 from eval import records
-from eval.endpoint_client import Client, NoAnswer, Refused
+from eval.endpoint_client import LOGPROBS, Client, NoAnswer, Refused
 from eval.engine import Answer, Question, chosen
+from eval.runner import Job
 from eval.task import Choose
 from vision_backbones.files import replacing
 
@@ -25,6 +27,7 @@ AHEAD = 4  # times as many questions in a batch as are asked at once, so that fe
 TOP = 20  # likeliest first tokens that are asked for, the most that the interface allows
 CHOICE_TOKENS = 64  # for an option in words
 ENOUGH = 8  # questions without an answer, one after another, with which an evaluation stops
+THOUGHT = re.compile(r"\A(?:.*</think>|\s*<think>.*)", re.DOTALL)  # before an answer, or without one
 UNANSWERED = "no answer from the server"  # begins the error of a question that is asked again when a run goes on
 
 
@@ -36,14 +39,23 @@ class EndpointEngine:
         name: Of the model there.
         concurrency: Questions that are asked at the same time.
         per_minute: Requests that may be sent in a minute; None for no limit.
+        max_tokens: Of every answer, what is thought before it included; None for the limits of the tasks.
         say: Takes a line on what the server does not do.
 
     Raises:
         ValueError: It is no such URL.
     """
 
-    def __init__(self, url: str, name: str, concurrency: int = 8, per_minute: float | None = None, say=print):
-        self.client, self.name, self.say = Client(url, per_minute), name, say
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        concurrency: int = 8,
+        per_minute: float | None = None,
+        max_tokens: int | None = None,
+        say=print,
+    ):
+        self.client, self.name, self.max_tokens, self.say = Client(url, per_minute), name, max_tokens, say
         self.batch_size = concurrency * AHEAD
         self.fingerprint = hashlib.sha256(json.dumps([url.rstrip("/"), name]).encode()).hexdigest()[:16]
         self.pool = ThreadPoolExecutor(concurrency, "asking")
@@ -104,10 +116,11 @@ class EndpointEngine:
         content.append({"type": "text", "text": question.prompt})
         messages = [{"role": "user", "content": content}]
         if not isinstance(kind, Choose):
-            return _text(self._complete({"messages": messages, "max_tokens": kind.max_new_tokens}))
-        wanted = {"messages": messages, "max_tokens": CHOICE_TOKENS, "logprobs": True, "top_logprobs": TOP}
+            return _text(self._complete({"messages": messages, "max_tokens": self.max_tokens or kind.max_new_tokens}))
+        limit = self.max_tokens or CHOICE_TOKENS
+        wanted = {"messages": messages, "max_tokens": limit, LOGPROBS: True, "top_logprobs": TOP}
         choice = self._complete(wanted)
-        found = option_probabilities(choice.get("logprobs"), kind.options)
+        found = option_probabilities(choice.get(LOGPROBS), kind.options)
         return chosen(kind, found) if found else _text(choice)
 
     def _complete(self, asked: dict[str, Any]) -> dict:
@@ -125,15 +138,18 @@ class EndpointEngine:
     def _does_without(self, refusal: Refused, body: dict) -> bool:
         """Whether a request was refused for a parameter that can be left out, as it then is."""
         with self.lock:
-            if "logprobs" in body and ("logprobs" in refusal.param or "logprobs" in str(refusal)):
-                parameters, told = {"logprobs", "top_logprobs"}, "options are read from the text of the answer"
-            elif refusal.param in ("temperature", "max_tokens") and refusal.code.startswith("unsupported"):
-                parameters = {refusal.param}
-                told = {"temperature": "answers are drawn, and may be others next time"}.get(refusal.param, "")
+            said = str(refusal)
+            name = refusal.param or next((n for n in ("temperature", "max_tokens") if f"'{n}'" in said), "")
+            if LOGPROBS in body and LOGPROBS in f"{name} {said}".lower():
+                name, parameters = LOGPROBS, {LOGPROBS, "top_logprobs"}
+                told = "options are read from the text of the answer"
+            elif name in body and (refusal.code.startswith("unsupported") or "not support" in said):
+                parameters = {name} & {"temperature", "max_tokens"}
+                told = {"temperature": "answers are drawn, and may be others next time"}.get(name, "")
             else:
                 return False
             if told and not parameters <= self.without:
-                self.say(f"{self.name} at {self.client.address} takes no {refusal.param or 'logprobs'}: {told}")
+                self.say(f"{self.name} at {self.client.address} takes no {name}: {told}")
             self.without |= parameters
             return bool(parameters & body.keys())
 
@@ -190,14 +206,33 @@ def asking_again(folder: Path, entry: dict | None, fingerprint: str) -> Iterator
     before.unlink(missing_ok=True)
 
 
-def how_chosen(samples: Path) -> dict[str, int]:
-    """How many of a task's choices were made by probabilities, and how many read from the text of the answer."""
-    found = Counter({"by_probabilities": 0, "by_text": 0})
+def how_answered(samples: Path) -> dict[str, Any]:
+    """What is particular to served models, of a task.
+
+    Returns:
+        `choices`: how many were made by probabilities, and how many read from the text of the answer; `truncated`: how
+        many answers were cut off at the limit of tokens, those without text included.
+    """
+    choices, truncated = Counter({"by_probabilities": 0, "by_text": 0}), 0
     for line in samples.read_bytes().splitlines():
         record = json.loads(line)
         if "options" in record and "error" not in record:
-            found["by_probabilities" if record["probabilities"] else "by_text"] += 1
-    return dict(found)
+            choices["by_probabilities" if record["probabilities"] else "by_text"] += 1
+        truncated += record.get("finish_reason") == "length"
+    return {"choices": dict(choices), "truncated": truncated}
+
+
+def check_readable(job: Job) -> None:
+    """Raises ValueError where a text could not be held to the options: they are words that the prompt does not show."""
+    for example in job.examples:
+        kind, prompt = job.task.answer(example), job.task.prompt(example)
+        words = isinstance(kind, Choose) and example.answer not in kind.options  # its answers are letters
+        if words and not all(option in prompt for option in kind.options):
+            asked = " or ".join(f"{job.key}+{name}" for name in ("llava", "text") if name in job.task.variants)
+            raise ValueError(
+                f"{job.key} compares probabilities of options that are not shown, which no server gives: evaluate "
+                f"{asked or 'another task'}"
+            )
 
 
 def _unanswered(line: bytes) -> bool:
@@ -208,10 +243,14 @@ def _unanswered(line: bytes) -> bool:
 
 
 def _text(choice: dict) -> Answer:
+    """What is said after what was thought; a thought that is cut off says nothing."""
     text, reason = choice["message"]["content"], choice.get("finish_reason")
-    if text is None or (not text and reason == "length"):
-        return Answer(error=f"the server's answer has no text (it ended by {reason!r})")
-    return Answer(text.strip())
+    reason = reason if isinstance(reason, str) else None
+    said = THOUGHT.sub("", text or "").strip()
+    if text is None or (not said and reason == "length"):
+        more = ": a higher --max_tokens leaves room for it" if reason == "length" else ""
+        return Answer(error=f"the server's answer has no text (it ended by {reason!r}){more}", finish_reason=reason)
+    return Answer(said, finish_reason=reason)
 
 
 def _data_url(image: Image.Image) -> str:

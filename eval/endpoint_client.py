@@ -19,6 +19,7 @@ LONGEST_ASKED = 600  # seconds that a server may ask to wait for
 TIMEOUT = 300  # seconds for an answer
 LARGEST = 16 << 20  # bytes of an answer
 OWN_FAULT = (400, 413, 414, 415, 422)  # statuses that blame the request: it is refused each time
+LOGPROBS = "logprobs"  # with these words in it a 403 refuses a parameter, and not this user
 PASSING = (408, 409, 425, 429)  # and all from 500: the same request may succeed later
 
 
@@ -32,7 +33,7 @@ class Refused(Exception):
 
     def __init__(self, message: str, param: Any = None, code: Any = None):
         super().__init__(message)
-        self.param, self.code = str(param or ""), str(code or "")
+        self.param, self.code = ("" if said in (None, "None", "null") else str(said) for said in (param, code))
 
 
 class NoAnswer(Exception):
@@ -165,7 +166,7 @@ class Client:
         except (ValueError, AttributeError, RecursionError):
             found, message = {}, _shown(content)
         said = self._clean(f"it answered {error.code}: {message}")
-        if error.code in OWN_FAULT:
+        if error.code in OWN_FAULT or (error.code == 403 and LOGPROBS in message.lower()):
             return Refused(said, found.get("param"), found.get("code"))
         if error.code in PASSING or error.code >= 500:
             return _Passing(said, _seconds(error.headers.get("Retry-After")))

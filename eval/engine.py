@@ -36,11 +36,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says, or why it could not; `probabilities` of the options, in their order, sum to 1."""
+    """What the model says, or why it could not; `probabilities` of the options, in their order, sum to 1.
+
+    `finish_reason` is what a server says of why its answer ended: "length" where it was cut off.
+    """
 
     text: str = ""
     probabilities: list[float] | None = None
     error: str | None = None
+    finish_reason: str | None = None
 
 
 class SharedPrefixEngine:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from eval import fingerprints, records, runner
 from eval.data.selection import without_area
-from eval.endpoint import EndpointEngine, asking_again, how_chosen
+from eval.endpoint import EndpointEngine, asking_again, check_readable, how_answered
 from eval.generate_engine import load_engine
 from eval.report.html_report import scores_table, write_report
 from eval.report.runs import read_runs, samples_path
@@ -46,10 +46,12 @@ def load_model(config, accelerator: Accelerator) -> Model:
     if config.endpoint:
         if accelerator.num_processes > 1:
             raise ValueError("a served model is asked by one process: start one, and set --concurrency")
-        asked = {"per_minute": config.requests_per_minute, "say": accelerator.print}
+        asked = {"per_minute": config.requests_per_minute, "max_tokens": config.max_tokens, "say": accelerator.print}
         served = EndpointEngine(config.endpoint, config.name, config.concurrency, **asked)
         unknown = {"precision": None, "strict": None}  # but to its server
         settings = unknown | {"box_frame": config.box_frame or "image"}
+        if config.max_tokens is not None:
+            settings["max_tokens"] = config.max_tokens
         return Model(served, served.fingerprint, settings, {}, None)
     engine = load_engine(
         config.model,
@@ -104,6 +106,8 @@ def evaluate(config, accelerator: Accelerator) -> dict:
     for job in jobs:
         if count := without_area(job.examples):
             accelerator.print(f"{job.key}: {count:,} true boxes have no area: no answer can match them")
+        if config.endpoint:
+            check_readable(job)
     read_runs(config.compare)
     served = config.endpoint and Path("runs") / f"eval-{config.name.replace('/', '-')}"
     out = Path(config.out or served or runner.default_out(config.model))
@@ -132,7 +136,7 @@ def evaluate(config, accelerator: Accelerator) -> dict:
             )
         if config.endpoint:
             model.engine.check()
-            entry["choices"] = how_chosen(samples_path(out, job.key))
+            entry |= how_answered(samples_path(out, job.key))
         if accelerator.is_main_process:
             results = records.write_results(out, {job.key: entry}, metadata)
     if accelerator.is_main_process:

@@ -231,7 +231,7 @@ def _wrong_splits(name: str, root: Path) -> int:
             continue
         images = {image for example in examples for image in example.images}
         print(f"{task.name}:{split}: {len(examples):,} examples, {len(images):,} images")
-        for check in (lambda: check_counts(task, examples), lambda: check_images(task, examples, root)):  # noqa: B023
+        for check in (lambda: check_counts(task, examples, root=root), lambda: check_images(task, examples, root)):  # noqa: B023
             try:
                 check()
             except ValueError as error:

@@ -49,11 +49,11 @@ def read_jobs(
     Raises:
         ValueError: A task is unknown or named twice, or data is missing or incomplete.
     """
-    from eval.tasks import get_task
+    from eval.tasks import get_task, parted
 
-    if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
+    tasks, parts = {key: get_task(key) for key in keys}, [parted(key) for key in keys]
+    if twice := [key for key, its in zip(keys, parts, strict=True) if parts.count(its) > 1]:
         raise ValueError(f"tasks named more than once: {', '.join(twice)}")
-    tasks = {key: get_task(key) for key in keys}
     if not root.is_dir():
         raise ValueError(f"no folder {root}: give --data_root the folder that holds the data sets")
     load = {"slim": slim, "limit": limit, "allow_partial": allow_partial}
@@ -141,7 +141,7 @@ def run_job(job: Job, engine, state, out: Path, fingerprint: str, *, box_frame: 
         "metrics": metrics,
         "intervals": intervals(samples, metrics, job.task.scorer.main),
         "majority": _majority(job),
-        "chance": job.task.guessing,
+        "chance": job.task.guessing(job.examples),
         "seconds": seconds,
         "questions_per_second": fresh / seconds if fresh else None,
         "answered_before": len(answered),
@@ -291,4 +291,5 @@ def _record(task: Task, example: Example, answer: Answer) -> Record:
     kind = task.answer(example)
     if isinstance(kind, Choose):
         record |= {"options": list(kind.options), "probabilities": answer.probabilities}
+    record |= {"finish_reason": answer.finish_reason} if answer.finish_reason else {}
     return record | ({"error": answer.error} if answer.error else {})

@@ -109,12 +109,16 @@ class Task:
             of subsets are not published, nothing where its own is not); the first split is the default.
         slim: Examples of the slim variant, a fixed random subset: so many of each subset.
         files: What must be on disk, relative to the data root.
-        chance: Score of guessing, a fraction, or one by split; None where guessing scores nothing or is not defined.
+        chance: Score of guessing, a fraction, or a function of the examples that gives it; None where guessing scores
+            nothing or is not defined.
         majority: Score of always giving the commonest answer of the official test set, where that is published.
         split: The split that is evaluated.
+        of_splits: By split the fields that differ in it, such as its chance.
         image_of: How an example's picture differs from its file: PIL image and example in, PIL image out. All examples
             of an image must give the same picture.
-        variants: Other ways to ask the same, by name: the fields that differ. A user writes `task+variant`.
+        variants: Other ways to ask the same, by name: the fields that differ. A user writes `task+variant`; of several
+            the fields of those that are declared later hold.
+        lacking: Of a data root, a split and its examples, what is missing that their number does not show, a line each.
         licence: Of the data, as far as it is known.
         note: What whoever reads a score of it should know.
     """
@@ -128,18 +132,19 @@ class Task:
     num_examples: dict[str, dict[str, int]]
     slim: int = 1024
     files: tuple[str, ...] = ()
-    chance: float | Mapping[str, float] | None = None
+    chance: float | Callable[[Sequence[Example]], float] | None = None
     majority: float | None = None
     split: str = ""
+    of_splits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     image_of: Callable | None = None
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    lacking: Callable[[Path, str, Sequence[Example]], list[str]] | None = None
     licence: str = ""
     note: str = ""
 
-    @property
-    def guessing(self) -> float | None:
-        """Score of guessing in the split that is evaluated."""
-        return self.chance.get(self.split) if isinstance(self.chance, Mapping) else self.chance
+    def guessing(self, examples: Sequence[Example]) -> float | None:
+        """Score of guessing on these examples."""
+        return self.chance(examples) if callable(self.chance) else self.chance
 
 
 TASKS: dict[str, Task] = {}  # by name; `eval.tasks` finds those that are shipped

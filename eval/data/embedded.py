@@ -8,7 +8,8 @@ import functools
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,18 @@ def rows_with_images(path: Path, root: Path, columns: Sequence[str] = ("image",)
     below = path.relative_to(root).as_posix()
     for row in _table(path, tuple(columns)).rows():
         yield row | {column: tuple(_reference(below, place) for place in row[column]) for column in columns}
+
+
+def pictured(rows: Iterable[dict[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
+    """Those rows that have an image, as VLMEvalKit takes them; a warning counts the others, which a file has too."""
+    without = 0
+    for row in rows:
+        if row["image"]:
+            yield row
+        else:
+            without += 1
+    if without:
+        warnings.warn(f"{path}: {without:,} rows without an image are left out", stacklevel=2)
 
 
 def only(images: Sequence[str]) -> str:

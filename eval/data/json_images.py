@@ -1,5 +1,9 @@
-"""Json and JSON lines with images in base64, of hundreds of megabytes: only what lies around the images is kept."""
+"""Json and JSON lines with images in base64, of hundreds of megabytes: only what lies around the images is kept.
 
+Equal images are the first one of them.
+"""
+
+import hashlib
 import mmap
 import re
 import secrets
@@ -26,21 +30,27 @@ class JsonTable:
         names = b"|".join(re.escape(column.encode()) for column in columns)
         image = re.compile(rb'"(?:%s)"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)"' % names)
         mark, at, around = secrets.token_hex(16), 0, []  # stands for an image while the rest is parsed
+        digests: list[bytes] = []
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for found in image.finditer(content):
                 start, end = found.span(1)
                 if end - start >= SHORTEST:
                     around += [content[at:start], f"{mark}{len(self.spans)}".encode()]
                     self.spans.append((start, end))
+                    digests.append(hashlib.blake2b(content[start:end]).digest())
                     at = end
             around.append(content[at:])
         self.content = parse_rows(b"".join(around).decode("utf-8-sig"))
         self.images: dict[Place, tuple[int, int]] = {}
+        self.firsts: dict[Place, Place] = {}  # that images equal
+        seen: dict[bytes, Place] = {}
         for number, row in enumerate(self.content):
             for column in columns:
                 value = row.get(column) if isinstance(row, dict) else None
                 if isinstance(value, str) and value.startswith(mark):
-                    self.images[number, column, None] = self.spans[int(value.removeprefix(mark))]
+                    place, span = (number, column, None), int(value.removeprefix(mark))
+                    self.images[place] = self.spans[span]
+                    self.firsts[place] = seen.setdefault(digests[span], place)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """See `Table`."""
@@ -51,7 +61,7 @@ class JsonTable:
             for column, place in places.items():
                 if place not in self.images and row.get(column) is not None:
                     raise ValueError(f"{column} is no image in base64")
-            yield row | {column: [place] if place in self.images else [] for column, place in places.items()}
+            yield row | {column: [self.firsts[at]] if at in self.firsts else [] for column, at in places.items()}
 
     def read(self, place: Place) -> bytes:
         """See `Table`."""

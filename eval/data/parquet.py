@@ -1,7 +1,13 @@
-"""Parquet files with images in columns, as `datasets` writes them; single images are read by `prismatic.data`."""
+"""Parquet files with images in columns, as `datasets` writes them; single images are read by `prismatic.data`.
 
+Equal images are the first one of them, and those without bytes are none.
+"""
+
+import hashlib
 import io
+import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +19,11 @@ import pyarrow.parquet as pq
 
 from eval.data.readers import shown
 from eval.data.tables import Place, decoded
+from prismatic.data.containers.parquet_pages import extents, plain_chunks
 from prismatic.data.image_stores import Files, ParquetImages
 
 ROWS = 1000  # that are read at once
+IMAGES = 16  # that are
 
 
 class ParquetTable:
@@ -37,6 +45,10 @@ class ParquetTable:
             raise ValueError(f"it lacks {', '.join(lacking)}; its columns are {shown(', '.join(self.schema.names))}")
         leaves = [self.footer.schema.column(number).path for number in range(self.footer.num_columns)]
         self.leaves = {column: [leaf for leaf in leaves if leaf.split(".")[0] == column] for column in columns}
+        self.contents = {
+            column: next((leaf for leaf in its if leaf.endswith(".bytes")), its[0])
+            for column, its in self.leaves.items()
+        }
         for column in columns:
             _check_images(column, self.schema.field(column).type)
         self.images: dict[str, ParquetImages] = {}
@@ -44,16 +56,17 @@ class ParquetTable:
         self.lock = threading.Lock()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """See `Table`. Of images only their number is read; other columns of images are left out."""
+        """See `Table`. Of images only those that may be equal are read; other columns of images are left out."""
         texts = [field.name for field in self.schema if field.name not in self.columns and not _has_bytes(field.type)]
         for column in self.columns:
             self._open(column)
-        number = 0
+        firsts, number = self._firsts(), 0
         try:
             with pq.ParquetFile(self.path) as parquet:
                 for batch in parquet.iter_batches(ROWS, columns=texts, use_threads=False):
                     for row in batch.to_pylist():
-                        yield row | {column: self._places(number, column) for column in self.columns}
+                        places = {column: self._places(number, column) for column in self.columns}
+                        yield row | {c: [firsts[at] for at in its if at in firsts] for c, its in places.items()}
                         number += 1
         except (pa.ArrowException, OSError) as error:
             raise _damaged(error) from error
@@ -80,9 +93,8 @@ class ParquetTable:
         """Finds how many images each row has, by the least part of the column that says so."""
         if column in self.images:
             return
-        leaves = self.leaves[column]
-        content = next((leaf for leaf in leaves if leaf.endswith(".bytes")), leaves[0])
-        least = next((leaf for leaf in leaves if leaf.endswith(".path")), content)
+        content = self.contents[column]
+        least = next((leaf for leaf in self.leaves[column] if leaf.endswith(".path")), content)
         lengths: list[int] = []
         try:
             with pq.ParquetFile(self.path) as parquet:
@@ -96,6 +108,48 @@ class ParquetTable:
         self.lengths[column] = np.array(lengths, np.int64)
         counts = self.lengths[column] if _is_list(self.schema.field(column).type) else np.ones(len(lengths), np.int64)
         self.images[column] = ParquetImages(Files([self.path]), [self.footer], content, counts, self.path.parent)
+
+    def _firsts(self) -> dict[Place, Place]:
+        """For every image that has bytes the first with the same ones. Of equal sizes only those are compared."""
+        stored: dict[Place, tuple[int, int | bytes]] = {}
+        try:
+            with self.path.open("rb") as file:
+                for column in self.columns:
+                    slots = (self._places(row, column) or [None] for row in range(self.footer.num_rows))
+                    found = self._stored(column, file.fileno())
+                    for place, one in zip((place for its in slots for place in its), found, strict=True):
+                        if place is not None and one[0] > 0:
+                            stored[place] = one
+                sizes = Counter(size for size, _ in stored.values())
+                firsts: dict[Place, Place] = {}
+                seen: dict[tuple, Place] = {}
+                for place, (size, where) in stored.items():
+                    if isinstance(where, int) and sizes[size] > 1:
+                        where = hashlib.blake2b(os.pread(file.fileno(), size, where)).digest()
+                    firsts[place] = seen.setdefault((size, where), place)
+        except (pa.ArrowException, OSError, LookupError, ValueError) as error:
+            raise _damaged(error) from error
+        return firsts
+
+    def _stored(self, column: str, descriptor: int) -> Iterator[tuple[int, int | bytes]]:
+        """Size of every image, and where in the file it is, or its digest where the column has to be read for it.
+
+        An absent or empty list is one absent image; the size of these is not positive.
+        """
+        chunks = plain_chunks(self.footer, self.contents[column])
+        if all(chunks):
+            for chunk in chunks:
+                offsets, sizes = extents(descriptor, chunk)
+                yield from zip(sizes.tolist(), offsets.tolist(), strict=True)
+            return
+        with pq.ParquetFile(self.path) as parquet:
+            for batch in parquet.iter_batches(IMAGES, columns=[self.contents[column]], use_threads=False):
+                for row in batch.column(0):
+                    listed = isinstance(row, pa.ListScalar | pa.LargeListScalar)
+                    for image in (row.values or [None]) if listed else [row]:
+                        found = image["bytes"] if isinstance(image, pa.StructScalar) and image.is_valid else image
+                        content = found.as_buffer() if found is not None and found.is_valid else None
+                        yield (-1, b"") if content is None else (content.size, hashlib.blake2b(content).digest())
 
 
 def _check_images(column: str, kind: pa.DataType) -> None:

@@ -138,6 +138,15 @@ def whole(value: Any, below: int | None = None) -> int:
     return number
 
 
+def index_of(value: Any) -> str:
+    """The index of a row as text, also where pandas wrote it as 1.0, as it does if a column has gaps.
+
+    Raises:
+        TypeError: It is no text.
+    """
+    return text(value).strip().removesuffix(".0")
+
+
 def flag(value: Any) -> bool:
     """Yes or no: true, 1, "true", "yes" and "1" are yes, their opposites no.
 
@@ -200,16 +209,21 @@ def choices_of(values: Any) -> list[str]:
     return choices
 
 
-def choices_in_columns(row: Mapping[str, Any]) -> list[str]:
-    """What can be chosen in a row with columns A, B, ..., of which the last ones may be empty.
+def choices_in_columns(row: Mapping[str, Any]) -> tuple[list[str], str]:
+    """What can be chosen in a row with columns A, B, ... and `answer`, and the letter of the answer among these.
+
+    Columns that are empty or "nan" are left out, and those after them move up.
 
     Raises:
-        ValueError: One in between is empty, or there are fewer than two.
+        ValueError: Fewer than two are left, or the answer is none of them.
     """
-    cells = [row[letter] for letter in ascii_uppercase[:6] if letter in row]
-    while cells and text(cells[-1]).strip().lower() in ("", "nan"):
-        cells.pop()
-    return choices_of(cells)
+    cells = {letter: row[letter] for letter in ascii_uppercase[:6] if letter in row}
+    named = [letter for letter, cell in cells.items() if text(cell).strip().lower() not in ("", "nan")]
+    choices = choices_of([cells[letter] for letter in named])
+    answer = letter_of(row["answer"], list(cells))
+    if answer not in named:
+        raise ValueError(f"answer {shown(row['answer'])}, but that option is empty")
+    return choices, ascii_uppercase[named.index(answer)]
 
 
 def listed_choices(question: str) -> list[str]:

@@ -28,7 +28,7 @@ def load_examples(
         ValueError: Data is missing or malformed, or not as many examples as expected are there.
     """
     examples = task.read(root, task.split)
-    check_counts(task, examples, allow_partial=allow_partial)
+    check_counts(task, examples, root=root, allow_partial=allow_partial)
     groups, every = task.scorer.groups, examples
     if slim:
         examples = slim_subset(examples, task.slim, groups)
@@ -78,8 +78,10 @@ def _units(examples: Sequence[Example], groups: Sequence[str]) -> list[int]:
     return units([[(name, example.info[name]) for name in groups] for example in examples])
 
 
-def check_counts(task: Task, examples: Sequence[Example], *, allow_partial: bool = False) -> None:
-    """Compares the number of examples with the official one.
+def check_counts(
+    task: Task, examples: Sequence[Example], *, root: Path | None = None, allow_partial: bool = False
+) -> None:
+    """Compares the number of examples, and with a data root what else the task knows of its files, with the official.
 
     Raises:
         ValueError: The numbers differ (unless partial data is allowed), nothing was read, or an id occurs twice.
@@ -96,6 +98,8 @@ def check_counts(task: Task, examples: Sequence[Example], *, allow_partial: bool
         for subset, count in expected.items()
         if count != (found[subset] if subset else len(examples))
     ]
+    if task.lacking and root is not None and not allow_partial:
+        wrong += task.lacking(root, task.split, examples)
     if wrong and not allow_partial:
         raise ValueError(
             f"{task.name}:{task.split} does not have the official number of examples ({'; '.join(wrong)}): complete "

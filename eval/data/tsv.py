@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.data.readers import shown
+from eval.data.readers import index_of, shown
 from eval.data.tables import Place, decoded
 
 LONGEST_INDEX = 64  # characters
@@ -106,12 +106,12 @@ class TsvTable:
 
     def _follow(self, content: mmap.mmap, columns: Sequence[str]) -> None:
         """Puts the image of another row in the place of its index."""
-        by_index = {texts.get("index"): row for row, texts in reversed(list(enumerate(self.texts)))}
+        by_index = {index_of(texts.get("index", "")): row for row, texts in reversed(list(enumerate(self.texts)))}
         for row in range(len(self.texts)):
             for place in (place for column in columns for place in self._places(row, column)):
                 if place in self.equal:
                     continue
-                index = _text(content[slice(*self._span(place))]).strip()
+                index = index_of(_text(content[slice(*self._span(place))]))
                 other = by_index.get(index)
                 held = [] if other is None else self._places(other, place[1])
                 if len(held) != 1 or held[0] not in self.equal:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from eval.report.runs import Run
 from eval.report.tables import ends, percent
 from eval.scoring.bootstrap import bootstrap_interval
+from eval.scoring.means import wholes
 from eval.scoring.units import units_of
 from eval.task import Record
 from vision_backbones.table import table
@@ -20,16 +21,17 @@ def robustness(run: Run) -> dict:
     """What is known of it, JSON-able; every part is empty where an evaluation has nothing of it.
 
     Returns:
-        `kinds` and `sizes`: rows of task, of what, questions, score and its 95 % interval (bootstrap over images);
-        sizes are thirds of the true boxes by the root of their area, as a share of the image's. `options`: by task,
-        which options were said and were right, as shares, and `bias`, half the sum of the differences of the two: the
-        least share of answers that would have to change for every option to be said as often as it is right.
+        `kinds` and `sizes`: rows of task, of what, questions (or the groups that a task is scored by), score and its
+        95 % interval (bootstrap over images); sizes are thirds of the true boxes by the root of their area, as a share
+        of the image's. `options`: by task, which options were said and were right, as shares, and `bias`, half the sum
+        of the differences of the two: the least share of answers that would have to change for every option to be said
+        as often as it is right.
         `swapped`: by task that was also evaluated as `TASK+swapped`, the share of statements with the same answer both
         ways, with its interval, and the share that is right both ways.
     """
     records = {key: run.records(key) for key in run.tasks}
     return {
-        "kinds": [row for key, its in records.items() for row in _kinds(key, its)],
+        "kinds": [row for key, its in records.items() for row in _kinds(key, _counted(its, run.tasks[key]["main"]))],
         "sizes": [row for key, its in records.items() for row in _sizes(key, its)],
         "options": {key: bias for key, its in records.items() if (bias := _bias(its))},
         "swapped": {
@@ -71,6 +73,12 @@ def _split(records: Sequence[Record], key: Callable[[Record], Hashable]) -> dict
     for record in records:
         parts.setdefault(key(record), []).append(record)
     return parts
+
+
+def _counted(records: Sequence[Record], main: str) -> Sequence[Record]:
+    """What the main metric is a mean of: groups, where these stand for the task, else the questions themselves."""
+    group = main.removesuffix("_accuracy")
+    return wholes(records, group) if group in records[0].get("groups", {}) else records
 
 
 def _kinds(task: str, records: Sequence[Record]) -> list[dict]:

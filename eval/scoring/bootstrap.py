@@ -41,8 +41,9 @@ def resample(runs: Sequence[Sequence[Record]]) -> list[dict[str, tuple]]:
     Returns:
         For every run, by the metric's name, `(score, scores of the draws [RESAMPLES])`: "accuracy", the mean of all;
         "accuracy/SUBSET"; "mean_accuracy", the mean over subsets, whatever their sizes (see `subset_means`); and for
-        groups called NAME "NAME_accuracy", the share of groups of which every question scores 1, also by subset. The
-        draws are nan where a draw has no question of a subset, and everywhere where fewer than two images have one.
+        groups called NAME "NAME_accuracy", the share of groups of which every question scores 1, also by subset and as
+        "mean_NAME_accuracy". The draws
+        are nan where a draw has no question of a subset, and everywhere where fewer than two images have one.
     """
     import numpy as np
 
@@ -70,10 +71,11 @@ def resample(runs: Sequence[Sequence[Record]]) -> list[dict[str, tuple]]:
             means, draws = total[:, part] / total[:, : len(names)], drawn[:, part] / drawn[:, : len(names)]
         draws[:, few] = np.nan
         values = {name: (float(means[0, i]), draws[:, i]) for i, name in enumerate(names)}
-        for name, shares in subset_means(subsets or [""]).items():
-            its = [values[f"accuracy/{subset}" if subset else "accuracy"] for subset in shares]
-            share = list(shares.values())
-            values[name] = float(np.dot([mean for mean, _ in its], share)), np.stack([d for _, d in its], 1) @ share
+        for metric in dict.fromkeys(metric for metric, *_ in columns):
+            for name, shares in subset_means(subsets or [""]).items():
+                its = [values[f"{metric}/{subset}" if subset else metric] for subset in shares]
+                share, name = list(shares.values()), name.replace("accuracy", metric, 1)
+                values[name] = float(np.dot([mean for mean, _ in its], share)), np.stack([d for _, d in its], 1) @ share
         found.append(values)
     return found
 

@@ -4,23 +4,19 @@ import re
 from collections.abc import Sequence
 
 from eval.scoring.means import Metrics, accuracy, by_subset, mean
+from eval.scoring.numbers import NUMBER, value_of
 from eval.scoring.parsing import LONGEST
 from eval.task import Record, Scorer
 
-_ONES = "one two three four five six seven eight nine".split()
-_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_WORDS = {"none": 0, "zero": 0} | {word: number for number, word in enumerate(_ONES + _TEENS, 1)}
-_WORDS |= {word: 10 * number for number, word in enumerate(_TENS, 2)}
-_NUMBER = re.compile(
-    rf"(?<![\w.])(?:(?P<digits>\d{{1,3}}(?:,\d{{3}})+|\d+)"
-    rf"|(?:(?P<tens>{'|'.join(_TENS)})[- ](?P<ones>{'|'.join(_ONES)})|(?P<word>{'|'.join(_WORDS)}))(?!\w))",
-    re.IGNORECASE,
-)
+# What a count stands behind, the surest first; the answer is what follows the last of these, or the first of those.
+_SAYS = re.compile(r"answer(?: is\b|:)", re.IGNORECASE)
+_TELLS = re.compile(r"\b(?:there (?:are|is|were|was)|i (?:can )?(?:count|see)|total (?:of|is))\b", re.IGNORECASE)
+_NOTHING = re.compile(r"\W*(?:no|not any|nobody|no[ -]one)\b", re.IGNORECASE)
+_NOBODY = re.compile(r"\W*(?:no[ -]one|nobody)\b", re.IGNORECASE)
 
 
 def count() -> Scorer:
-    """Share of outputs whose first number, in digits or words, is the answer, which is a whole number as text.
+    """Share of outputs that give the right number (see `first_count`). Examples' answers are whole numbers as text.
 
     Beside that: the share of those that differ from it by one at most (`within_one`), of outputs that are nothing but
     the right number (`exact_accuracy`), and of outputs without a number (`parse_failures`).
@@ -29,7 +25,7 @@ def count() -> Scorer:
     def judge(record: Record) -> Record:
         text = "" if record.get("error") else record["output"]
         said, truth = first_count(text), int(record["answer"])
-        alone = _NUMBER.fullmatch(text.strip().removesuffix("."))
+        alone = NUMBER.fullmatch(text.strip().removesuffix("."))
         return {
             "score": float(said == truth),
             "count": said,
@@ -45,19 +41,23 @@ def count() -> Scorer:
             "parse_failures": mean(r["count"] is None for r in records),
         }
 
-    return Scorer("accuracy", judge, lambda records: by_subset(records, measure), "first number is right")
+    return Scorer("accuracy", judge, lambda records: by_subset(records, measure), "number is right")
 
 
 def first_count(text: str) -> int | None:
-    """The first whole number in a text, in digits or as a word up to ninety-nine; None without any.
+    """The number that a text gives, in digits or as a word up to ninety-nine; None without any.
 
-    A decimal is the whole number before its point.
+    That is the first one after the last "answer is", else after "there are", "I count" and the like, in the same
+    sentence, where "no" is 0; else the first of the text. A decimal is the whole number before its point.
     """
-    found = _NUMBER.search(text[:LONGEST])
-    if not found:
-        return None
-    digits, tens, ones, word = (found[name] for name in ("digits", "tens", "ones", "word"))
-    if digits:
-        digits = digits.replace(",", "").lstrip("0")
-        return int(digits or 0) if len(digits) < 10 else None
-    return _WORDS[word.lower()] if word else _WORDS[tens.lower()] + _WORDS[ones.lower()]
+    text = text[:LONGEST]
+    for cue in (*list(_SAYS.finditer(text))[-1:], *_TELLS.finditer(text)):
+        rest = re.split(r"(?<=[.!?])\s|\n", text[cue.end() :].lstrip(), maxsplit=1)[0]
+        if _NOTHING.match(rest):
+            return 0
+        if found := NUMBER.search(rest):
+            return value_of(found)
+    found = NUMBER.search(text)
+    if found:
+        return value_of(found)
+    return 0 if _NOBODY.match(text) else None

@@ -39,13 +39,34 @@ def by_subset(records: Sequence[Record], measure: Callable[[Sequence[Record]], M
     return metrics
 
 
-def by_info(records: Sequence[Record], names: Sequence[str]) -> Metrics:
-    """The mean score by values in records' `info`, as `accuracy/name/value`."""
+def by_info(records: Sequence[Record], names: Sequence[str], metric: str = "accuracy") -> Metrics:
+    """The mean score by values in records' `info`, as `metric/name/value`."""
     metrics = {}
     for name in names:
         values = split(records, lambda r, name=name: r["info"].get(name))
-        metrics |= {f"accuracy/{name}/{value}": accuracy(rs) for value, rs in values.items() if value is not None}
+        metrics |= {f"{metric}/{name}/{value}": accuracy(rs) for value, rs in values.items() if value is not None}
     return metrics
+
+
+def over_subsets(records: Sequence[Record], metrics: Metrics, metric: str = "accuracy") -> Metrics:
+    """Means over subsets of a metric that `metrics` has of each, as `mean_METRIC`; see `subset_means`."""
+    subsets = dict.fromkeys(record["subset"] for record in records if record["subset"])
+    return {
+        name.replace("accuracy", metric, 1): sum(
+            share * metrics[f"{metric}/{subset}"] for subset, share in shares.items()
+        )
+        for name, shares in (subset_means(subsets).items() if subsets else ())
+    }
+
+
+def wholes(records: Sequence[Record], name: str) -> list[Record]:
+    """A record for each group called `name`, about all of its images, that scores 1 if all of the group do."""
+    found = []
+    for group in split(records, lambda record: record["groups"][name]).values():
+        images = dict.fromkeys(i for r in group for i in (r["image"], *r.get("more_images", ())))
+        others = [image for image in images if image != group[0]["image"]]
+        found.append(group[0] | {"score": float(min(r["score"] for r in group) == 1), "more_images": others})
+    return found
 
 
 def subset_means(subsets: Iterable[str]) -> dict[str, dict[str, float]]:

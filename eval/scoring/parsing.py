@@ -1,11 +1,10 @@
-"""Boxes and choices from what models say. No output of any kind raises, and none is run."""
+"""Boxes and first words from what models say. No output of any kind raises, and none is run."""
 
 import ast
 import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from string import ascii_uppercase
 
 Box = list[float]
 
@@ -147,36 +146,6 @@ def parse_choice(text: str, options: Sequence[str]) -> int | None:
         (i for i, option in enumerate(options) if option == word or option.lower() == word.lower() and not goes_on),
         None,
     )
-
-
-def find_choice(text: str, choices: Sequence[str]) -> int | None:
-    """Index of the one of `choices` that an answer names, by letter or in words; None if it names none, or several.
-
-    The first of these that is there decides: what the text as a whole is; what follows the last "answer is" or
-    "answer:"; a letter with a bracket, dot or colon that it begins with; the only letter in brackets; the only choice
-    whose words it has; the only capital letter that stands alone, if it is not the article "A".
-    """
-    text = text[:LONGEST].strip()
-    letters = ascii_uppercase[: len(choices)]
-    said = re.split(r"answer(?: is|:)", text, flags=re.IGNORECASE)[-1].strip()
-    for part in dict.fromkeys((text, said)):
-        bare = part.strip(" .,:;()[]*\"'\n").lower()
-        named = [i for i, choice in enumerate(choices) if bare == choice.strip(" .").lower()]
-        if len(bare) == 1 and bare.upper() in letters:
-            return letters.index(bare.upper())
-        if len(named) == 1:
-            return named[0]
-    if begun := re.match(r"[(\[*]*([A-Za-z])(?:[)\].:*]|$)", said):
-        return letters.index(begun[1].upper()) if begun[1].upper() in letters else None
-    bracketed = {letter.upper() for letter in re.findall(r"\(([A-Za-z])\)", text)}
-    if len(bracketed) == 1 and bracketed <= {*letters}:
-        return letters.index(*bracketed)
-    spoken = [choice.strip(" .") for choice in choices]
-    words = [i for i, words in enumerate(spoken) if words and re.search(rf"(?i)(?<!\w){re.escape(words)}(?!\w)", text)]
-    if len(words) == 1:
-        return words[0]
-    alone = {*re.findall(r"(?<![\w'])(A(?! (?!or |and )[a-z])|[B-Z])(?![\w'])", text)} & {*letters}
-    return letters.index(*alone) if len(alone) == 1 else None
 
 
 def says_no(text: str) -> bool:

@@ -5,9 +5,9 @@ import re
 import zlib
 from collections.abc import Sequence
 
-from eval.scoring.means import Metrics, accuracy, by_info, by_subset, mean, subset_means
+from eval.scoring.means import Metrics, accuracy, by_info, by_subset, mean, over_subsets
 from eval.scoring.parsing import LONGEST
-from eval.task import Record, Scorer
+from eval.task import Example, Record, Scorer
 
 _TUPLE = re.compile(r"\(([-+]?\d+\.?\d*(?:,\s*[-+]?\d+\.?\d*)+)\)")
 _NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+))"
@@ -53,12 +53,14 @@ def in_mask(*, by: Sequence[str] = ()) -> Scorer:
 
     def summarise(records: Sequence[Record]) -> Metrics:
         summary = by_subset(records, measure) | by_info(records, by)
-        subsets = dict.fromkeys(record["subset"] for record in records if record["subset"])
-        for name, shares in subset_means(subsets).items() if subsets else ():
-            summary[name] = sum(share * summary[f"accuracy/{subset}"] for subset, share in shares.items())
-        return summary
+        return summary | over_subsets(records, summary)
 
     return Scorer("accuracy", judge, summarise, "share of points in the mask")
+
+
+def share_marked(examples: Sequence[Example]) -> float:
+    """The expected score of a point anywhere: the mean share of the image that a mask marks."""
+    return mean(example.answer["share"] for example in examples)
 
 
 def find_places(text: str, width: int, height: int) -> list[Place]:

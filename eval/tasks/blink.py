@@ -4,7 +4,7 @@ from pathlib import Path
 
 from eval.data.embedded import only, rows_with_images
 from eval.data.readers import choices_of, filled, find_all, letter_of, name_of, reading
-from eval.scoring.choices import multiple_choice
+from eval.scoring.choices import guessed, multiple_choice
 from eval.task import Example, Task, register
 from eval.tasks import prompts
 
@@ -55,14 +55,15 @@ def read(root: Path, split: str) -> list[Example]:
 register(
     Task(
         name="blink",
-        version=1,
+        version=2,
         read=read,
         prompt=lambda example: example.info["prompt"],
         answer=prompts.choose_letter,
         scorer=multiple_choice("mean_accuracy", about="likeliest option, mean of tasks"),
         num_examples={split: {task: SIZES[task] for task in tasks} for split, tasks in SPLITS.items()},
         files=("blink/*/val-*.parquet",),
-        chance={"spatial": 1 / 2, "val": 0.381},
+        chance=1 / 2,
+        of_splits={"val": {"chance": 0.381}, "cambrian": {"chance": guessed}},
         variants=prompts.VARIANTS,
         licence="Apache-2.0",
         note="split cambrian is the six tasks whose pooled accuracy (the metric accuracy) Cambrian reports",

@@ -16,7 +16,7 @@ def read(root: Path, split: str) -> list[Example]:
 register(
     Task(
         name="countbenchqa",
-        version=1,
+        version=2,
         read=read,
         prompt=prompts.bare,
         answer=lambda example: Generate(32),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from eval.data.embedded import only, rows_with_images
 from eval.data.readers import choices_of, filled, find, letter_of, name_of, reading, text
-from eval.scoring.choices import multiple_choice
+from eval.scoring.choices import guessed, multiple_choice
 from eval.task import Example, Task, register
 from eval.tasks import prompts
 
@@ -37,14 +37,15 @@ def read(root: Path, split: str) -> list[Example]:
 register(
     Task(
         name="cv-bench",
-        version=1,
+        version=2,
         read=read,
         prompt=lambda example: f"{example.info['prompt']}\n{prompts.DIRECTLY}",
         answer=prompts.choose_letter,
         scorer=multiple_choice("mean_accuracy", by=("task",), about="mean of 2D (mean of sources) and 3D"),
         num_examples={"test": {"": 2638}, "2D": {"": 1438}, "3D": {"": 1200}},
         files=("cv-bench/test_{2d,3d}.parquet",),
-        chance={"3D": 1 / 2},
+        chance=guessed,
+        of_splits={"3D": {"chance": 1 / 2}},
         variants=prompts.VARIANTS,
         licence="Apache-2.0",
     )

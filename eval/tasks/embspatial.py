@@ -28,7 +28,7 @@ def read(root: Path, split: str) -> list[Example]:
 register(
     Task(
         name="embspatial",
-        version=1,
+        version=2,
         read=read,
         prompt=prompts.lettered,
         answer=prompts.choose_letter,

@@ -54,7 +54,7 @@ def _images(root: Path) -> str:
 register(
     Task(
         name="mmvp",
-        version=1,
+        version=2,
         read=read,
         prompt=lambda example: f"{example.question} {example.info['options']}",
         answer=prompts.choose_words,

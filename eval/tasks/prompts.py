@@ -67,6 +67,8 @@ VARIANTS = {
     "llava": {"prompt": lettered, "answer": choose_letter},
     "text": {"answer": lambda example: Generate(64)},
 }
+# The same where the prompt itself names no options, which a text can only be held to if it does.
+VARIANTS_OF_BARE = VARIANTS | {"text": {"prompt": lettered} | VARIANTS["text"]}
 
 
 def letters(choices: Sequence) -> tuple[str, ...]:

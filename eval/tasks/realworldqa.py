@@ -36,7 +36,7 @@ def answer(example: Example) -> Choose | Generate:
 register(
     Task(
         name="realworldqa",
-        version=1,
+        version=2,
         read=read,
         prompt=lambda example: example.question.strip(),
         answer=answer,

@@ -5,7 +5,7 @@ from pathlib import Path
 from eval.data.embedded import only, rows_with_images
 from eval.data.masks import masked
 from eval.data.readers import find_all, name_of, reading, text, whole
-from eval.scoring.points import in_mask
+from eval.scoring.points import in_mask, share_marked
 from eval.task import Example, Generate, Task, register
 from eval.tasks import prompts
 
@@ -31,13 +31,14 @@ def read(root: Path, split: str) -> list[Example]:
 register(
     Task(
         name="refspatial",
-        version=1,
+        version=2,
         read=read,
         prompt=prompts.bare,
         answer=lambda example: Generate(256),
         scorer=in_mask(by=("step",)),
         num_examples={"test": SIZES} | {subset: {subset: size} for subset, size in SIZES.items()},
         files=("refspatial/data/{location,placement,unseen}-*.parquet",),
+        chance=share_marked,
         licence="Apache-2.0",
         note="its authors report the three subsets, the metric accuracy pools them; an answer without a point scores "
         "0, where its authors leave it out",

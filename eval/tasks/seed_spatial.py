@@ -32,7 +32,7 @@ def read(root: Path, split: str) -> list[Example]:
 register(
     Task(
         name="seed-bench-spatial",
-        version=1,
+        version=2,
         read=read,
         prompt=prompts.bare,
         answer=prompts.choose_words,
@@ -40,8 +40,9 @@ register(
         num_examples={"test": {"Instance_Location": 978, "Spatial_Relation": 657}},
         files=("seed-bench/SEED-Bench.json", "seed-bench/SEED-Bench-image/"),
         chance=1 / 4,
-        variants=prompts.VARIANTS,
+        variants=prompts.VARIANTS_OF_BARE,
         licence="CC BY-NC 4.0",
-        note="its authors compare the loss of the options as answers; most others ask for a letter (llava)",
+        note="its authors compare the loss of the options as answers; here sums of log probabilities are compared; "
+        "most others ask for a letter (llava)",
     )
 )

@@ -33,7 +33,7 @@ def read(root: Path, split: str) -> list[Example]:
 register(
     Task(
         name="spatialeval",
-        version=1,
+        version=2,
         read=read,
         prompt=lambda example: f"{example.question} {REASON}",
         answer=lambda example: Generate(512),
@@ -46,9 +46,9 @@ register(
                 "prompt": lambda example: f"{example.question}\n{prompts.DIRECTLY}",
                 "answer": prompts.choose_letter,
             },
-            "text": prompts.VARIANTS["text"],
         },
         licence="not stated",
-        note="its authors pull answers out of texts by rules of each task and count parts of words; here letters count",
+        note="its authors pull answers out of texts by rules of each task and count parts of words; here the first "
+        "sentence that names one option counts, by letter or in words",
     )
 )

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from eval.data.embedded import only, rows_with_images
-from eval.data.readers import choices_in_columns, find, letter_of, reading, text
+from eval.data.embedded import only, pictured, rows_with_images
+from eval.data.readers import choices_in_columns, find, reading, text
 from eval.scoring.choices import grouped, multiple_choice
 from eval.task import Example, Task, register
 from eval.tasks import prompts
@@ -25,8 +25,8 @@ def read(root: Path, split: str) -> list[Example]:
     path = find(root, "3dsrbench", FOLDERS, FILES[split])
     examples = []
     with reading(path, "3dsrbench", SHAPE) as each:
-        for row in each(rows_with_images(path, root)):
-            choices, category = choices_in_columns(row), text(row["category"])
+        for row in pictured(each(rows_with_images(path, root)), path):
+            (choices, answer), category = choices_in_columns(row), text(row["category"])
             qid = QID.fullmatch(row["qid"])
             if not qid:
                 raise ValueError(f"qid {row['qid'][:40]!r}, expected 8 characters, then -flip, -1 or both")
@@ -36,23 +36,25 @@ def read(root: Path, split: str) -> list[Example]:
             if subset is None:
                 raise ValueError(f"category {category[:40]!r}, expected one that begins with {', '.join(TYPES)}")
             info = {"choices": choices, "category": category} | groups
-            answer = letter_of(row["answer"], choices)
             examples.append(Example(row["qid"], only(row["image"]), row["question"], answer, subset, info))
     return examples
 
 
+FLIP = {"chance": 0.467, "scorer": grouped(multiple_choice(by=("category",)), "flip", by=("category",))}
 rows = multiple_choice(by=("category",), about="every order of the options right")
+flips = grouped(grouped(rows, "flip"), "flip_circular")
 register(
     Task(
         name="3dsrbench",
-        version=1,
+        version=2,
         read=read,
         prompt=prompts.to_select,
         answer=prompts.choose_letter,
-        scorer=grouped(grouped(grouped(rows, "flip"), "flip_circular"), "circular", main=True),
+        scorer=grouped(flips, "circular", main=True, by=("category",)),
         num_examples={"circular": {"": 11686}, "flip": {"": 5157}},
         files=("3dsrbench/3dsrbench_v1_vlmevalkit_circular.tsv", "3dsrbench/3dsrbench_v1_vlmevalkit.tsv"),
-        chance={"circular": 0.217, "flip": 0.467},
+        chance=0.217,
+        of_splits={"flip": FLIP},
         variants=prompts.VARIANTS,
         licence="CC BY 4.0",
         note="the authors' script gives circular_accuracy; whether their table has that or flip_circular is unknown",

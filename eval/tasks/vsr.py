@@ -59,7 +59,9 @@ register(
         files=("vsr/test.jsonl", "vsr/images/"),
         chance=0.5,
         majority=629 / 1222,
-        variants={"swapped": {"read": read_swapped, "num_examples": {"test": {}, "dev": {}}, "majority": None}},
+        variants={
+            "swapped": {"version": 2, "read": read_swapped, "num_examples": {"test": {}, "dev": {}}, "majority": None}
+        },
         note="+swapped exchanges the two things and turns the relation round: answers should stay (eval robustness)",
     )
 )

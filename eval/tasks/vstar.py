@@ -30,7 +30,7 @@ def read(root: Path, split: str) -> list[Example]:
 register(
     Task(
         name="vstar",
-        version=1,
+        version=2,
         read=read,
         prompt=prompts.bare,
         answer=prompts.choose_words,
@@ -38,7 +38,7 @@ register(
         num_examples={"test": SIZES},
         files=("vstar/{direct_attributes,relative_position}/",),
         chance=(115 / 4 + 76 / 2) / 191,
-        variants=prompts.VARIANTS,
+        variants=prompts.VARIANTS_OF_BARE,
         licence="of the data not stated",
         note="its authors compare the mean log probability of the options' tokens, this the sum",
     )

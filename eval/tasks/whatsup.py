@@ -39,7 +39,7 @@ captions = multiple_choice("mean_accuracy", by=("relation",), about="likeliest c
 register(
     Task(
         name="whatsup",
-        version=1,
+        version=2,
         read=read,
         prompt=lambda example: "Describe the image in one sentence.",
         answer=prompts.choose_words,
@@ -47,7 +47,7 @@ register(
         num_examples={"test": {"A": 412, "B": 408}},
         files=("whatsup/controlled_{images,clevr}_dataset.json", "whatsup/controlled_{images,clevr}/"),
         chance=1 / 4,
-        variants=prompts.VARIANTS | {"text": {"prompt": prompts.lettered} | prompts.VARIANTS["text"]},
+        variants=prompts.VARIANTS_OF_BARE,
         licence="code MIT, of the photographs not stated",
         note="its authors match images and texts without a prompt; here captions are compared as answers to one",
     )

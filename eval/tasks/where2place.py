@@ -5,7 +5,7 @@ from pathlib import Path
 from eval.data.embedded import only, rows_with_images
 from eval.data.masks import masked
 from eval.data.readers import MissingData, find, find_all, image_folder, name_of, read_rows, reading, text
-from eval.scoring.points import in_mask
+from eval.scoring.points import in_mask, share_marked
 from eval.task import Example, Generate, Task, register
 from eval.tasks import prompts
 
@@ -50,13 +50,14 @@ def _read_table(root: Path) -> list[Example]:
 register(
     Task(
         name="where2place",
-        version=1,
+        version=2,
         read=read,
         prompt=prompts.bare,
         answer=lambda example: Generate(256),
         scorer=in_mask(),
         num_examples={"test": {"": 100}},
         files=("where2place/point_questions.jsonl", "where2place/{images,masks}/"),
+        chance=share_marked,
         licence="Apache-2.0",
         note="an answer without a point scores 0; its authors leave such answers out",
     )

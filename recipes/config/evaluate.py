@@ -7,7 +7,7 @@ from recipes.config.parsing import check_least, parse
 
 SERVED = "openai:"  # begins a model behind a server
 LOADED_ONLY = ("base", "batch_size", "precision", "prompt_style", "max_pixels", "strict", "compile")
-SERVED_ONLY = ("name", "concurrency", "requests_per_minute")
+SERVED_ONLY = ("name", "concurrency", "requests_per_minute", "max_tokens")
 
 
 @dataclass
@@ -38,6 +38,7 @@ class EvaluateConfig:
     batch_size: int = 128  # questions per batch; halved when memory runs out
     concurrency: int = 8  # questions that a server is asked at the same time
     requests_per_minute: int | None = None  # most requests that are sent to a server; null: no limit
+    max_tokens: int | None = None  # of a server's answers, thoughts included; null: the limits of the tasks
     precision: Precision = "bf16"  # bf16 or fp32, for weights and computation
     prompt_style: str = "auto"  # chat template: a name, FILE.jinja, or auto: the model's own (see docs/llms.md)
     max_pixels: int | None = None  # larger pictures are scaled down to so many; for image processors that know it
@@ -69,7 +70,7 @@ def check(config: EvaluateConfig) -> None:
         raise ValueError("no data: give --data_root the folder that holds the data sets, or miniature:400")
     if not 0 <= config.max_error_share <= 1:
         raise ValueError(f"--max_error_share is {config.max_error_share}: expected 0 to 1")
-    check_least(config, 1, "batch_size", "limit", "max_pixels", "concurrency", "requests_per_minute")
+    check_least(config, 1, "batch_size", "limit", "max_pixels", "concurrency", "requests_per_minute", "max_tokens")
     _check_endpoint(config)
 
 

@@ -8,7 +8,7 @@ from test_spatial_tasks import answered, examples_of
 
 from eval.data.selection import load_examples
 from eval.scoring.bootstrap import bootstrap_interval, intervals, resample
-from eval.scoring.parsing import find_choice
+from eval.scoring.naming import find_choice
 from eval.tasks import get_task
 
 

@@ -140,7 +140,7 @@ def test_errors_name_the_row(tmp_path):
     for old, new, message in (
         ("aaaa1111-1", "aaaa11111", r"row 1 .*expected 8 characters, then -flip, -1 or both"),
         ("orientation_viewpoint", "taste", r"row 4 .*category 'taste'"),
-        ("\tB\theight", "\tC\theight", r"row 1 .*answer 'C', expected the letter of one of 2 options"),
+        ("\tB\theight", "\tC\theight", r"row 1 .*answer 'C', but that option is empty"),
     ):
         WRITERS["3dsrbench"](tmp_path)
         path = tmp_path / "3dsrbench/3dsrbench_v1_vlmevalkit_circular.tsv"

@@ -321,7 +321,11 @@ def test_pixmo_count(tmp_path):
         ("3", 3), ("there are 12 dogs", 12), ("Twelve", 12), ("none", 0), ("None of them", 0), ("twenty-one cars", 21),
         ("ninety nine", 99), ("seventy", 70), ("Someone has 4", 4), ("1,234 people", 1234), ("007", 7), ("2.5", 2),
         ("no number", None), ("", None), ("v1.5", None), ("tenth", None), ("9" * 50, None), ("0", 0),
-        ("weightless", None),        ("ONE", 1), ("-3", 3), ("²", None), ("a b c\n4", 4), ("four5", None),
+        ("weightless", None), ("ONE", 1), ("-3", 3), ("²", None), ("a b c\n4", 4), ("four5", None),
+        ("No one is there.", 0), ("Nobody.", 0), ("There are no cars, but 2 buses.", 0), ("No, there are 3.", 3),
+        ("The one on the left... I count 4.", 4), ("In image 1 there are 5.", 5), ("Of 5 dogs, there are 3 brown.", 3),
+        ("Step 2: 1 + 6. The answer is 7.", 7), ("The answer is none.", 0), ("I see no dogs.", 0), ("No cars", None),
+        ("There are some. In all 6.", 6),
     ],
 )  # fmt: skip
 def test_the_first_number_of_a_text(text, count):

@@ -77,7 +77,7 @@ def test_cv_bench_averages_sources_and_then_dimensions(root):
     assert [len(task.answer(example).options) for example in examples] == [4, 2, 6, 2, 2, 2]
     llava = get_task("cv-bench+llava")
     assert llava.prompt(examples[1]) == f"Question 1?\nA. left\nB. right\n{DIRECTLY}"
-    assert len(examples_of("cv-bench:2D", root)[1]) == 4 and get_task("cv-bench:3D").guessing == 0.5
+    assert len(examples_of("cv-bench:2D", root)[1]) == 4 and get_task("cv-bench:3D").guessing([]) == 0.5
     said = ["(B)", "The answer is A.", "5", "A. above", "sofa", "I cannot tell"]
     records, metrics = scored("cv-bench+text", root, texts=said)
     assert [record["choice"] for record in records] == ["B", "A", "F", "A", "A", None]
@@ -136,6 +136,7 @@ def test_vstar_shuffles_its_options(root):
         assert choices[ascii_uppercase.index(example.answer)] == firsts[example.id] and len(set(choices)) == 4
         assert task.answer(example) == Choose(tuple(choices))
     assert examples == task.read(root, "test"), "in the same order every time"
+    assert get_task("vstar+text").prompt(examples[0]) == get_task("vstar+llava").prompt(examples[0])
     listed = "\n".join(
         f"{letter}. {choice}" for letter, choice in zip("ABCD", examples[0].info["choices"], strict=True)
     )
@@ -159,6 +160,9 @@ def test_3dsrbench_counts_orders_and_mirrors(root):
         "flip_circular_accuracy": 1 / 2,
         "circular_accuracy/height": 1 / 2,
         "circular_accuracy/orientation": 1,
+        "circular_accuracy/category/height_higher": 1 / 2,
+        "circular_accuracy/category/orientation_viewpoint": 1,
+        "mean_circular_accuracy": (1 / 2 + 1) / 2,
         "accuracy/category/height_higher": 3 / 4,
     }
     assert {name: metrics[name] for name in by_hand} == pytest.approx(by_hand)
@@ -166,8 +170,12 @@ def test_3dsrbench_counts_orders_and_mirrors(root):
     expected = 'Question: Is it "higher"?\nLook.\nOptions:\nA. no\nB. yes\n' + SELECT
     assert task.prompt(examples[1]) == expected and examples[1].answer == "B"
     assert len({example.image for example in examples}) == 3, "equal pictures are one"
-    assert task.scorer.main == "circular_accuracy" and get_task("3dsrbench:flip").guessing == 0.467
-    assert scored("3dsrbench:flip", root, wrong=("aaaa1111-flip",))[1]["flip_accuracy"] == 1 / 2
+    assert task.scorer.main == "circular_accuracy" and get_task("3dsrbench:flip").guessing([]) == 0.467
+    flips = scored("3dsrbench:flip", root, wrong=("aaaa1111-flip",))[1]
+    assert flips["flip_accuracy"] == 1 / 2 and flips["accuracy"] == 2 / 3
+    assert flips["flip_accuracy/category/height_higher"] == 0
+    scorer = get_task("3dsrbench:flip").scorer  # its chance is that of a row
+    assert (scorer.main, scorer.about, scorer.groups) == ("accuracy", "likeliest option", ("flip",))
 
 
 def test_whatsup_counts_pairs_and_sets(root):
@@ -175,9 +183,16 @@ def test_whatsup_counts_pairs_and_sets(root):
     by_hand = {
         "accuracy": 7 / 8, "accuracy/A": 3 / 4, "mean_accuracy": (3 / 4 + 1) / 2, "pair_accuracy": 3 / 4,
         "pair_accuracy/A": 1 / 2, "set_accuracy": 1 / 2, "set_accuracy/A": 0, "set_accuracy/B": 1,
-        "accuracy/relation/under": 0, "accuracy/relation/left": 1,
+        "accuracy/relation/under": 0, "accuracy/relation/left": 1, "mean_pair_accuracy": (1 / 2 + 1) / 2,
+        "mean_set_accuracy": 1 / 2,
     }  # fmt: skip
     assert {name: metrics[name] for name in by_hand} == by_hand
+    more = records + [
+        r | {"id": f"{r['id']}2", "groups": {k: f"{v}2" for k, v in r["groups"].items()}} for r in records[4:]
+    ]
+    metrics = get_task("whatsup").scorer.summarise(more)  # A and B are of different sizes
+    assert metrics["set_accuracy"] == 2 / 3 and metrics["mean_set_accuracy"] == 1 / 2
+    assert metrics["mean_pair_accuracy"] == 3 / 4 and "mean_pair_accuracy" in intervals(more, metrics, "mean_accuracy")
     task, examples = examples_of("whatsup", root)
     for example in examples:
         right = example.info["choices"][ascii_uppercase.index(example.answer)]
@@ -194,6 +209,10 @@ def test_spatialeval_reads_options_out_of_reasons(root):
     records, metrics = scored("spatialeval", root, texts=texts)
     assert [record["score"] for record in records] == [1, 0, 1, 0] and metrics["accuracy"] == 1 / 2
     assert metrics["mean_accuracy"] == 1 / 2 and metrics["accuracy/kind/0"] == 1 / 2
+    texts = [f"It is {said}.\n\n1. Look at 1.\n2. Northeast, Southwest: (B). 10 cups, yes, pan" for said in
+             ("Northeast", "No", "10", "a pan")]  # fmt: skip
+    assert [record["choice"] for record in scored("spatialeval", root, texts=texts)[0]] == ["A", "B", "B", "B"]
+    assert [*get_task("spatialeval").variants] == ["llava"], "the prompt asks for reasons, which take room"
     task, examples = examples_of("spatialeval:vtqa", root)
     assert task.prompt(examples[2]).startswith(
         examples[2].question + " First, provide a concise answer in one sentence."
@@ -207,6 +226,8 @@ def test_seed_bench_takes_the_spatial_kinds(root):
     assert metrics["accuracy"] == 2 / 3 and metrics["accuracy/Spatial_Relation"] == 1 / 2
     task, examples = examples_of("seed-bench-spatial", root)
     assert task.prompt(examples[0]) == "Where is thing 0?"
+    lettered = f"Where is thing 0?\nA. left\nB. right\nC. front\nD. back\n{DIRECTLY}"
+    assert get_task("seed-bench-spatial+text").prompt(examples[0]) == lettered
     assert task.answer(examples[0]) == Choose(("left", "right", "front", "back"))
 
 
@@ -231,8 +252,8 @@ def test_variants_are_named_recorded_and_other_tasks(root):
     assert len(prints) == len(keys)
     with pytest.raises(ValueError, match="task 'mmvp' has no variant 'lava': did you mean llava"):
         get_task("mmvp+lava")
-    with pytest.raises(ValueError, match="task 'vsr' has no variant 'llava': it has none"):
-        get_task("vsr+llava")
+    with pytest.raises(ValueError, match="task 'gqa' has no variant 'llava': it has none"):
+        get_task("gqa+llava")
 
 
 def test_all_of_them_run(root, tmp_path):
