@@ -1,9 +1,9 @@
 """What answers depend on that they should not: computed by hand, and of a real evaluation."""
 
 import json
-import subprocess
 import sys
 
+import forked
 import pytest
 
 from eval.__main__ import main
@@ -130,7 +130,7 @@ def test_of_a_real_evaluation(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     settings = ["--model", "miniature", "--tasks", "vsr,vsr+swapped,refcoco", "--data_root", "miniature:6"]
     settings += ["--allow_partial", "true", "--precision", "fp32", "--out", str(out)]
-    done = subprocess.run([sys.executable, "-m", "recipes.evaluate", *settings], capture_output=True, text=True)
+    done = forked.run(["-m", "recipes.evaluate", *settings])
     assert done.returncode == 0, done.stderr[-2000:]
     monkeypatch.setattr(sys, "argv", ["eval", "robustness", str(out)])
     with pytest.raises(SystemExit) as ended:
