@@ -16,6 +16,7 @@ from on_gpu.models import Skipped  # noqa: E402
 SCRIPT = "benchmarks/gpu.py"
 
 
+@pytest.mark.slow
 def test_every_part_runs_at_toy_sizes(tmp_path):
     alone = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = forked.run([SCRIPT, "--device", "cpu", "--toy", "--out", str(tmp_path)], env=alone)

@@ -39,6 +39,7 @@ def gradients(model, compute):
     return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+@pytest.mark.slow
 def test_a_finetune_step_is_one_graph(model_and_inputs):
     model, inputs = model_and_inputs
     labels = inputs["input_ids"].where(inputs["input_ids"] != model.config.image_token_id, -100)

@@ -52,7 +52,8 @@ def elsewhere(folder, tmp_path):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("made", ["miniature", pytest.param("other", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("made", ["miniature", "other"])
 def test_logits_and_answers_are_the_same(made, tmp_path):
     if made == "other":
         model, processor = prismatic.build("miniature-aligned", "miniature", "transformer")

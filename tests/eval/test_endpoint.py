@@ -250,7 +250,7 @@ def test_a_hostile_server_changes_no_answer(world, port, remote, tmp_path, monke
         ]
 
 
-@pytest.mark.parametrize("after", [0, 9, 30])
+@pytest.mark.parametrize("after", [9, *(pytest.param(after, marks=pytest.mark.slow) for after in (0, 30))])
 def test_answers_before_an_outage_are_kept_and_only_the_others_are_asked_again(
     after, world, port, remote, tmp_path, monkeypatch
 ):

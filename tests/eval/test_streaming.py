@@ -121,6 +121,7 @@ def test_images_are_read_once_for_all_that_ask_about_them(parts, engine, monkeyp
     assert sum(read) == len(PICTURES)
 
 
+@pytest.mark.slow
 def test_askers_in_many_threads(parts, engine):
     requests, texts = mixed(longest=30), {}
 

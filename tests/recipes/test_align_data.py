@@ -116,6 +116,7 @@ def test_errors_of_the_command_line_are_one_line(tmp_path):
     assert done.stderr.startswith("error: teacher 'miniature'") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_tar_shards_are_data(tmp_path):
     import tarfile
 

@@ -73,6 +73,7 @@ def test_a_finetune_leaves_a_usable_run(tmp_path, capsys):
     assert again["steps"] == 2 and again["loss_first"] < summary["loss_first"]
 
 
+@pytest.mark.slow
 def test_packed_and_padded_runs_are_the_same_run(tmp_path):
     packed = run(tmp_path, "--run_id", "packed", "--data.packing", "true")
     padded = run(tmp_path, "--run_id", "padded", "--data.packing", "false")

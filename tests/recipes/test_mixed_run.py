@@ -49,6 +49,7 @@ def run(*arguments):
     return main(parse_finetune(command(*arguments)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_run_on_three_sources_that_breaks_off_ends_as_an_undisturbed_one(tmp_path, three, monkeypatch):
     summary = run(tmp_path, "whole", three)

@@ -44,6 +44,7 @@ def interrupts(patch, owner, name, error):
     patch.setattr(owner, name, stop)
 
 
+@pytest.mark.slow
 def test_a_finetune_killed_in_its_evaluation_only_evaluates(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupts(patch, runner, "run_job", KeyboardInterrupt())

@@ -271,6 +271,7 @@ def test_a_damaged_file_is_one_line(folder):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_run_that_breaks_off_ends_as_an_undisturbed_one(tmp_path, folder, monkeypatch):
     streaming = ("--data.streaming", "true")

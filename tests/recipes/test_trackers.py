@@ -53,6 +53,7 @@ def picture(events, tag):
     return event.step, np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
 
 
+@pytest.mark.slow
 @needs_tensorboard
 def test_each_run_has_its_events_and_a_resumed_run_goes_on_in_them(tmp_path, monkeypatch):
     def run(id, *arguments):

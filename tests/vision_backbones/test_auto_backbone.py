@@ -185,6 +185,7 @@ def test_a_detection_head_takes_it():
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_docs_run(tmp_path):
     page = (ROOT / "docs" / "backbone-clients.md").read_text()
     commands = [c for c in re.findall(r"^prismatic .*", page, re.M) if "--help" not in c]

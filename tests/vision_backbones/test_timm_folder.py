@@ -46,7 +46,11 @@ def test_timm_computes_the_features_of_a_soft_capped_vit(folder):
     assert (plain.forward_features(PIXELS) - features).abs().max() > 0.001, "the cap changes nothing: no test of it"
 
 
-@pytest.mark.parametrize("imported", [(), ("vision_backbones",), ("prismatic",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "imported",
+    [(), *(pytest.param((name,), marks=pytest.mark.slow) for name in ("vision_backbones", "prismatic"))],
+    ids=" ".join,
+)
 def test_a_timm_that_does_not_know_the_cap_refuses_the_folder(folder, imported):
     code = f"import timm; timm.create_model('local-dir:{folder}', pretrained=True)"
     lines = [*(f"import {name}, sys; assert 'timm' not in sys.modules" for name in imported), code]

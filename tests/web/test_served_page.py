@@ -256,7 +256,8 @@ def test_mistakes_show_before_the_page(argv, said, tmp_path, capsys):
     assert "{bad}" not in argv or "a.png: no image of a known format" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("end", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_the_command(end, tmp_path):
     """A port that is taken, a model that is not there; and a start as a user's, on this machine alone, with its end."""
     with socket.socket() as taken:
