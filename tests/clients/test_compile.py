@@ -56,6 +56,7 @@ def test_images_without_placeholders_are_noticed(model_and_inputs):
         compiled(**inputs | {"pixel_values": inputs["pixel_values"][:1]})
 
 
+@pytest.mark.slow
 def test_an_alignment_step_is_one_graph():
     torch.manual_seed(0)
     student = MaskEmbedStudent(build_vit(prismatic.load("miniature")[0].vision_backbone.spec), 32)

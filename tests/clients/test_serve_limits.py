@@ -130,6 +130,7 @@ def test_long_bodies_are_not_read_to_their_end(strict):
         assert liar.recv(1000).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.slow
 def test_requests_that_take_too_long(engine):
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{"
     with served(engine, seconds=0.5) as port:

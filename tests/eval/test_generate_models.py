@@ -188,7 +188,10 @@ def test_answers_of_models_without_a_chat_template_are_those_of_their_own_proces
     assert chosen.probabilities == pytest.approx([p / sum(joint) for p in joint], abs=1e-5)
 
 
-@pytest.mark.parametrize("family", [llava, llava_next, idefics3, qwen2_vl], **names)
+SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in (llava_next, idefics3)]
+
+
+@pytest.mark.parametrize("family", [llava, qwen2_vl, *SLOW], **names)
 def test_several_images_a_question(family, tmp_path, monkeypatch):
     folder = saved(family, tmp_path, monkeypatch)
     sets = [picture(0), [picture(1), picture(2, (128, 48))], [picture(2, (128, 48)), picture(1)],

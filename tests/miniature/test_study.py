@@ -126,6 +126,7 @@ def test_a_constant_answer_scores_its_share(tmp_path, monkeypatch):
         assert 0 < constant_score(jobs[key], answer) == pytest.approx(share)
 
 
+@pytest.mark.slow
 def test_operations_of_an_evaluation_are_those_of_weights_and_tokens(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     counted = evaluation_flops(replace(small_stage(tmp_path, "e"), needs=(small_stage(Path(), "miniature"),)), 3)

@@ -34,6 +34,7 @@ def test_a_run_and_what_it_leaves(tmp_path, head):
     assert model(torch.randn(2, 3, 48, 48)).shape == (2, 16)
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path):
     summary = run(tmp_path, "--data.train", "miniature:512", "--mixup", "0", "--cutmix", "0", "--learning_rate", "1e-3")
     assert summary["top1_last"] > 2 * max(summary["top1_before"], 1 / 16)

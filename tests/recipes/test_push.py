@@ -123,6 +123,7 @@ def test_the_code_on_the_card_runs(pushed, tmp_path, monkeypatch):
         exec(block.replace("someone/my-vlm", str(pushed)), {})
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_adapters_are_merged(root):
     run = a_run(root, "lora")

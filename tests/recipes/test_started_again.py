@@ -159,6 +159,7 @@ def test_an_alignment_stops_as_asked_and_goes_on_bit_for_bit(tmp_path, monkeypat
     assert not (tmp_path / "stopped" / "resumable.json").exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_when_models_are_saved(tmp_path, monkeypatch, capsys):
     """A real failure to write: training continues, the last model is an error, and the same command then saves it."""
     arguments = ["--epochs", "2", "--eval_tasks", "[]", "--data.held_out_limit", "1"]

@@ -39,7 +39,8 @@ def run(llm: Path, stage: str, how: str) -> list[dict]:
     return [json.loads((llm / f"{stage}-{how}-{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("stage", ["finetune", pytest.param("lora", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["finetune", "lora"])
 def test_slices_are_what_was_read_whole_in_little_memory(stage, llm):
     slices, whole = run(llm, stage, "slices"), run(llm, stage, "whole")
     for mine, other in zip(slices, whole, strict=True):

@@ -246,6 +246,7 @@ def test_a_checkpoint_put_there_by_hand_is_converted_and_kept(server, folder, tm
     assert not server.asked and FILE in kept(folder)
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_downloads(server, folder, tmp_path):
     both = threading.Barrier(2, timeout=2)
 
