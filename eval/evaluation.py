@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def evaluate(config, accelerator: Accelerator) -> dict:
     asked = model.settings | model.speech
     results = {}
     for job in jobs:
-        fingerprint = on_main(accelerator, lambda: fingerprints.job_fingerprint(job, model.fingerprint, asked))  # noqa: B023
+        fingerprint = on_main(accelerator, partial(fingerprints.job_fingerprint, job, model.fingerprint, asked))
         settled = contextlib.nullcontext()
         if config.endpoint and not config.overwrite:
             folder, entry = samples_path(out, job.key).parent, records.read_results(out).get("tasks", {}).get(job.key)

@@ -9,6 +9,7 @@ there may be `hub`, a data set of the Hugging Face hub of which `files` (pattern
 import json
 import re
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -231,7 +232,7 @@ def _wrong_splits(name: str, root: Path) -> int:
             continue
         images = {image for example in examples for image in example.images}
         print(f"{task.name}:{split}: {len(examples):,} examples, {len(images):,} images")
-        for check in (lambda: check_counts(task, examples, root=root), lambda: check_images(task, examples, root)):  # noqa: B023
+        for check in (partial(check_counts, task, examples, root=root), partial(check_images, task, examples, root)):
             try:
                 check()
             except ValueError as error:

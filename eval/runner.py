@@ -61,7 +61,7 @@ def read_jobs(
 
 
 def data_root(location: str) -> Path:
-    """A folder of data sets; `miniature:400` draws 400 scenes as five benchmarks first.
+    """A folder of data sets; `miniature:400` draws 400 scenes as nine benchmarks first.
 
     Raises:
         ValueError: It names no number of scenes.

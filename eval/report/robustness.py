@@ -1,17 +1,17 @@
 """How an evaluation's answers depend on what they should not: kinds of relation, sizes, places of options, wording."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 
 from eval.report.runs import Run
 from eval.report.tables import ends, percent
 from eval.scoring.bootstrap import bootstrap_interval
-from eval.scoring.means import wholes
+from eval.scoring.means import accuracy, split, wholes
 from eval.scoring.units import units_of
 from eval.task import Record
 from vision_backbones.table import table
 
-KINDS = ("relation", "task", "category", "sub_task")  # names in examples' `info` that say what a question is about
+KINDS = ("relation", "task", "category")  # names in examples' `info` that say what a question is about
 SIZES = ("small third", "middle third", "large third")
 SWAPPED = "+swapped"
 FEWEST = 5  # questions of a kind that get a row of their own
@@ -64,15 +64,7 @@ def robustness_tables(found: dict) -> str:
 def _row(task: str, of: str, records: Sequence[Record]) -> dict:
     units, scores = units_of(records), [record["score"] for record in records]
     interval = list(bootstrap_interval(scores, units)) if len(set(units)) > 1 else None
-    mean = sum(scores) / len(scores)
-    return {"task": task, "of": of, "questions": len(records), "score": mean, "interval": interval}
-
-
-def _split(records: Sequence[Record], key: Callable[[Record], Hashable]) -> dict[Hashable, list[Record]]:
-    parts: dict[Hashable, list[Record]] = {}
-    for record in records:
-        parts.setdefault(key(record), []).append(record)
-    return parts
+    return {"task": task, "of": of, "questions": len(records), "score": accuracy(records), "interval": interval}
 
 
 def _counted(records: Sequence[Record], main: str) -> Sequence[Record]:
@@ -86,7 +78,7 @@ def _kinds(task: str, records: Sequence[Record]) -> list[dict]:
     name = next((name for name in KINDS if isinstance(records[0]["info"].get(name), str)), None)
     if name is None:
         return []
-    parts = _split(records, lambda record: record["info"].get(name))
+    parts = split(records, lambda record: record["info"].get(name))
     often = sorted((kind for kind, its in parts.items() if len(its) >= FEWEST), key=lambda kind: -len(parts[kind]))
     rest = [record for kind, its in parts.items() if len(its) < FEWEST for record in its]
     rows = [_row(task, str(kind), parts[kind]) for kind in often]
@@ -103,7 +95,7 @@ def _sizes(task: str, records: Sequence[Record]) -> list[dict]:
         return []
     sides = np.array([max(0.0, (x2 - x1) * (y2 - y1)) ** 0.5 for x1, y1, x2, y2 in answers])
     thirds = np.quantile(sides, [1 / 3, 2 / 3])
-    parts = _split(list(zip(records, sides, strict=True)), lambda pair: int(np.searchsorted(thirds, pair[1])))
+    parts = split(list(zip(records, sides, strict=True)), lambda pair: int(np.searchsorted(thirds, pair[1])))
     rows = []
     for number in sorted(parts):
         its, lengths = zip(*parts[number], strict=True)

@@ -145,8 +145,7 @@ def vqa_accuracy(
         return {"score": score or 0.0, "normalised": said}  # None where nobody answered
 
     def summarise(records: Sequence[Record]) -> Metrics:
-        summary = by_subset(records, accuracy_alone)
-        summary |= by_info(records, groups)
+        summary = by_subset(records, accuracy_alone) | by_info(records, groups)
         return summary | (_unanswerable(records) if unanswerable else {})
 
     return Scorer("accuracy", judge, summarise, "VQA soft accuracy")

@@ -25,7 +25,7 @@ class EvaluateConfig:
     base: str | None = None
     # benchmarks such as refcoco,refcoco:testA,vsr (list: prismatic tasks)
     tasks: list[str] = field(default_factory=list)
-    data_root: str = ""  # folder with the data sets; "miniature:N" generates five benchmarks of N drawn scenes each
+    data_root: str = ""  # folder with the data sets; "miniature:N" generates nine benchmarks of N drawn scenes each
     # folder of the results, an unfinished evaluation there is resumed; null: eval/ in the run, or runs/eval-NAME
     out: str | None = None
     slim: bool = False  # evaluate a fixed random subset of each task, mostly 1,024 examples per subset

@@ -123,7 +123,7 @@ class FinetuneConfig:
     resume: str = "auto"
 
     eval_tasks: list[str] = field(default_factory=list)  # benchmarks to evaluate at the end (list: prismatic tasks)
-    eval_root: str = ""  # folder with their data sets; "miniature:N" generates five benchmarks of N drawn scenes each
+    eval_root: str = ""  # folder with their data sets; "miniature:N" generates nine benchmarks of N drawn scenes each
 
     run_root: str = "runs"  # parent folder of all runs
     run_id: str | None = None  # name of this run's folder; null: model, stage and time

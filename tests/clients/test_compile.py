@@ -49,6 +49,7 @@ def test_a_finetune_step_is_one_graph(model_and_inputs):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_images_without_placeholders_are_noticed(model_and_inputs):
     model, inputs = model_and_inputs
     compiled = torch.compile(model, fullgraph=True, backend="eager")

@@ -12,9 +12,10 @@ QUESTIONS = ["What color is the cross?", "How many objects are there?", "Where i
 PICTURES = [Image.fromarray(scene(77, index).image) for index in range(4)]
 
 
-def build(llm):
+def build(llm, prompt_style="vicuna-v1.5"):
+    """A pretrained LLM behind a random projector: what it says depends on the pictures."""
     torch.manual_seed(0)
-    model, processor = prismatic.build("miniature", llm, "gelu-mlp", prompt_style="vicuna-v1.5")
+    model, processor = prismatic.build("miniature", llm, "gelu-mlp", prompt_style=prompt_style)
     for parameter in model.projector.parameters():
         parameter.data.mul_(3)
     return model.eval(), processor

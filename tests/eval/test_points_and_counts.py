@@ -1,6 +1,5 @@
 """Points in masks, boxes at several thresholds, and counts: small files of each format, and scores computed by hand."""
 
-import io
 import json
 import random
 
@@ -8,10 +7,19 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
-from PIL import Image
-from spatial_files import image, png, write_image, write_parquet, write_text
-from test_hostile_data import judged, mutated
-from test_hostile_spatial import broken
+from points_files import (
+    HEIGHT,
+    WIDTH,
+    WRITERS,
+    countbenchqa,
+    pixmo_count,
+    ref_l4,
+    refspatial,
+    region,
+    where2place,
+    where2place_table,
+)
+from spatial_files import png, write_parquet
 
 from eval.data import embedded
 from eval.data.selection import check_images, majority_share, without_area
@@ -22,91 +30,6 @@ from eval.scoring.points import find_pairs, find_places, packed, share_inside, u
 from eval.tasks import get_task
 from eval.tasks.ref_l4 import class_of
 from eval.tasks.where2place import HOW
-
-WIDTH, HEIGHT = 40, 20
-
-
-def region(kind="PNG", grey=255):
-    """A mask of 40 x 20 pixels whose columns 10 to 19 and rows 5 to 14 are marked: 100 of 800."""
-    pixels = np.zeros((HEIGHT, WIDTH), np.uint8)
-    pixels[5:15, 10:20] = grey
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, **({"quality": 100} if kind == "JPEG" else {}))
-    return file.getvalue()
-
-
-def ref_l4(root):
-    """Boxes of three sizes and three classes, one of them under two names."""
-
-    def row(id, bbox, category, split):
-        return {
-            "id": id, "caption": f"the thing number {id}", "bbox": bbox, "bbox_area": bbox[2] * bbox[3],
-            "ori_category_id": category, "image_id": f"o365_{id}", "height": 600, "width": 1000,
-            "file_name": f"thing_{id}.jpg", "is_rewrite": False, "split": split,
-        }  # fmt: skip
-
-    rows = [
-        row(0, [100.0, 60.0, 100.0, 120.0], "o365_6", "val"),  # side 109.5: small
-        row(1, [0.0, 0.0, 256.0, 256.0], "refcoco_3", "val"),  # 256: medium still; a car, as 6 of Objects365
-        row(2, [500.0, 300.0, 128.0, 128.0], "o365_1", "test"),  # 128: medium
-        row(3, [200.0, 100.0, 500.0, 400.0], "refcoco_37", "test"),  # large; a class that Objects365 does not have
-    ]
-    write_parquet(root / "ref-l4/ref-l4-val.parquet", rows[:2], images=())
-    write_parquet(root / "ref-l4/ref-l4-test.parquet", rows[2:], images=())
-    for number in range(4):
-        write_image(root / f"ref-l4/images/thing_{number}.jpg", number)
-
-
-def where2place(root):
-    """Three questions of the authors' files; masks go by the row, not by the id."""
-    rows = [
-        {"question_id": 7 - number, "image": f"{number}.png", "text": f"Find free space, number {number}. Answer so."}
-        for number in range(3)
-    ]
-    write_text(root / "where2place/point_questions.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
-    for number in range(3):
-        write_image(root / f"where2place/images/{number}.png", number)
-        (root / "where2place/masks").mkdir(exist_ok=True)
-        (root / f"where2place/masks/{number:02d}.jpg").write_bytes(region("JPEG", (255, 204, 255)[number]))
-
-
-def where2place_table(root):
-    rows = [
-        {"question_id": number, "question": "Find free space.", "question_type": "point", "image": image(number),
-         "mask": {"bytes": region(), "path": "m.png"}} for number in range(2)
-    ]  # fmt: skip
-    write_parquet(root / "where2place/data/test-00000-of-00001.parquet", rows, ("image", "mask"))
-
-
-def refspatial(root):
-    for subset, count in (("location", 2), ("placement", 1), ("unseen", 1)):
-        rows = [
-            {"id": number, "image": image(number), "mask": {"bytes": region(grey=1), "path": "m.png"}, "object": "cup",
-             "prompt": "Point to the cup.", "suffix": "Answer so.", "step": number + 1} for number in range(count)
-        ]  # fmt: skip
-        write_parquet(root / f"refspatial/data/{subset}-00000-of-00001.parquet", rows, ("image", "mask"))
-
-
-def countbenchqa(root):
-    rows = [
-        {"image": image(number), "text": f"{said} apples on a table", "question": "How many apples are there?",
-         "number": number} for number, said in ((2, "two"), (10, "ten"), (3, "three"), (4, "four"))
-    ]  # fmt: skip
-    write_parquet(root / "countbenchqa/data/test-00000-of-00001.parquet", rows)
-
-
-def pixmo_count(root):
-    rows = [
-        {"question": "<image>How many people are there?", "answer": str(number), "image": image(number)}
-        for number in (2, 5)
-    ]
-    write_parquet(root / "pixmo-count/data/test-00000-of-00001.parquet", rows)
-
-
-WRITERS = {
-    "ref-l4": ref_l4, "where2place": where2place, "refspatial": refspatial, "countbenchqa": countbenchqa,
-    "pixmo-count": pixmo_count,
-}  # fmt: skip
 
 
 def scored(key, root, outputs):
@@ -343,35 +266,6 @@ def test_errors_count_as_wrong(tmp_path):
         metrics = task.scorer.summarise(records)
         assert metrics["accuracy"] == 0 and metrics["parse_failures"] == 1
         assert task.scorer.summarise([])["accuracy"] is None
-
-
-MUTATIONS = 60  # of each benchmark
-
-
-@pytest.mark.parametrize("name", WRITERS)
-def test_mutated_files(name, tmp_path):
-    """Good examples or one line that names the file, whatever the files hold."""
-    rng, refused, good = random.Random(name), 0, 0
-    WRITERS[name](tmp_path)
-    task = get_task(name)
-    files = [path for path in sorted(tmp_path.rglob("*")) if path.suffix in (".parquet", ".jsonl")]
-    for _ in range(MUTATIONS):
-        path = rng.choice(files)
-        whole = path.read_bytes()
-        if path.suffix == ".jsonl":
-            path.write_text("\n".join(map(json.dumps, mutated([*map(json.loads, whole.splitlines())], rng) or [])))
-        else:
-            path.write_bytes(broken(path, rng))
-        try:
-            examples = task.read(tmp_path, task.split)
-        except ValueError as error:
-            assert path.name in str(error) and "\n" not in str(error), error
-            refused += 1
-        else:
-            judged(task, examples)
-            good += 1
-        path.write_bytes(whole)
-    assert refused > MUTATIONS / 10 and good > 0
 
 
 @pytest.mark.parametrize("name", WRITERS)

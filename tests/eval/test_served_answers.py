@@ -3,21 +3,18 @@
 import json
 
 import pytest
+from planned_servers import between, engine_for, says
+from spatial_files import WRITERS
 
-pytest.importorskip("fastapi")
-
-from spatial_files import WRITERS  # noqa: E402
-from test_endpoint import between, engine_for, says  # noqa: E402
-
-from eval import endpoint_client  # noqa: E402
-from eval.endpoint import UNANSWERED, asking_again, check_readable  # noqa: E402
-from eval.engine import Question  # noqa: E402
-from eval.records import stored  # noqa: E402
-from eval.runner import read_jobs  # noqa: E402
-from eval.task import Choose, Generate  # noqa: E402
-from eval.tasks import get_task  # noqa: E402
-from recipes.config.evaluate import parse_evaluate  # noqa: E402
-from recipes.evaluate import main  # noqa: E402
+from eval import endpoint_client
+from eval.endpoint import UNANSWERED, asking_again, check_readable
+from eval.engine import Question
+from eval.records import stored
+from eval.runner import read_jobs
+from eval.task import Choose, Generate
+from eval.tasks import get_task
+from recipes.config.evaluate import parse_evaluate
+from recipes.evaluate import main
 
 LETTERS = Question(0, "Which?", Choose(("A", "B")))
 

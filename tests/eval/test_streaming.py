@@ -67,6 +67,7 @@ def test_drawn_answers_repeat_with_their_seed(parts, engine):
     assert greedy == alone(*parts, asked(QUESTIONS[0], PICTURES[0], max_new_tokens=40))
 
 
+@pytest.mark.slow
 def test_what_is_drawn_follows_the_probabilities(parts, engine):
     """The first tokens of many answers against the model's own softmax at that temperature."""
     model, processor = parts

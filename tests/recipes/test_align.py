@@ -161,6 +161,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
         assert same(exported(run, checkpoint), exported(whole, checkpoint))
 
 
+@pytest.mark.slow
 def test_a_run_that_died_in_validation_validates_again(uninterrupted, tmp_path, monkeypatch):
     """Also where a checkpoint is due at the last step of the epoch."""
     validate, calls = images.validate, []
@@ -180,6 +181,7 @@ def test_a_run_that_died_in_validation_validates_again(uninterrupted, tmp_path, 
     assert same(state(tmp_path / "run"), state(uninterrupted / "plain"))
 
 
+@pytest.mark.slow
 def test_what_may_change_when_a_run_continues(tmp_path, monkeypatch, capsys):
     def dies_at(step, *arguments):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

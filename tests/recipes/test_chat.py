@@ -207,6 +207,7 @@ def test_names_that_are_not_there(tmp_path):
         main(parse_chat(["miniature", "--questions", str(tmp_path / "none.jsonl")]))
 
 
+@pytest.mark.slow
 def test_as_a_user_types(tmp_path):
     """In a terminal of its own: the drawn scene, an answer, Ctrl-C at the prompt, Ctrl-D."""
     controller, terminal = pty.openpty()

@@ -81,6 +81,7 @@ def test_packed_and_padded_runs_are_the_same_run(tmp_path):
     assert packed["padding_share"] == 0 < padded["padding_share"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_after_its_last_step_is_finished(tmp_path):
     arguments = ["--run_id", "late", "--save_every_steps", "3", "--eval_tasks", "[]"]  # 3 steps an epoch, 2 epochs
     summary = run(tmp_path, *arguments)

@@ -248,6 +248,7 @@ def called(endpoint, *argv, **environment):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_what_the_hub_gets_is_the_folder(hub, run, pushed):
     done = called(hub, str(run), "someone/my-vlm", "--datasets", "a/b", "--license", "mit", "--private")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -114,6 +114,7 @@ def test_any_seed_trains(tmp_path):
     assert run(tmp_path, "r", "--seed", str(2**32 - 1), "--max_steps", "1", "--eval_tasks", "[]")["steps"] == 1
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_not_saved_and_the_advice_can_be_followed(tmp_path, monkeypatch):
     real, taken = torch.optim.AdamW.step, []
 

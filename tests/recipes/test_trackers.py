@@ -165,6 +165,7 @@ def test_wandb_gets_a_run_of_its_own_that_is_continued(tmp_path, wandb, monkeypa
     assert json.loads((tmp_path / "logs" / "r" / "wandb.json").read_text()) == {"id": "abc"}
 
 
+@pytest.mark.slow
 def test_no_memory_for_held_out_questions_ends_nothing(tmp_path, monkeypatch, capsys):
     real, calls = held_out.generate_answers, []
 

@@ -96,6 +96,7 @@ def test_what_a_stage_trains_has_states():
     assert planned(Case("full-finetune"), 1, 2).memory["optimizer states"] > states["finetune"]
 
 
+@pytest.mark.slow
 def test_any_number_of_rows_follows_from_two():
     model = meta_model(small_config(2, 2), "finetune", lora={}, precision="bf16", gradient_checkpointing=True)
     step = Step(model, "bf16", sharded=False, supervised=SUPERVISED)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import timm
-import torch
 
 import vision_backbones.registry as registry
 from vision_backbones import (
@@ -23,8 +22,7 @@ from vision_backbones import (
     resolve_spec,
 )
 from vision_backbones.__main__ import main
-from vision_backbones.spec import FEATURES
-from vision_backbones.vit import Layout, layout, load_vit
+from vision_backbones.vit import Layout, layout
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -110,33 +108,6 @@ def test_backbones_joined_by_plus():
 def test_a_registered_id_goes_before_what_plus_would_mean(scratch_registry):
     spec = register(BackboneSpec("miniature+miniature", arch="vit_small_patch14_dinov2", image_size=518))
     assert get_spec("miniature+miniature") is spec
-
-
-@pytest.mark.parametrize("name", ["miniature", "miniature-aligned", "timm:vit_tiny_patch16_224"])
-def test_features_of_another_block(name):
-    vit = load_vit(check_spec(name), pretrained=False).eval()
-    read = {which: create_backbone(f"{name}@{which}", pretrained=False).eval() for which in FEATURES}
-    for backbone in read.values():
-        backbone.vit.load_state_dict(vit.state_dict(), strict=False)
-    pixels = torch.randn(2, 3, vit.patch_embed.img_size[0], vit.patch_embed.img_size[0])
-    with torch.no_grad():
-        last, before = (vit.forward_intermediates(pixels, indices=[i], output_fmt="NLC")[1][0] for i in (-1, -2))
-        whole = vit.forward_features(pixels)
-        torch.testing.assert_close(read["last"](pixels), whole)
-        torch.testing.assert_close(read["second-to-last"](pixels), before)
-    assert not torch.allclose(last, before)
-    assert BackboneSpec.from_dict(read["last"].spec.to_dict()) == read["last"].spec
-
-
-def test_features_of_another_block_in_pairs_and_what_has_none():
-    spec = get_spec("miniature@last+miniature-aligned")
-    assert [part.reads_last for part in spec.parts] == [True, True]
-    with pytest.raises(ValueError, match="unknown features 'lats': did you mean last"):
-        get_spec("miniature@lats")
-    with pytest.raises(ValueError, match="unknown vision backbone 'miniatur'"):
-        get_spec("miniatur@last")
-    with pytest.raises(ValueError, match="not a plain ViT"):
-        check_spec("timm:resnet18@last")
 
 
 def test_any_timm_vit_works_unregistered():
