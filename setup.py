@@ -29,7 +29,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["prismatic*", "vision_backbones*", "eval*", "recipes*"]),
     package_data={
-        "prismatic": ["py.typed", "miniature/assets/*/*"],
+        "prismatic": ["py.typed", "miniature/assets/*.json", "miniature/assets/*/*"],
         "vision_backbones": ["py.typed", "assets/*"],
         "eval": ["py.typed", "*.json", "report/*.html"],
         "recipes": [

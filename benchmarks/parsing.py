@@ -2,7 +2,7 @@
 
 import time
 
-from eval.scoring import parsing
+from prismatic.text import parsing
 from vision_backbones.table import table
 
 UNITS = ["[", "(", "-", "1", "1,", "[1, 2, ", "'", "x1:", "\\", "1e", "{1:", "not "]

@@ -2,7 +2,7 @@
 
 Faults are cosmic-ray's, drawn evenly over the places where it can plant one. Every fault gets a process of its own,
 forked from one that has the libraries imported, in a copy of the checkout. What is printed is what no test noticed:
-look whether it is equivalent, else write the test. `--count 20 --only eval/scoring/parsing.py` tries fewer, of a file.
+look whether it is equivalent, else write the test. `--count 20 --only prismatic/text/parsing.py` tries fewer.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from forked import PRELOADED, ROOT
 PROBE = "eval/probing"
 NEAREST = {
     "eval/scoring/scorers.py": "tests/eval/test_scorers.py tests/eval/test_tasks.py",
-    "eval/scoring/parsing.py": "tests/eval/test_parsing.py tests/eval/test_scorers.py tests/eval/test_tasks.py",
+    "prismatic/text/parsing.py": "tests/eval/test_parsing.py tests/eval/test_scorers.py tests/eval/test_tasks.py",
     "eval/engine.py": "tests/eval/test_engine.py tests/eval/test_runner.py",
     "eval/probing/labels.py": f"tests/{PROBE}/test_metrics.py tests/{PROBE}/test_probe_golden.py tests/{PROBE}",
     "eval/probing/metrics.py": f"tests/{PROBE}/test_metrics.py tests/{PROBE}/test_probe_golden.py",
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="faults to plant (200)")
     parser.add_argument("--seed", type=int, default=0, help="which of them (0)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at a time (one a core)")
-    parser.add_argument("--only", help="plant them in this file alone, e.g. eval/scoring/parsing.py")
+    parser.add_argument("--only", help="plant them in this file alone, e.g. prismatic/text/parsing.py")
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONDONTWRITEBYTECODE": "1"}
     os.environ.setdefault("GOLDEN_DIR", str(ROOT.parent / "shared" / "golden"))

@@ -12,9 +12,9 @@ from eval.data import embedded
 from eval.data.selection import seeded_order
 from eval.report.charts import colour
 from eval.report.runs import Run
-from eval.scoring import parsing
 from eval.task import Example, Record
 from eval.tasks import get_task
+from prismatic.text import parsing
 from vision_backbones.safe_images import open_image
 
 MOST = 24  # a task

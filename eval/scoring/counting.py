@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from eval.scoring.means import Metrics, accuracy, by_subset, mean
 from eval.scoring.numbers import NUMBER, value_of
-from eval.scoring.parsing import LONGEST
 from eval.task import Record, Scorer
+from prismatic.text.parsing import LONGEST
 
 # What a count stands behind, the surest first; the answer is what follows the last of these, or the first of those.
 _SAYS = re.compile(r"answer(?: is\b|:)", re.IGNORECASE)

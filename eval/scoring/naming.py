@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 
 from eval.scoring.numbers import whole_numbers
-from eval.scoring.parsing import LONGEST
+from prismatic.text.parsing import LONGEST
 
 # "A cat" has an article, "A is nearer" a letter: what comes after it tells.
 _AFTER_LETTERS = (

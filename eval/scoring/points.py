@@ -6,8 +6,8 @@ import zlib
 from collections.abc import Sequence
 
 from eval.scoring.means import Metrics, accuracy, by_info, by_subset, mean, over_subsets
-from eval.scoring.parsing import LONGEST
 from eval.task import Example, Record, Scorer
+from prismatic.text.parsing import LONGEST
 
 _TUPLE = re.compile(r"\(([-+]?\d+\.?\d*(?:,\s*[-+]?\d+\.?\d*)+)\)")
 _NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+))"

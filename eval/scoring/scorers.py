@@ -6,9 +6,9 @@ Every metric is reported over all records and, where records have subsets, for e
 import math
 from collections.abc import Callable, Sequence
 
-from eval.scoring import parsing
 from eval.scoring.means import Metrics, accuracy, accuracy_alone, by_info, by_subset, mean
 from eval.task import Record, Scorer
+from prismatic.text import parsing
 
 SCALES = ("1", "100", "1000", "pixels")
 

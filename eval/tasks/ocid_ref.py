@@ -12,10 +12,10 @@ from eval.data.readers import (
     whole,
 )
 from eval.data.reference_metadata import or_prepared
-from eval.scoring.parsing import true_box
 from eval.scoring.scorers import iou_at
 from eval.task import Example, Generate, Task, register
 from eval.tasks import prompts
+from prismatic.text.parsing import true_box
 
 FOLDERS = ("ocid-ref", "ocidref", "OCID-Ref")
 SHAPE = "an object of expressions by id, with scene_path, take_id, sentence and bbox"

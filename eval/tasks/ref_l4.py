@@ -6,9 +6,9 @@ from pathlib import Path
 from eval.data.embedded import rows_with_images
 from eval.data.readers import find, image_folder, name_of, reading, text, whole
 from eval.scoring.boxes import iou_above
-from eval.scoring.parsing import box_fractions
 from eval.task import Example, Generate, Task, register
 from eval.tasks import prompts
+from prismatic.text.parsing import box_fractions
 
 FOLDERS = ("ref-l4", "Ref-L4")
 SHAPE = "parquet with id, caption, bbox (x, y, width, height), file_name, width, height, ori_category_id (o365_12)"

@@ -12,10 +12,10 @@ from eval.data.readers import (
 )
 from eval.data.reference_metadata import or_prepared
 from eval.data.restricted_pickle import load_plain
-from eval.scoring.parsing import true_box
 from eval.scoring.scorers import iou_at
 from eval.task import Example, Generate, Task, register
 from eval.tasks import prompts
+from prismatic.text.parsing import true_box
 
 FOLDERS = ("refcoco",)
 DATASETS = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prismatic.miniature.scenes import CLASSES, COLOURS, HALF_EXTENT, IMAGE_SIZE, SHAPES, Thing
-from prismatic.miniature.spatial import choice, count, expressions, quadrant, statement
+from prismatic.miniature.spatial import choice, count, direction, expressions, option, quadrant, statement
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 BOX_PROMPT = 'Please provide the bounding box coordinate of the region this sentence describes: "{}"'
@@ -20,19 +20,20 @@ LETTERS = "ABCDEFGHIJKLMNOP"
 OPTION_PROMPT = "Answer with the option's letter from the given choices directly."
 MOST = 15  # the largest number that a question for a number offers
 SHORT_KINDS = ("exists", "count", "color", "shape", "size", "where", "relation", "direction", "which")
-SPATIAL_KINDS = ("box", "statement", "tally", "choice")
+SPATIAL_KINDS = ("box", "statement", "tally", "choice", "option")
 KINDS = SHORT_KINDS + SPATIAL_KINDS
 CELLS = 6  # cells a side of a map: one for each 8-pixel patch
-LOOKS = (*COLOURS, *SHAPES, *HALF_EXTENT)  # words for what a cell of a map holds
+LOOKS = (*COLOURS, *SHAPES, *HALF_EXTENT, "background")  # words for what a cell of a map holds
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one scene. `kind` is one of `KINDS`."""
+    """A question about one scene. `kind` is one of `KINDS`; `about` are things, if any, of which the answer tells."""
 
     kind: str
     text: str
     answer: str
+    about: tuple[Thing, ...] = ()
 
 
 def box_text(thing: Thing) -> str:
@@ -60,7 +61,7 @@ def questions(things: tuple[Thing, ...], rng: np.random.Generator) -> list[Quest
     asked.append(Question("exists", f"Is there a {name}?", "yes" if name in names else "no"))
 
     number = count(things, rng)
-    asked.append(Question("count", number.text, str(number.answer)))
+    asked.append(Question("count", number.text, str(number.answer), number.counted))
 
     for kind, attribute, other, text in (
         ("color", "colour", "shape", "What color is the {}?"),
@@ -70,23 +71,23 @@ def questions(things: tuple[Thing, ...], rng: np.random.Generator) -> list[Quest
         clear = [t for t in things if counts[getattr(t, other)] == 1]
         if clear:
             thing = pick(clear)
-            asked.append(Question(kind, text.format(getattr(thing, other)), getattr(thing, attribute)))
+            asked.append(Question(kind, text.format(getattr(thing, other)), getattr(thing, attribute), (thing,)))
 
     if unique:
         thing = pick(unique)
-        asked.append(Question("size", f"Is the {thing.name} small or large?", thing.size))
+        asked.append(Question("size", f"Is the {thing.name} small or large?", thing.size, (thing,)))
     placed = [t for t in unique if quadrant(t)]
     if placed:
         thing = pick(placed)
-        asked.append(Question("where", f"Where is the {thing.name}?", quadrant(thing)))
+        asked.append(Question("where", f"Where is the {thing.name}?", quadrant(thing), (thing,)))
     if told := statement(things, rng, rng.random() < 0.5):
         text = f"Is the {told.subject} {told.relation} the {told.object}?"
         asked.append(Question("relation", text, "yes" if told.holds else "no"))
     if told := statement(things, rng, True):
         text = f"Which way is the {told.subject} from the {told.object}?"
-        asked.append(Question("direction", text, told.relation.removeprefix("to the ").removesuffix(" of")))
+        asked.append(Question("direction", text, direction(told.relation)))
     if riddle := choice(things, rng, 0):
-        asked.append(Question("which", riddle.text, riddle.options[0]))
+        asked.append(Question("which", riddle.text, riddle.options[0], riddle.about))
 
     said = expressions(things)
     styles = sorted({e.style for e in said})
@@ -94,13 +95,19 @@ def questions(things: tuple[Thing, ...], rng: np.random.Generator) -> list[Quest
         style = pick(styles)
         told = pick([e for e in said if e.style == style])
         sentence = told.text if rng.random() < 0.5 else f"the {told.text}"
-        asked.append(Question("box", BOX_PROMPT.format(sentence), box_text(told.thing)))
+        asked.append(Question("box", BOX_PROMPT.format(sentence), box_text(told.thing), (told.thing,)))
     if claim := statement(things, rng, rng.random() < 0.5):
         asked.append(Question("statement", STATEMENT_PROMPT.format(claim.text), str(claim.holds)))
     tally = count(things, rng)
-    asked.append(Question("tally", with_options(tally.text, range(MOST + 1)), LETTERS[tally.answer]))
+    asked.append(Question("tally", with_options(tally.text, range(MOST + 1)), LETTERS[tally.answer], tally.counted))
     if riddle := choice(things, rng, int(rng.integers(4))):
-        asked.append(Question("choice", with_options(riddle.text, riddle.options), LETTERS[riddle.correct]))
+        asked.append(
+            Question("choice", with_options(riddle.text, riddle.options), LETTERS[riddle.correct], riddle.about)
+        )
+    if riddle := option(things, rng):
+        asked.append(
+            Question("option", with_options(riddle.text, riddle.options), LETTERS[riddle.correct], riddle.about)
+        )
     return asked
 
 
@@ -118,17 +125,23 @@ def describe(things: Iterable[Thing]) -> str:
 
 
 def cell_contents(things: tuple[Thing, ...]) -> np.ndarray:
-    """What is where, as a map: the share of every cell that things of each of `LOOKS` cover.
+    """What is where, as a map: the share of every cell that things of each of `LOOKS`, and the background, cover.
 
     Returns:
         `[CELLS * CELLS, len(LOOKS)]`, cells row by row.
     """
     contents = np.zeros((CELLS * CELLS, len(LOOKS)), np.float32)
     for thing in things:
-        cover = thing.mask().reshape(CELLS, IMAGE_SIZE // CELLS, CELLS, -1).mean((1, 3)).ravel()
+        cover = cover_of(thing)
         for look in (thing.colour, thing.shape, thing.size):
             contents[:, LOOKS.index(look)] += cover
+    contents[:, LOOKS.index("background")] = 1 - contents[:, : len(COLOURS)].sum(1)
     return contents
+
+
+def cover_of(thing: Thing) -> np.ndarray:
+    """The share of every cell that a thing covers, `[CELLS * CELLS]`."""
+    return thing.mask().reshape(CELLS, IMAGE_SIZE // CELLS, CELLS, -1).mean((1, 3)).ravel()
 
 
 def answer_priors(asked: Iterable[Question]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from prismatic.miniature.language import SHORT_KINDS, Question, answer_priors, describe, prompt, questions
 from prismatic.miniature.scenes import sample_layout, scene
 
-WORLD_VERSION = 4  # goes up when the same seed gives another world
+WORLD_VERSION = 5  # goes up when the same seed gives another world
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 HELD_OUT_SCENES = 400
 TEXT_ONLY_SHARE = 20  # one row in so many is text only
@@ -66,8 +66,8 @@ def write_llava(folder: Path, count: int) -> None:
     Training rows are `count` single questions, five about a scene (one of them for a box, the others of other kinds),
     with the prompts of the five spatial benchmarks; one in twenty is about a scene in words, without an image. A row
     holds no second question: its answer may follow from that to the first, without looking. Held-out rows are questions
-    with short answers about scenes of another seed, `priors.json` the most frequent answer of each kind of question in
-    training scenes; a held-out id is `<scene>-<kind>`.
+    with short answers, and for boxes, about scenes of another seed, `priors.json` the most frequent answer of each kind
+    of question in training scenes; a held-out id is `<scene>-<kind>`.
     Nothing is written if the folder is there already; it appears only when it is complete.
     """
     import numpy as np
@@ -96,7 +96,7 @@ def write_llava(folder: Path, count: int) -> None:
         drawn = scene(HELD_OUT_SEED, index)
         image = _save(drawn.image, folder, f"images/held_out_{index:06d}.png")
         for q in questions(drawn.things, np.random.default_rng((HELD_OUT_SEED, 1, index))):
-            if q.kind in SHORT_KINDS:
+            if q.kind in (*SHORT_KINDS, "box"):
                 held_out.append(llava_row(f"{index}-{q.kind}", image, [(prompt(q), q.answer)]))
     # Any first part of the file is a fair sample of kinds and scenes.
     held_out = [held_out[i] for i in np.random.default_rng(HELD_OUT_SEED).permutation(len(held_out))]

@@ -5,10 +5,11 @@ Everything said here is decided by at least `MARGIN` pixels, and has one right a
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 
-from prismatic.miniature.scenes import CLASSES, COLOURS, IMAGE_SIZE, SHAPES, Thing
+from prismatic.miniature.scenes import CLASSES, COLOURS, IMAGE_SIZE, MAX_OBJECTS, SHAPES, Thing
 
 MARGIN = 3  # pixels by which positions differ wherever a sentence tells them apart
 MIDDLE = IMAGE_SIZE // 2
@@ -42,20 +43,26 @@ class Statement:
 
 @dataclass(frozen=True)
 class Count:
-    """A question for a number; `simple` ones only name a kind of object."""
+    """A question for the number of the things `counted`; `simple` ones only name a kind of object."""
 
     text: str
-    answer: int
+    counted: Things
     simple: bool
+
+    @property
+    def answer(self) -> int:
+        """How many they are."""
+        return len(self.counted)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A question with two to four options, of which `options[correct]` is right."""
+    """A question with two to four options, of which `options[correct]` is right; `about` are the things it is about."""
 
     text: str
     options: tuple[str, ...]
     correct: int
+    about: Things = ()
 
 
 def quadrant(thing: Thing) -> str | None:
@@ -146,23 +153,23 @@ def statement(things: Things, rng: np.random.Generator, holds: bool, either_axis
 def counts(things: Things) -> list[Count]:
     """All questions for a number whose answer is clear: of kinds, colours, sizes, in halves, beside a thing."""
     kinds = {PLURALS[s]: [t for t in things if t.shape == s] for s in SHAPES} | {"objects": list(things)}
-    found = [Count(f"How many {noun} are there?", len(fitting), True) for noun, fitting in kinds.items()]
-    for colour in COLOURS:
-        number = sum(t.colour == colour for t in things)
-        found.append(Count(f"How many {colour} objects are there?", number, False))
-    for size in ("small", "large"):
-        found.append(Count(f"How many {size} objects are there?", sum(t.size == size for t in things), False))
+    found = [Count(f"How many {noun} are there?", tuple(fitting), True) for noun, fitting in kinds.items()]
+    for look, values in (("colour", COLOURS), ("size", ("small", "large"))):
+        for value in values:
+            fitting = tuple(t for t in things if getattr(t, look) == value)
+            found.append(Count(f"How many {value} objects are there?", fitting, False))
     for noun, fitting in kinds.items():
         for end, (axis, sign) in ENDS.items():
             offsets = [sign * (MIDDLE - getattr(t, axis)) for t in fitting]
             if fitting and min(map(abs, offsets)) >= 2:
-                number = sum(o > 0 for o in offsets)
-                found.append(Count(f"How many {noun} are in the {end} half?", number, False))
+                there = tuple(t for t, o in zip(fitting, offsets, strict=True) if o > 0)
+                found.append(Count(f"How many {noun} are in the {end} half?", there, False))
     for landmark in unique_things(things):
         for relation in RELATIONS if len(things) > 1 else ():
-            told = [related(t, relation, landmark) for t in things if t is not landmark]
-            if None not in told:
-                found.append(Count(f"How many objects are {relation} the {landmark.name}?", sum(told), False))
+            told = {t: related(t, relation, landmark) for t in things if t is not landmark}
+            if None not in told.values():
+                there = tuple(t for t, holds in told.items() if holds)
+                found.append(Count(f"How many objects are {relation} the {landmark.name}?", there, False))
     return found
 
 
@@ -182,33 +189,64 @@ def choice(things: Things, rng: np.random.Generator, correct: int) -> Choice | N
     """
     if len(things) < 2:
         return None
-    asked: dict[str, list] = {}  # by kind: question, right answer, answers in the order of preference
+    asked: dict[str, list] = {}  # by kind: question, right answer, answers in the order of preference, what it is about
     names = {thing.name: None for thing in things} | {CLASSES[i]: None for i in rng.permutation(len(CLASSES))}
     for corner in QUADRANTS:
         if thing := _in_corner(things, corner):
-            asked.setdefault("corner", []).append((f"What is in the {corner}?", thing.name, names))
+            asked.setdefault("corner", []).append((f"What is in the {corner}?", thing.name, names, thing))
             for look, given, answers in (("shape", thing.shape, SHAPES), ("color", thing.colour, COLOURS)):
-                asked.setdefault(look, []).append((f"What {look} is the object in the {corner}?", given, answers))
+                asked.setdefault(look, []).append(
+                    (f"What {look} is the object in the {corner}?", given, answers, thing)
+                )
     for end in ENDS:
         if thing := _at_end(things, end):
-            asked.setdefault("end", []).append((f"Which object is the {end}most?", thing.name, names))
+            asked.setdefault("end", []).append((f"Which object is the {end}most?", thing.name, names, thing))
     for thing in unique_things(things):
         if quadrant(thing):
-            asked.setdefault("where", []).append((f"Where is the {thing.name}?", quadrant(thing), QUADRANTS))
+            asked.setdefault("where", []).append((f"Where is the {thing.name}?", quadrant(thing), QUADRANTS, thing))
         others = [t for t in things if t is not thing]
         for relation in RELATIONS if len(others) > 1 else ():
             told = [related(t, relation, thing) for t in others]
             if None not in told and sum(told) == 1:
-                right = others[told.index(True)].name
-                asked.setdefault("relation", []).append((f"Which object is {relation} the {thing.name}?", right, names))
+                right = others[told.index(True)]
+                text = f"Which object is {relation} the {thing.name}?"
+                asked.setdefault("relation", []).append((text, right.name, names, right))
     if not asked:
         return None
     of_kind = asked[list(asked)[rng.integers(len(asked))]]
-    text, right, answers = of_kind[rng.integers(len(of_kind))]
+    text, right, answers, about = of_kind[rng.integers(len(of_kind))]
     wrong = [answer for answer in answers if answer != right][:3]
     options = [wrong[i] for i in rng.permutation(3)]
     options.insert(correct, right)
-    return Choice(text, tuple(options), correct)
+    return Choice(text, tuple(options), correct, (about,))
+
+
+def option(things: Things, rng: np.random.Generator) -> Choice | None:
+    """What newer benchmarks ask: one of two directions, of four captions, or of four numbers; None without two names.
+
+    Options are in random order. A caption is only asked for where two things are level or upright, so that it is the
+    one of the four that fits.
+    """
+    asked: dict[str, list[tuple[str, str, tuple[str, ...], Things]]] = {}
+    for one, two in permutations(unique_things(things), 2):
+        told = {relation: related(one, relation, two) for relation in RELATIONS}
+        fitting = [relation for relation, holds in told.items() if holds]
+        for relation in fitting:
+            answers = tuple(direction(r) for r in RELATIONS if RELATIONS[r][0] == RELATIONS[relation][0])
+            asked.setdefault("direction", []).append((where_is(one, two), direction(relation), answers, ()))
+        if len(fitting) == 1:
+            captions = tuple(f"The {one.name} is {relation} the {two.name}." for relation in RELATIONS)
+            right = captions[list(RELATIONS).index(fitting[0])]
+            asked.setdefault("caption", []).append(("Which caption fits the image?", right, captions, ()))
+    if not asked:
+        return None
+    number = count(things, rng)
+    others = [str(n) for n in rng.permutation(MAX_OBJECTS + 2).tolist() if n != number.answer]
+    asked["number"] = [(number.text, str(number.answer), (str(number.answer), *others[:3]), number.counted)]
+    of_kind = asked[list(asked)[rng.integers(len(asked))]]
+    text, right, answers, about = of_kind[rng.integers(len(of_kind))]
+    options = tuple(answers[i] for i in rng.permutation(len(answers)))
+    return Choice(text, options, options.index(right), about)
 
 
 def direction(relation: str) -> str:

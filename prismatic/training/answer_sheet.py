@@ -6,10 +6,17 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from prismatic.text.parsing import boxes_in_image
 from vision_backbones.files import replacing
 
 COLUMNS, WIDTH, GAP, SIZE = 5, 230, 10, 12  # cells in a row; pixels of a cell, between cells, and of letters
-RIGHT, WRONG = "darkgreen", "firebrick"
+RIGHT, WRONG, EXPECTED_BOX = "darkgreen", "firebrick", "gold"
+LEGEND = (
+    ("held-out questions; answer:", "black"),
+    ("right", RIGHT),
+    ("wrong", WRONG),
+    ("expected box", "darkgoldenrod"),
+)
 LONGEST = {"question": 2000, "answer": 200}  # characters
 
 
@@ -24,8 +31,11 @@ class Answered:
     after: tuple[str, bool]
 
 
-def draw_answers(path: Path, samples: Sequence[Answered]) -> None:
-    """Writes a sheet of cells, each an image above its whole question and the answers, with a legend on top."""
+def draw_answers(path: Path, samples: Sequence[Answered], box_frame: str = "image") -> None:
+    """Writes a sheet of cells, each an image above its whole question and the answers, with a legend on top.
+
+    Boxes in the expected answer and in the one after training are drawn; their numbers are fractions of `box_frame`.
+    """
     font = ImageFont.load_default(SIZE)
     cells = [_lines(sample, font) for sample in samples]
     rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
@@ -35,17 +45,29 @@ def draw_answers(path: Path, samples: Sequence[Answered]) -> None:
     sheet = Image.new("RGB", (GAP + min(COLUMNS, len(cells)) * (WIDTH + GAP), top + sum(heights)), "white")
     draw = ImageDraw.Draw(sheet)
     x = GAP
-    for text, colour in (("held-out questions; answer:", "black"), ("right", RIGHT), ("wrong", WRONG)):
+    for text, colour in LEGEND:
         draw.text((x, GAP), text, colour, font)
         x += round(font.getlength(text)) + GAP
     for number, (sample, lines) in enumerate(zip(samples, cells, strict=True)):
         x = GAP + number % COLUMNS * (WIDTH + GAP)
         y = top + sum(heights[: number // COLUMNS])
-        sheet.paste(ImageOps.contain(sample.image.convert("RGB"), (WIDTH, WIDTH), Image.Resampling.NEAREST), (x, y))
+        sheet.paste(_picture(sample, box_frame), (x, y))
         for place, (text, colour) in enumerate(lines):
             draw.text((x, y + WIDTH + GAP + place * line), text, colour, font)
     with replacing(path) as tmp_path:
         sheet.save(tmp_path, "PNG")
+
+
+def _picture(sample: Answered, box_frame: str) -> Image.Image:
+    """The image in the size of a cell, with the boxes of the expected answer and of the one after training."""
+    picture = ImageOps.contain(sample.image.convert("RGB"), (WIDTH, WIDTH), Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(picture)
+    after, right = sample.after
+    for text, colour, width in ((sample.expected, EXPECTED_BOX, 5), (after, RIGHT if right else WRONG, 2)):
+        for box in boxes_in_image(text, box_frame, *sample.image.size):
+            corners = [round(x * (side - 1)) for x, side in zip(box, picture.size * 2, strict=True)]
+            pen.rectangle(corners, outline=colour, width=width)
+    return picture
 
 
 def _lines(sample: Answered, font) -> list[tuple[str, str]]:

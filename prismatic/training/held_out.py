@@ -1,4 +1,4 @@
-"""Exact-match accuracy on held-out questions with short answers."""
+"""Accuracy on held-out questions with short answers or boxes."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -11,11 +11,14 @@ from tqdm import tqdm
 
 from prismatic.data.conversation_source import ConversationSource
 from prismatic.models.padding import padding_problem
+from prismatic.text.parsing import iou, parse_box
 from prismatic.text.prompts import ROLES
 from prismatic.training import sharding
 from prismatic.training.answer_sheet import Answered, draw_answers
 from prismatic.training.console import print_samples
 from vision_backbones.files import replacing
+
+PICTURED = 10  # held-out questions
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,10 @@ def generate_answers(
 
 
 def correct(answer: str, item: Item) -> bool:
-    """Whether the answer is the expected one, but for case, outer blanks and a final period."""
+    """Whether the answer is the expected one, but for case, outer blanks and a final period; a box by its IoU, 0.5."""
+    boxes = [parse_box(text.strip()) for text in (answer, item.answer)]
+    if None not in boxes:
+        return iou(*boxes) >= 0.5
     given, expected = (text.strip().removesuffix(".").lower() for text in (answer, item.answer))
     return given == expected
 
@@ -121,11 +127,12 @@ class HeldOut:
     """
 
     def __init__(self, source: ConversationSource | None, limit: int, accelerator):
-        self.source, self.accelerator, self.answers = source, accelerator, []
+        self.source, self.accelerator, self.answers, self.box_frame = source, accelerator, [], "image"
         self.items = read_items(source, limit) if source and accelerator.is_main_process else []
 
     def answer(self, model, processor) -> None:
         """Has all questions answered; the first call is before training, the second after it."""
+        self.box_frame = model.config.box_frame
         self.answers.append(generate_answers(model, processor, self.source, self.items, accelerator=self.accelerator))
 
     def each_epoch(
@@ -169,7 +176,7 @@ class HeldOut:
         """Writes, prints and logs both answers of every question; returns their scores."""
         if not self.items:
             return {}
-        write_samples(run_dir, self.source, self.items, *self.answers)
+        write_samples(run_dir, self.source, self.items, *self.answers, box_frame=self.box_frame)
         print_samples(self.items, *self.answers)
         self._log(log, self.answers[-1], (batches.steps - 1) // batches.steps_per_epoch, batches.steps)
         log.picture("samples", run_dir / "samples.png", batches.steps)
@@ -190,14 +197,21 @@ def scores(held_out: str, items, before: Sequence[str], after: Sequence[str]) ->
     }
 
 
-def write_samples(run_dir: Path, held_out, items, before: Sequence[str], after: Sequence[str]) -> None:
-    """Writes every held-out question with both answers to `held_out.jsonl`, and the first ten as a picture."""
+def write_samples(
+    run_dir: Path, held_out, items, before: Sequence[str], after: Sequence[str], *, box_frame: str
+) -> None:
+    """Writes every held-out question with both answers to `held_out.jsonl`, and the first ten as a picture.
+
+    Up to half of the ten are the first that are answered with a box.
+    """
     samples = list(zip(items, before, after, strict=True))
     with replacing(run_dir / "held_out.jsonl") as tmp_path, jsonlines.open(tmp_path, "w") as writer:
         for item, early, late in samples:
             row = {"id": item.id, "question": item.question, "expected": item.answer, "before": early, "after": late}
             writer.write(row)
-    pictured = [s for s in samples if held_out.is_multimodal[s[0].row]][:10]
+    pictured = [s for s in samples if held_out.is_multimodal[s[0].row]]
+    boxed = [s for s in pictured if parse_box(s[0].answer.strip())][: PICTURED // 2]
+    pictured = [*boxed, *(s for s in pictured if s not in boxed)][:PICTURED]
     if pictured:
         cells = [
             Answered(
@@ -209,4 +223,4 @@ def write_samples(run_dir: Path, held_out, items, before: Sequence[str], after: 
             )
             for item, early, late in pictured
         ]
-        draw_answers(run_dir / "samples.png", cells)
+        draw_answers(run_dir / "samples.png", cells, box_frame)

@@ -130,9 +130,9 @@ def answer_priors_of_tasks(scenes: int) -> dict[str, float]:
     import numpy as np
 
     from eval import runner
-    from eval.scoring import parsing
     from prismatic.miniature.language import answer_priors
     from prismatic.miniature.llava_writer import training_questions
+    from prismatic.text import parsing
 
     asked = training_questions()
     priors = answer_priors(asked)

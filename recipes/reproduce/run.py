@@ -14,6 +14,7 @@ from recipes.reproduce import job as stages_
 from recipes.reproduce.plan import Stage
 
 POLL = 0.5  # seconds
+PINS = hasattr(os, "sched_setaffinity")  # not on macOS
 
 
 def pending(stages: Iterable[Stage]) -> list[Stage]:
@@ -36,7 +37,7 @@ def run_all(stages: list[Stage], jobs: int) -> None:
     Raises:
         ValueError: A stage failed; says which, where its log is, and how it ended.
     """
-    waiting, running = pending(stages), {}
+    waiting, running, free = pending(stages), {}, shares(jobs)
     if not waiting:
         return
     done = {stage.name for stage in stages} - {stage.name for stage in waiting}
@@ -50,35 +51,45 @@ def run_all(stages: list[Stage], jobs: int) -> None:
     try:
         while waiting or running:
             ready = [s for s in waiting if all(need.name in done for need in s.needs)]
-            for stage in ready[: jobs - len(running)]:
+            for stage in ready[: len(free)]:
                 waiting.remove(stage)
-                running[stage] = start(stage, jobs), time.monotonic()
+                cores = free.pop()
+                running[stage] = start(stage, cores), time.monotonic(), cores
             time.sleep(POLL)
-            for stage, (process, _) in list(running.items()):
+            for stage, (process, _, cores) in list(running.items()):
                 if process.poll() is None:
                     continue
                 del running[stage]
+                free.append(cores)
                 if stages_.read(stage.folder) is None:
                     raise ValueError(failure(stage, process.returncode))
                 done.add(stage.name)
                 bar.write(f"{stage.name}: {stages_.read(stage.folder)['seconds'] / 60:.1f} min")
             ended = sum(s.seconds for s in stages if s.name in done) - (sum(s.seconds for s in stages) - bar.total)
-            under_way = sum(min(time.monotonic() - since, 0.95 * s.seconds) for s, (_, since) in running.items())
+            under_way = sum(min(time.monotonic() - since, 0.95 * s.seconds) for s, (_, since, _) in running.items())
             bar.set_postfix_str(", ".join(stage.name for stage in running), refresh=False)
             bar.update(min(bar.total, ended + under_way) - bar.n)
     finally:
-        for process, _ in running.values():
+        for process, _, _ in running.values():
             stop(process)
         bar.close()
 
 
-def start(stage: Stage, jobs: int) -> subprocess.Popen:
-    """Starts a stage in a process group of its own; what it says goes to `FOLDER.log`."""
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+def shares(jobs: int) -> list[list[int]]:
+    """The processor's cores, dealt out to so many stages; a stage has at least one."""
+    cores = sorted(os.sched_getaffinity(0)) if PINS else list(range(os.cpu_count() or 1))
+    return [cores[number::jobs] or [cores[number % len(cores)]] for number in range(jobs)]
+
+
+def start(stage: Stage, cores: list[int]) -> subprocess.Popen:
+    """Starts a stage in a process group of its own, on its cores; what it says goes to `FOLDER.log`.
+
+    Threads that wait for one another on the same cores would spin: an alignment beside another took 7 times as long.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": str(len(cores)), "OMP_WAIT_POLICY": "PASSIVE"}
     stage.folder.parent.mkdir(parents=True, exist_ok=True)
     with open(log_path(stage), "ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, stages_.__file__, str(stage.folder), stage.module, *stage.arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -86,6 +97,9 @@ def start(stage: Stage, jobs: int) -> subprocess.Popen:
             env=environment,
             start_new_session=True,
         )
+    if PINS:
+        os.sched_setaffinity(process.pid, cores)
+    return process
 
 
 def stop(process: subprocess.Popen) -> None:

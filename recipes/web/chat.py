@@ -6,8 +6,8 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image, ImageDraw
 
-from eval.scoring.parsing import boxes_in_image
 from eval.streaming import StreamingEngine
+from prismatic.text.parsing import boxes_in_image
 from prismatic.text.visible import visible
 from recipes.web.shared import page_error, read_picture, safe_image
 from recipes.web.talks import Talk, Talks

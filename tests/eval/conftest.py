@@ -10,7 +10,7 @@ from eval.streaming import StreamingEngine
 def parts():
     """A pretrained LLM behind a random projector, which talks until it is cut off or says one of two words."""
     model, processor = build("miniature")
-    model.generation_config.eos_token_id = processor.tokenizer.convert_tokens_to_ids(["]", "▁yellow"])
+    model.generation_config.eos_token_id = processor.tokenizer.convert_tokens_to_ids(["▁circle", "▁square"])
     return model, processor
 
 

@@ -16,11 +16,11 @@ from eval import endpoint_client
 from eval.engine import Question
 from eval.generate_engine import PlainEngine
 from eval.report.runs import read_runs
-from eval.scoring.parsing import parse_choice
 from eval.streaming import StreamingEngine
 from eval.task import Generate
 from prismatic.miniature.benchmarks import write_benchmarks
 from prismatic.miniature.scenes import scene
+from prismatic.text.parsing import parse_choice
 from recipes.config.evaluate import parse_evaluate
 from recipes.evaluate import main
 
@@ -136,6 +136,7 @@ def test_several_images_in_their_order(parts, port):
         assert [i.tobytes() for i in sent] == [i.tobytes() for i in (shown if isinstance(shown, list) else [shown])]
 
 
+@pytest.mark.slow
 def test_a_hostile_server_changes_no_answer(world, port, remote, tmp_path, monkeypatch):
     """Every third request fails in one of many ways, and one would come too late."""
     monkeypatch.setattr(endpoint_client, "TIMEOUT", 3)

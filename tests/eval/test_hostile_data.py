@@ -23,10 +23,10 @@ from eval.data.readers import (
 from eval.data.reference_metadata import read_prepared
 from eval.data.selection import check_images, without_area
 from eval.runner import Job, run_job
-from eval.scoring.parsing import box_fractions, true_box
 from eval.task import Example
 from eval.tasks import get_task
 from prismatic.miniature.benchmarks import write_benchmarks
+from prismatic.text.parsing import box_fractions, true_box
 
 MUTATIONS = 120  # of each file
 FILES = {  # of a task, those that are mutated

@@ -8,8 +8,8 @@ from golden_cases import golden_dir, load_json, requires_golden
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from eval.scoring import parsing
 from eval.scoring.scorers import iou_at
+from prismatic.text import parsing
 
 
 def scoring_files(pattern: str, holding: str = "") -> list[str]:

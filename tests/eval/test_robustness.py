@@ -126,6 +126,7 @@ def test_swapped_statements_of_drawn_scenes_keep_their_truth(tmp_path, monkeypat
         }
 
 
+@pytest.mark.slow
 def test_of_a_real_evaluation(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     settings = ["--model", "miniature", "--tasks", "vsr,vsr+swapped,refcoco", "--data_root", "miniature:6"]

@@ -90,6 +90,7 @@ def test_every_example_is_answered_once_and_in_order(world, whole):
     assert (whole / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_batches_and_strict_give_the_same_answers(world, whole, tmp_path):
     evaluate(world, tmp_path / "small", "--batch_size", "5")
     evaluate(world, tmp_path / "strict", "--strict", "true")

@@ -42,7 +42,7 @@ def test_newcomers_join_a_batch_that_is_being_written(family, tmp_path):
     assert [answer.text for answer in answers] == [alone(model, processor, request) for request in requests]
 
 
-@pytest.mark.parametrize("family", ["bloom", "mamba", "rwkv"])
+@pytest.mark.parametrize("family", ["bloom", *(pytest.param(f, marks=pytest.mark.slow) for f in ("mamba", "rwkv"))])
 def test_llms_that_share_nothing_answer_one_by_one(family, tmp_path):
     model, processor = build(write_llm(tmp_path / "llm", family, **(ELSE | ALONE)[family]))
     engine = StreamingEngine(model, processor)

@@ -104,6 +104,8 @@ def test_answers_hold_in_the_pixels():
             assert f"{q.answer}. {number}" in options and len(options) == 16
         elif q.kind == "choice":
             assert len(q.text.split("\n")) == 6 and q.answer in "ABCD"  # which one: see test_spatial
+        elif q.kind == "option":
+            assert len(q.text.split("\n")) in (4, 6) and q.answer in "ABCD"  # likewise
         elif q.kind == "which":
             assert q.text.endswith("?") and q.answer  # likewise
         checked[q.kind] += 1
@@ -119,19 +121,20 @@ def test_yes_and_no_are_balanced_and_priors_are_low():
 
 def test_questions_with_short_answers_and_no_others_ask_for_one():
     for _, q in every_question()[:200]:
-        assert ("single word" in prompt(q)) == (q.kind not in ("box", "statement", "tally", "choice"))
+        assert ("single word" in prompt(q)) == (q.kind not in ("box", "statement", "tally", "choice", "option"))
 
 
 def test_the_map_holds_what_covers_each_patch():
     for s in world()[:50]:
         contents = cell_contents(s.things)
-        assert contents.shape == (36, 10)
+        assert contents.shape == (36, 11)
         owners = s.instance_map()
         for cell, held in enumerate(contents):
             row, column = divmod(cell, 6)
             patch = owners[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
             for look, share in zip(LOOKS, held, strict=True):
                 owned = [n for n, t in enumerate(s.things, start=1) if look in (t.colour, t.shape, t.size)]
+                owned = [0] if look == "background" else owned
                 assert share == pytest.approx(np.isin(patch, owned).mean())
 
 

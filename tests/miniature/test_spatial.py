@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prismatic.miniature.scenes import CLASSES, COLOURS, IMAGE_SIZE, SHAPES, scenes
-from prismatic.miniature.spatial import choice, count, counts, expressions, statement
+from prismatic.miniature.spatial import choice, count, counts, expressions, option, statement
 
 AXIS = {"left": 1, "right": 1, "top": 0, "bottom": 0, "above": 0, "below": 0}
 NOUNS = (*CLASSES, *SHAPES, *(f"{colour} object" for colour in COLOURS), "object")
@@ -129,3 +129,39 @@ def test_one_option_is_right():
         assert fitting == [i == asked.correct for i in range(4)], asked
         kinds[" ".join(words.split()[:2])] += 1
     assert len(kinds) == 5 and min(kinds.values()) > 20
+
+
+def test_of_directions_captions_and_numbers_one_fits():
+    kinds, places = Counter(), Counter()
+    for number, things in enumerate(world()):
+        asked = option(things, np.random.default_rng(number))
+        if asked is None:
+            continue
+        words = asked.text.removesuffix("?")
+        if words.startswith("Where is"):
+            one, two = (
+                meant(name, things)[0] for name in words.removeprefix("Where is the ").split(" with respect to the ")
+            )
+            fitting = [before(one, two, word) for word in asked.options]
+            assert set(asked.options) in ({"left", "right"}, {"above", "below"})
+        elif words.startswith("Which caption"):
+            said = [caption.removesuffix(".").removeprefix("The ").split(" is ") for caption in asked.options]
+            fitting = [
+                meant(subject, things)[0] in meant(f"object {place}", things) and clear(subject, place, things)
+                for subject, place in said
+            ]
+        else:
+            noun = words.removeprefix("How many ").replace(" are there", "").replace(" are ", " ").replace(" half", "")
+            fitting = [len(meant(noun, things)) == int(answer) for answer in asked.options]
+        assert fitting == [i == asked.correct for i in range(len(asked.options))], asked
+        kinds[words.split()[0]] += 1
+        places[len(asked.options), asked.correct] += 1
+    assert set(kinds) == {"Where", "Which", "How"} and min(kinds.values()) > 20
+    assert min(places[4, i] for i in range(4)) > 20 and min(places[2, i] for i in range(2)) > 20
+
+
+def clear(subject, place, things):
+    """Whether two things are far enough apart, along the axis that a relation is about, to say it."""
+    (one,), (two,) = meant(subject, things), meant(place.split(" the ")[-1].removeprefix("the "), things)
+    (axis,) = {AXIS[word] for word in place.split() if word in AXIS}
+    return abs(centre(one)[axis] - centre(two)[axis]) >= 2.5

@@ -78,7 +78,7 @@ def small_stage(folder: Path, name: str, needs=(), module="json.tool", settings=
     return Stage(name, "probe", module, settings, tuple(needs), folder / name, 1)
 
 
-def forked_stage(one: Stage, jobs: int) -> forked.Process:
+def forked_stage(one: Stage, cores: list[int]) -> forked.Process:
     """Starts a stage as `run.start` does."""
     one.folder.parent.mkdir(parents=True, exist_ok=True)
     command = ["-m", stage.__name__, str(one.folder), one.module, *one.arguments]
@@ -91,6 +91,25 @@ def test_a_failed_stage_says_which_and_shows_its_log(tmp_path, monkeypatch):
     failing = small_stage(tmp_path, "bad", module="recipes.probe", settings=(("backbone", "minature"),))
     with pytest.raises(ValueError, match=r"stage bad ended with 1(.|\n)*did you mean miniature(.|\n)*rerun"):
         run.run_all([failing], jobs=1)
+
+
+def test_cores_are_dealt_out(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 3, 5, 7})
+    assert run.shares(2) == [[0, 3, 7], [2, 5]]
+    assert run.shares(7) == [[0], [2], [3], [5], [7], [0], [2]]
+
+
+def test_stages_beside_one_another_run_on_cores_of_their_own(tmp_path, monkeypatch):
+    """They say which: `platform` prints nothing of it, so a module of ours does."""
+    (tmp_path / "tells_cores.py").write_text(
+        "import os; print('on', *sorted(os.sched_getaffinity(0)), 'of', os.getpid())"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    both = [small_stage(tmp_path, name, module="tells_cores") for name in ("one", "two")]
+    run.run_all(both, jobs=2)
+    told = [run.log_path(one).read_text().split("on ")[-1].split(" of ")[0].split() for one in both]
+    cores = {str(core) for core in os.sched_getaffinity(0)}
+    assert set(told[0]) | set(told[1]) == cores and (len(cores) == 1 or not set(told[0]) & set(told[1]))
 
 
 def test_intervals_and_tests_over_seeds():

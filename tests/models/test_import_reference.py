@@ -125,7 +125,7 @@ def test_two_trained_backbones_with_what_their_features_leave_out(tmp_path, monk
     torch.testing.assert_close(logits_of(*prismatic.load(tmp_path / "out")), logits_of(model, processor))
 
 
-@pytest.mark.parametrize("rows", [704, 665])
+@pytest.mark.parametrize("rows", [832, 774])
 def test_a_folder_without_weights_names_the_llm_and_the_checkpoint_its_words(rows, miniature, tmp_path):
     """The vocabulary is the checkpoint's: phi-2's is smaller than its hub's, and it may have no room for `<image>`."""
     model, processor, modules = miniature
@@ -140,7 +140,7 @@ def test_a_folder_without_weights_names_the_llm_and_the_checkpoint_its_words(row
     run = write_run(tmp_path / "run", modules, CONFIG | {"llm_backbone_id": "vicuna-v15-7b"})
     import_reference(run, tmp_path / "out", llm=str(llm), image_resize_strategy="resize-naive")
     loaded, loaded_processor = prismatic.load(tmp_path / "out")
-    assert loaded.config.text_config.vocab_size == 704
+    assert loaded.config.text_config.vocab_size == 832
     assert loaded_processor.tokenizer.chat_template == chat_template("vicuna-v1.5")
     torch.testing.assert_close(logits_of(loaded, loaded_processor), logits_of(model, processor), atol=1e-5, rtol=0)
 
@@ -179,7 +179,7 @@ SPOILED = {
     ),
     "vocabulary": (
         lambda m: spoil(m, "llm_backbone", "llm.model.embed_tokens.weight", torch.zeros(600, 4)),
-        "knows 600 tokens, the tokenizer of --llm miniature has 665",
+        "knows 600 tokens, the tokenizer of --llm miniature has 774",
     ),
     "foreign-llm": (
         lambda m: spoil(m, "llm_backbone", "adapter.weight", torch.zeros(7)),

@@ -1,5 +1,6 @@
 """Runs that an earlier version left are read, and end as it ended them: see tests/fixtures/README.md."""
 
+import dataclasses
 import json
 import re
 import runpy
@@ -10,6 +11,8 @@ import pytest
 from golden_cases import ROOT
 
 from prismatic.checkpoints.old_names import current_name
+from prismatic.models import llm, load
+from vision_backbones import weights
 
 pytestmark = pytest.mark.usefixtures("quick")
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -18,10 +21,14 @@ RECORD = runpy.run_path(str(FIXTURES / "record.py"))
 
 
 @pytest.fixture(autouse=True)
-def in_the_root(monkeypatch):
-    """Commands name their files from there."""
+def as_they_were_begun(monkeypatch):
+    """Commands name their files from the root, and mean the bundled models of then."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(weights, "ASSETS", OLD / "bundled")
+    monkeypatch.setitem(load.BUNDLED, "miniature", OLD / "bundled" / "vlm")
+    spec = llm.get_llm_spec("miniature")
+    monkeypatch.setitem(llm._SPECS, "miniature", dataclasses.replace(spec, hub=str(OLD / "bundled" / "llm")))
 
 
 def recorded(name):

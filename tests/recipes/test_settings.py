@@ -22,7 +22,7 @@ DATA = ["--data.annotations", "rows.json"]
 def test_without_anything_it_is_the_miniature_run():
     config = parse_finetune([])
     assert (config.vision_backbone, config.llm, config.epochs) == ("miniature-aligned", "miniature", 2)
-    assert config.data.annotations.startswith("miniature:") and config.learning_rate == 1e-3
+    assert config.data.annotations.startswith("miniature:") and config.learning_rate == 5e-4
 
 
 def test_defaults_of_named_models_are_the_papers():

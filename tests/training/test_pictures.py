@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from PIL import Image, ImageColor, ImageFont
 
@@ -55,3 +56,21 @@ def test_a_sheet_of_answers_holds_whole_questions_and_their_colours(tmp_path):
     assert sheet.width == 5 * (WIDTH + 10) + 10 and sheet.height > 2 * (WIDTH + texts * SIZE)
     colours = {colour for _, colour in sheet.getcolors(100_000)}
     assert {ImageColor.getrgb("darkgreen"), ImageColor.getrgb("firebrick"), (0, 0, 255), (0, 0, 0)} <= colours
+
+
+@pytest.mark.parametrize(("frame", "rows"), [("image", (32, 95)), ("padded-square", (7, 114))])
+def test_boxes_are_drawn_where_the_expected_and_the_last_answer_say(tmp_path, frame, rows):
+    """In an image twice as wide as high: fractions of itself, or of the square that it is padded to."""
+    image = Image.new("RGB", (460, 230), "blue")
+    told, near = "[0.25, 0.28, 0.5, 0.83]", "[0.3, 0.28, 0.5, 0.83]"
+    cell = Answered(image, "Where?", told, before=("[0.0, 0.0, 1.0, 1.0]", False), after=(near, True))
+    draw_answers(tmp_path / "sheet.png", [cell], frame)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))[SIZE + 4 + 20 :, 10:][: WIDTH // 2, :WIDTH]
+    for colour, columns in (("gold", (57, 114)), ("darkgreen", (69, 114))):
+        drawn = (sheet == ImageColor.getrgb(colour)).all(-1)
+        left = np.flatnonzero(drawn.any(0))[0]
+        assert left == columns[0], (colour, left)
+        assert np.flatnonzero(drawn.any(0))[-1] <= columns[1]
+    every = (sheet != (0, 0, 255)).any(-1).any(1)
+    assert (np.flatnonzero(every)[0], np.flatnonzero(every)[-1]) == rows
+    assert not (sheet == ImageColor.getrgb("firebrick")).all(-1).any()

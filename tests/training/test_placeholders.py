@@ -54,9 +54,9 @@ def test_a_placeholder_takes_no_memory_and_is_known_as_one(llm):
     big = placeholder(torch.Size((100_000, 100_000)), torch.bfloat16)
     assert is_placeholder(big) and big.untyped_storage().nbytes() == 2
     assert not any(map(is_placeholder, (torch.zeros(3, 3), torch.zeros(()), torch.zeros(1))))
-    model = placeholder_llm(str(llm), 700, torch.float32)
+    model = placeholder_llm(str(llm), 800, torch.float32)
     assert all(is_placeholder(p) for p in model.parameters())
-    assert model.get_input_embeddings().weight.shape == (704, 1024)
+    assert model.get_input_embeddings().weight.shape == (832, 1024)
     expected = LlamaForCausalLM.from_pretrained(llm).model.rotary_emb.inv_freq
     assert torch.equal(model.model.rotary_emb.inv_freq, expected)
 

@@ -9,8 +9,8 @@ from browsed import WIDTHS, picture_of, pixels
 from PIL import Image
 
 import prismatic
-from eval.scoring.parsing import find_boxes
 from eval.streaming import Answering, Request, StreamingEngine
+from prismatic.text.parsing import find_boxes
 
 pytestmark = pytest.mark.slow
 BOX = 'Please provide the bounding box coordinate of the region this sentence describes: "the blue square"'
