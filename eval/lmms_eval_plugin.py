@@ -258,6 +258,4 @@ def _check(answers: list[Answer]) -> None:
 
 def _cut(text: str, until: tuple[str, ...]) -> str:
     """The text before the first of some others."""
-    for stop in until:
-        text = text.partition(stop)[0]
-    return text
+    return min((text.partition(stop)[0] for stop in until), key=len, default=text)
