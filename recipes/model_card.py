@@ -9,7 +9,8 @@ import yaml
 SETTINGS = (  # that made the model; others say where and how fast
     "vision_backbone", "llm", "projector", "init_from", "stage", "lora", "quantize", "image_resize_strategy",
     "image_size", "prompt_style", "max_length", "epochs", "max_steps", "global_batch_size", "learning_rate",
-    "min_learning_rate", "warmup_ratio", "weight_decay", "decay", "betas", "max_grad_norm", "precision", "seed",
+    "projector_learning_rate", "min_learning_rate", "warmup_ratio", "weight_decay", "decay", "betas", "max_grad_norm",
+    "precision", "seed",
 )  # fmt: skip
 OUTCOMES = {
     "steps": "optimizer steps",

@@ -43,12 +43,13 @@ def trained_and_frozen(model: nn.Module) -> list[tuple[str, int, int]]:
     rows = []
     named = [(n, p) for n, p in model.named_parameters() if "original_module" not in n]  # peft keeps an unused copy
     for part in ("vision_backbone", "projector", "llm"):
-        sizes = [(parameter_count(p), p.requires_grad) for n, p in named if _part_of(n) == part]
+        sizes = [(parameter_count(p), p.requires_grad) for n, p in named if part_of(n) == part]
         rows.append((part, sum(n for n, t in sizes if t), sum(n for n, t in sizes if not t)))
     return rows
 
 
-def _part_of(name: str) -> str:
+def part_of(name: str) -> str:
+    """The part of a model, adapters included, that a parameter is named after: vision_backbone, projector or llm."""
     first = name.removeprefix(PEFT).removeprefix("model.").partition(".")[0]
     return first if first in ("vision_backbone", "projector") else "llm"
 

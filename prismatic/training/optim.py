@@ -7,6 +7,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from prismatic.models.stages import part_of
+
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
     """Whether weight decay applies: to matrices and embeddings, not to vectors and biases."""
@@ -23,8 +25,16 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
 
 
 def adamw(config, model: nn.Module) -> torch.optim.AdamW:
-    """The optimizer of a `FinetuneConfig`; made once the model is sharded."""
-    groups = parameter_groups(model.named_parameters(), config.weight_decay * (config.decay == "matrices"))
+    """The optimizer of a `FinetuneConfig`, with groups of their own for a projector with its own learning rate.
+
+    It is made once the model is sharded.
+    """
+    decay, named, own = config.weight_decay * (config.decay == "matrices"), list(model.named_parameters()), []
+    if config.projector_learning_rate is not None:
+        own = [(name, parameter) for name, parameter in named if part_of(name) == "projector"]
+        named = [(name, parameter) for name, parameter in named if part_of(name) != "projector"]
+    scale = (config.projector_learning_rate or 0) / config.learning_rate
+    groups = parameter_groups(named, decay) + [g | {"lr_scale": scale} for g in parameter_groups(own, decay)]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
 
 

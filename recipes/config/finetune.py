@@ -24,7 +24,7 @@ PARTS = ("vision_backbone", "llm", "projector", "image_resize_strategy", "image_
 MAY_CHANGE = (  # settings in which a run may differ from the unfinished one that it continues
     "data.workers", "per_device_batch_size", "gradient_checkpointing", "processes", "sharding", "timeout_minutes",
     "save_every_steps", "keep_last", "keep_every", "resume", "run_root", "trackers", "eval_tasks", "eval_root",
-    "learning_rate", "min_learning_rate", "max_grad_norm", "base",
+    "learning_rate", "projector_learning_rate", "min_learning_rate", "max_grad_norm", "base",
     "wandb.project", "wandb.entity", "wandb.name", "wandb.id",
 )  # fmt: skip
 
@@ -100,6 +100,8 @@ class FinetuneConfig:
     per_device_batch_size: int = 16  # examples per micro-batch on each process
     max_length: int = 2048  # maximum number of text tokens per example; longer ones are truncated
     learning_rate: float = 2e-5  # peak learning rate
+    # peak learning rate of the projector, which starts from nothing; null: --learning_rate
+    projector_learning_rate: float | None = None
     min_learning_rate: float = 0.0  # learning rate at the end of the cosine schedule
     warmup_ratio: float = 0.03  # fraction of the steps used for linear warm-up
     weight_decay: float = 0.1  # AdamW weight decay
@@ -173,7 +175,7 @@ def check_streaming(config: FinetuneConfig) -> None:
 
 def _check(config: FinetuneConfig) -> None:
     positive = ("epochs", "max_length", "learning_rate", "data.held_out_limit", "timeout_minutes", "keep_last")
-    check_positive(config, positive)
+    check_positive(config, (*positive, *["projector_learning_rate"] * (config.projector_learning_rate is not None)))
     for name in ("processes", "save_every_steps", "keep_every"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ValueError(f"--{name} is {getattr(config, name)}: expected at least 1, or null")

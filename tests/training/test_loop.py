@@ -21,6 +21,7 @@ from prismatic.models import stages
 from prismatic.models.attention import SEGMENTED, segment_lengths
 from prismatic.models.processing import encode_row
 from prismatic.training import loop, losses, optim
+from recipes.config.finetune import FinetuneConfig
 from vision_backbones import BackboneSpec
 
 B8 = "B_prismatic/B8_training_trajectory"
@@ -144,8 +145,8 @@ def test_packing_still_generates_from_left_padded_prompts():
     assert torch.equal(plain, model.generate(input_ids=ids, attention_mask=(ids > 0).long(), **options))
 
 
-def run(model, batches, accelerator, steps=4, task=losses.TEXT, **settings):
-    optimizer = torch.optim.AdamW(optim.parameter_groups(model.named_parameters(), 0.1), lr=1e-3)
+def run(model, batches, accelerator, steps=4, task=losses.TEXT, optimizer=None, **settings):
+    optimizer = optimizer or torch.optim.AdamW(optim.parameter_groups(model.named_parameters(), 0.1), lr=1e-3)
     logged = []
     loop.fit(
         accelerator, model, optimizer, task, epochs=[(0, batches)], total_steps=steps, accumulation=2,
@@ -169,6 +170,24 @@ def test_metrics_of_a_step(accelerator):
     weights = sum(p.numel() for n, p in tiny_model().llm.named_parameters() if "embed" not in n and "lm_head" not in n)
     flops = logged[0]["mfu"] * 1e12 / logged[0]["tokens_per_second"]
     assert 6 * weights < flops < 12 * weights
+
+
+@pytest.mark.parametrize("stage", stages.STAGES)
+@pytest.mark.parametrize("own", [None, 5e-2])
+def test_the_projector_learns_at_its_own_rate(stage, own, accelerator):
+    """Adam's first step moves a weight by the rate, whatever its gradient is, if that is not almost nothing."""
+    lora = {"rank": 2, "alpha": 4, "dropout": 0.0}
+    model = stages.as_stage(tiny_model(), stage, lora)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    config = FinetuneConfig(learning_rate=1e-3, projector_learning_rate=own, weight_decay=0.0)
+    batches = [collate_padded(examples(4, seed), 0) for seed in range(2)]
+    run(model, batches, accelerator, steps=1, optimizer=optim.adamw(config, model))
+    moved = {name: (p - before[name]).abs().max().item() for name, p in model.named_parameters() if p.requires_grad}
+    assert any("projector" in name for name in moved)
+    for name, most in moved.items():
+        if "lora_A" not in name:  # has no gradient as long as lora_B is zero
+            expected = own if own and "projector" in name else 1e-3
+            assert most == pytest.approx(expected, rel=0.01), name
 
 
 def test_waiting_for_data_is_told_apart(accelerator):
