@@ -36,8 +36,7 @@ COMMANDS = {
     "aligned": "python -m recipes.align --data.train miniature:50000 --epochs 2"
     " --run_root runs/bundled --run_id aligned",
     "llm": "python -m prismatic.miniature.make_llm",
-    "vlm": "python -m recipes.finetune --data.annotations miniature:20000 --eval_tasks []"
-    " --run_root runs/bundled --run_id vlm",
+    "vlm": "python -m recipes.finetune --eval_tasks [] --run_root runs/bundled --run_id vlm",
 }
 TASKS = "refcoco,ocid-ref,tallyqa,vsr,ai2d,mmvp+llava,cv-bench:2D+llava,whatsup+llava,embspatial"
 SCENES = 400  # of each benchmark on which the vision-language model's card says how good it is
