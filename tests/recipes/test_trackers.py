@@ -88,7 +88,8 @@ def test_each_run_has_its_events_and_a_resumed_run_goes_on_in_them(tmp_path, mon
 def test_settings_are_numbers_and_nulls(tmp_path):
     from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 
-    config = parse_finetune(["--trackers", "tensorboard", "--data.workers", "3", "--lora.targets", "q_proj,v_proj"])
+    given = "--trackers tensorboard --data.workers 3 --betas [0.9,0.95] --lora.targets q_proj,v_proj"
+    config = parse_finetune(given.split())
     (tmp_path / "r").mkdir()
     log = MetricsLog(loop.launch("fp32", config.trackers, str(tmp_path)), config, tmp_path / "r")
     log.accelerator.end_training()
@@ -98,7 +99,7 @@ def test_settings_are_numbers_and_nulls(tmp_path):
         name: getattr(value, value.WhichOneof("kind"))
         for name, value in parse_session_start_info_plugin_data(content).hparams.items()
     }
-    assert stored["data.workers"] == 3 and stored["betas.1"] == 0.999 and stored["lora.targets.1"] == "v_proj"
+    assert stored["data.workers"] == 3 and stored["betas.1"] == 0.95 and stored["lora.targets.1"] == "v_proj"
     assert stored["gradient_checkpointing"] == 0 and stored["vision_backbone"] == "miniature-aligned"
     assert "max_steps" not in stored and "image_size" not in stored, "hyperparameters know no null"
     (text,) = events.Tensors("config/text_summary")[0].tensor_proto.string_val
