@@ -146,13 +146,13 @@ def test_each_image_is_encoded_once(model, monkeypatch):
 def test_answers_end_where_they_are_to(model):
     pictures, _ = asked_about(1)
     whole, *_ = model.generate_until(requests(model, [(pictures, "Describe the image.")], max_new_tokens=40))
-    assert len(whole) >= 12
-    later, earlier = whole[8:12], whole[5:9]  # they overlap: what is cut at the one no longer holds the other
+    assert len(whole) >= 6
+    later, earlier = whole[-3:], whole[-4:-1]  # they overlap: what is cut at the one no longer holds the other
     found = model.generate_until(
         requests(model, [(pictures, "Describe the image.")], max_new_tokens=40, until=[later, "", earlier])
     )
     assert found == [min((whole.partition(stop)[0] for stop in (later, earlier)), key=len)] != [whole]
-    few, *_ = model.generate_until(requests(model, [(pictures, "Describe the image.")], max_new_tokens=2))
+    few, *_ = model.generate_until(requests(model, [(pictures, "Describe the image.")], max_new_tokens=1))
     assert whole.startswith(few) and len(few) < len(whole)
     far, *_ = model.generate_until(requests(model, [(pictures, "Describe the image.")], max_new_tokens=49_152))
     assert far.startswith(whole), "as many tokens as the context holds"

@@ -172,7 +172,8 @@ def test_begun_anew_in_the_midst_of_an_answer(visit, slow, how):
         page.locator("#chat-0").get_by_label("Clear").first.click()
     else:
         page.click(how)
-    page.wait_for_timeout(2500)
+    page.locator("#chat-0 .message").first.wait_for(state="detached")
+    page.wait_for_timeout(2000)  # and no word more comes
     assert not page.locator("#chat-0 .message").count()
     begin(page, QUESTIONS[1])
     assert page.locator("#chat-0 .user.message").all_inner_texts() == [QUESTIONS[1]]
