@@ -109,12 +109,15 @@ def install_aligned(run: Path) -> None:
 
 
 def install_vlm(run: Path) -> None:
-    """Stores the finetuned model in float16."""
+    """Stores the finetuned model in float16, without the places on this disk that its parts were read from."""
     from recipes.export import export
+    from recipes.push import without_places
+    from vision_backbones.files import write_json
 
     out = RUNS / "vlm-float16"
     shutil.rmtree(out, ignore_errors=True)
     export(str(run), out, dtype="float16")
+    write_json(out / "config.json", without_places(json.loads((out / "config.json").read_text())))
     shutil.rmtree(ASSETS / "vlm")
     shutil.copytree(out, ASSETS / "vlm", ignore=shutil.ignore_patterns("*.sha256", "README.md"))
 

@@ -60,6 +60,18 @@ def test_the_page_says_what_the_cards_measured():
     assert llm["box"] >= 0.85 and llm["choice"] >= 0.95 and min(llm["count"], llm["tally"]) >= 0.95
 
 
+@pytest.mark.parametrize(
+    "path", sorted(bundled.ASSETS.rglob("*.json")), ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_shipped_files_name_no_place_on_a_disk(path):
+    def texts(value):
+        if isinstance(value, dict | list):
+            return [text for part in (value.values() if isinstance(value, dict) else value) for text in texts(part)]
+        return [value] if isinstance(value, str) else []
+
+    assert not [text for text in texts(json.loads(path.read_text())) if text.startswith("/") and "/" in text[1:]]
+
+
 def test_shipped_files_are_small():
     assert sum(path.stat().st_size for files in bundled.FILES.values() for path in files) < 16e6
 
