@@ -29,12 +29,14 @@ def adamw(config, model: nn.Module) -> torch.optim.AdamW:
 
     It is made once the model is sharded.
     """
-    decay, named, own = config.weight_decay * (config.decay == "matrices"), list(model.named_parameters()), []
-    if config.projector_learning_rate is not None:
-        own = [(name, parameter) for name, parameter in named if part_of(name) == "projector"]
-        named = [(name, parameter) for name, parameter in named if part_of(name) != "projector"]
-    scale = (config.projector_learning_rate or 0) / config.learning_rate
-    groups = parameter_groups(named, decay) + [g | {"lr_scale": scale} for g in parameter_groups(own, decay)]
+    decay, named = config.weight_decay * (config.decay == "matrices"), list(model.named_parameters())
+    if config.projector_learning_rate is None:
+        groups = parameter_groups(named, decay)
+    else:
+        scale = config.projector_learning_rate / config.learning_rate
+        groups = parameter_groups([one for one in named if part_of(one[0]) != "projector"], decay)
+        own = parameter_groups([one for one in named if part_of(one[0]) == "projector"], decay)
+        groups += [group | {"lr_scale": scale} for group in own]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
 
 

@@ -174,8 +174,8 @@ def check_streaming(config: FinetuneConfig) -> None:
 
 
 def _check(config: FinetuneConfig) -> None:
-    positive = ("epochs", "max_length", "learning_rate", "data.held_out_limit", "timeout_minutes", "keep_last")
-    check_positive(config, (*positive, *["projector_learning_rate"] * (config.projector_learning_rate is not None)))
+    positive = ("epochs", "max_length", "learning_rate", "projector_learning_rate", "data.held_out_limit")
+    check_positive(config, (*positive, "timeout_minutes", "keep_last"))
     for name in ("processes", "save_every_steps", "keep_every"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ValueError(f"--{name} is {getattr(config, name)}: expected at least 1, or null")

@@ -91,10 +91,11 @@ def check_least(config, least: int, *names: str) -> None:
 
 
 def check_positive(config, names: Sequence[str]) -> None:
-    """Raises ValueError for a setting that is not positive where it must be."""
+    """Raises ValueError for a setting that is not positive where it must be; null is left to its meaning."""
     for name in names:
-        if operator.attrgetter(name)(config) <= 0:
-            raise ValueError(f"--{name} is {operator.attrgetter(name)(config)}: expected more than 0")
+        value = operator.attrgetter(name)(config)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{name} is {value}: expected more than 0")
     if config.max_steps is not None and config.max_steps < 1:
         raise ValueError(f"--max_steps is {config.max_steps}: expected at least 1, or null for all steps of the epochs")
 

@@ -84,6 +84,7 @@ def test_lists_need_no_brackets():
         (["--data.on_bad_image", "ignore"], "error or skip"),
         (["--data.annotations", "miniature:many"], "a number of questions"),
         (["--epochs", "0"], "more than 0"),
+        (["--projector_learning_rate", "0"], "--projector_learning_rate is 0.0: expected more than 0"),
         (["--max_steps", "0"], "at least 1"),
     ],
 )
