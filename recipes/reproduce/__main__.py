@@ -8,43 +8,45 @@ import sys
 
 from prismatic.checkpoints.lock import hold, releases
 from recipes.config.reproduce import ReproduceConfig, parse_reproduce
+from recipes.reproduce.plan import WIDEST, Study
 
 
 @releases
 def main(config: ReproduceConfig) -> dict:
     """Runs what has not been run, and returns the findings that the report shows."""
-    from collections import defaultdict
+    from dataclasses import replace
     from pathlib import Path
 
-    from prismatic.miniature.benchmarks import miniature_benchmarks
-    from prismatic.miniature.llava_writer import miniature_llava
-    from recipes.reproduce import findings, report, run
-    from recipes.reproduce.plan import Study
-    from vision_backbones.table import table
+    from recipes.reproduce import findings, report
 
     hold(Path(config.run_root), "wait for it, or choose another --run_root")
-    study = Study(config)
-    stages = list(study.stages.values())
-    waiting = run.pending(stages)
-    kinds = defaultdict(list)
-    for stage in stages:
-        kinds[stage.kind].append(stage)
-    rows = []
-    for kind, of_kind in kinds.items():
-        to_go = [stage.seconds for stage in of_kind if stage in waiting]
-        rows.append((kind, len(of_kind), len(of_kind) - len(to_go), sum(to_go) / 60))
-    print(table(rows, ("stage", "number", "done before", "processor minutes to go")))
-    minutes = run.expected_seconds(waiting, config.jobs) / 60
-    print(f"\nabout {minutes:.0f} minutes, {config.jobs} stages at a time; logs and results: {config.run_root}/\n")
-
-    # Drawn once, before several stages ask for them at the same time.
-    miniature_llava(config.finetune_rows), miniature_benchmarks(config.eval_scenes)
-    run.run_all(stages, config.jobs)
-    found = findings.collect(study)
+    records = run_seeds(config, range(config.seeds))
+    found = findings.collect(config, records)
+    if findings.too_wide(found) and config.more_seeds:
+        print(f"an interval of a planned comparison is wider than {WIDEST}: {config.more_seeds} more seeds\n")
+        records += run_seeds(config, range(config.seeds, config.seeds + config.more_seeds))
+        found = findings.collect(config, records)
     report.write(Path(config.out), found)
     print(report.summary(found))
     print(f"\n{config.out}: report.html, miniature.md, results.json, figures")
     return found
+
+
+def run_seeds(config: ReproduceConfig, numbers: range) -> list[dict]:
+    """Runs what has not been run of these seeds, and returns their records."""
+    from prismatic.miniature.benchmarks import miniature_benchmarks
+    from prismatic.miniature.llava_writer import miniature_llava
+    from recipes.reproduce import run, seeds
+
+    study = Study(config, numbers)
+    kept = {number for number in numbers if seeds.record(study, number)}
+    stages = [stage for number in numbers if number not in kept for stage in study.of_seed(number)]
+    waiting = run.pending(stages)
+    run.announce(study, waiting, config.jobs)
+    # Drawn once, before several stages ask for them at the same time.
+    miniature_llava(config.finetune_rows), miniature_benchmarks(config.eval_scenes)
+    run.run_all(stages, config.jobs)
+    return [seeds.record(study, number) for number in numbers]
 
 
 if __name__ == "__main__":

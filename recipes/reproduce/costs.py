@@ -9,21 +9,17 @@ from recipes.reproduce.plan import TASKS, Stage, Study
 COUNTED_IMAGES = 8  # whose questions stand for all of a benchmark, where operations of evaluations are counted
 
 
-def costs(study: Study) -> list[dict]:
-    """Of every stage: name, kind, folder, `flops`, and what it recorded of itself.
+def costs(study: Study, seed: int) -> list[dict]:
+    """Of every stage of a seed: name, kind, folder, `flops`, and what it recorded of itself.
 
     `flops` of a training are those of its optimizer steps, as recipes and `make_vit` count them: of a probe, those of
-    its heads alone. VLMs of a cell differ by their weights alone, so the evaluations of a cell are counted once.
+    its heads alone.
     """
-    rows, evaluations = [], {}
-    for stage in study.stages.values():
-        if stage.kind == "evaluate":
-            cell = stage.name.partition("/")[2]
-            evaluations[cell] = evaluations.get(cell) or evaluation_flops(stage, study.config.eval_scenes)
-            flops = evaluations[cell]
-        else:
-            flops = training_flops(stage)
-        metadata = {"name": stage.name, "kind": stage.kind, "folder": str(stage.folder), "flops": flops}
+    rows = []
+    for stage in study.of_seed(seed):
+        counted = stage.kind == "evaluate"
+        flops = evaluation_flops(stage, study.config.eval_scenes) if counted else training_flops(stage)
+        metadata = {"name": stage.name, "kind": stage.kind, "folder": stage.folder.name, "flops": flops}
         rows.append(metadata | stages.read(stage.folder))
     return rows
 

@@ -1,79 +1,85 @@
-"""What came out of a study: scores by cell and seed, with intervals and tests over seeds, and what they cost."""
+"""What came out of a study: scores by cell and seed, with intervals and tests over seeds."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from recipes.reproduce.costs import costs, image_level
 from recipes.reproduce.plan import (
     ABLATIONS,
     BASE,
     CELLS,
-    CONTROLS,
+    COMPARISONS,
     HEADS,
+    LABELS,
     PAPERS,
     TASKS,
-    Study,
+    WIDEST,
 )
 
-QUESTION_KIND = {"refcoco": "box", "ocid-ref": "box", "tallyqa": "tally", "vsr": "statement", "ai2d": "choice"}
-LOCAL, GLOBAL = "union", "global-union"
+QUESTION_KIND = {
+    "refcoco": "box", "ocid-ref": "box", "tallyqa": "tally", "vsr": "statement", "ai2d": "choice", "mmvp+llava": "choice",
+}  # fmt: skip
+BOTH = ("original", "aligned")
 
 
-def collect(study: Study) -> dict:
-    """All findings of a study whose stages have ended, JSON-able."""
-    from eval.scoring.zscores import aggregated, z_scores
+def collect(config, seeds: Sequence[dict]) -> dict:
+    """All findings, JSON-able.
 
-    seeds = range(study.config.seeds)
+    Args:
+        config: A `ReproduceConfig`.
+        seeds: What `seeds.record` gives of each seed.
+    """
     probes = {
-        head: {
-            (labels, which): [_probed(study, seed, f"probe, {head} head", labels, which) for seed in seeds]
-            for labels in (LOCAL, GLOBAL)
-            for which in ("original", "aligned")
-        }
+        (head, labels): {which: [seed["probes"][head][labels][which] for seed in seeds] for which in BOTH}
         for head in HEADS
+        for labels in LABELS
     }
-    evaluated = {
-        cell: [_json(study, f"seed-{seed}/evaluate, {cell}", "results.json")["tasks"] for seed in seeds]
-        for cell in CELLS
-        if f"seed-0/evaluate, {cell}" in study.stages
+    cells = list(seeds[0]["losses"])
+    scores = {task: {cell: [seed["scores"][task][cell] for seed in seeds] for cell in cells} for task in TASKS}
+    means = {
+        cell: [sum(one) / len(TASKS) for one in zip(*(scores[t][cell] for t in TASKS), strict=True)] for cell in cells
     }
-    benchmarks = {
-        task: {cell: [run[task]["metrics"][run[task]["main"]] for run in runs] for cell, runs in evaluated.items()}
-        for task in TASKS
-    }
-    metrics = [(task, "score") for task in TASKS]
-    z = [
-        z_scores({cell: {t: {"score": benchmarks[t][cell][seed]} for t in TASKS} for cell in evaluated}, metrics)
-        for seed in seeds
-    ]
-    mean_z = {cell: [aggregated(row)[cell] or 0.0 for row in z] for cell in evaluated}
+    compared = [(cell, other) for cell, other in COMPARISONS if {cell, other} <= set(cells)]
+    z, mean_z = z_of_seeds(scores, len(seeds))
     return {
-        "settings": asdict(study.config),
-        "image_level": [_pretrained(study, seed) for seed in seeds],
+        "settings": asdict(config),
         "probes": [
             {"head": head, "labels": labels}
-            | {which: spread(rows[labels, which]) for which in ("original", "aligned")}
-            | {"difference": paired(rows[labels, "original"], rows[labels, "aligned"])}
-            for head, rows in probes.items()
-            for labels in (LOCAL, GLOBAL)
+            | {which: spread(values[which]) for which in BOTH}
+            | {"difference": paired(values["original"], values["aligned"])}
+            for (head, labels), values in probes.items()
         ],
         "commonest_class": commonest_class(),
-        "ablations": _ablations(study, probes["linear"]),
-        "benchmarks": {task: _against_base(by_cell) for task, by_cell in benchmarks.items()},
-        "mean_z": _against_base(mean_z),
-        "controls": against_controls(mean_z),
-        "z_by_task": {
-            task: {cell: spread([row[cell][task]["score"]["z_score"] or 0.0 for row in z]) for cell in evaluated}
-            for task in TASKS
-        },
+        "ablations": _ablations(seeds),
+        "benchmarks": {task: {cell: spread(values) for cell, values in scores[task].items()} for task in TASKS},
+        "means": {cell: spread(values) for cell, values in means.items()},
+        "losses": {cell: spread([seed["losses"][cell] for seed in seeds]) for cell in cells},
+        "comparisons": with_holm(
+            [{"cell": one, "other": other} | paired(means[other], means[one]) for one, other in compared],
+            planned=len(COMPARISONS),
+        ),
+        "by_benchmark": with_holm(
+            [
+                {"cell": one, "other": other, "task": task} | paired(scores[task][other], scores[task][one])
+                for one, other in compared
+                for task in TASKS
+            ],
+            planned=len(COMPARISONS) * len(TASKS),
+        ),
+        "mean_z": {cell: spread(values) for cell, values in mean_z.items()},
+        "z_by_task": {task: {cell: spread(values) for cell, values in z[task].items()} for task in TASKS},
         "lines": {
-            task: {"majority": evaluated[BASE][0][task]["majority"], "answer prior": prior}
-            for task, prior in answer_priors_of_tasks(study.config.eval_scenes).items()
+            task: {"majority": seeds[0]["majority"][task], "chance": seeds[0]["chance"][task], "prior": prior}
+            for task, prior in answer_priors_of_tasks(config.eval_scenes).items()
         },
-        "stages": costs(study),
+        "seeds": list(seeds),
     }
+
+
+def too_wide(found: dict) -> bool:
+    """Whether the plan asks for more seeds: a planned comparison's interval is wider than `WIDEST`."""
+    intervals = [row["interval"] for row in found["comparisons"] if row["interval"]]
+    return any(high - low > WIDEST for low, high in intervals)
 
 
 def spread(values: Sequence[float]) -> dict:
@@ -99,15 +105,31 @@ def paired(before: Sequence[float], after: Sequence[float]) -> dict:
     return {"mean": found["mean"], "interval": found["interval"], "p": p}
 
 
-def _against_base(by_cell: dict[str, list[float]]) -> dict[str, dict]:
-    base = by_cell[BASE]
-    return {c: spread(v) | {"difference": paired(base, v) if c != BASE else None} for c, v in by_cell.items()}
+def with_holm(rows: list[dict], planned: int) -> list[dict]:
+    """The rows, each with `holm`, its p-value by Holm's method; None where it has none.
+
+    Args:
+        rows: Each with `p`.
+        planned: How many comparisons were planned, which counts even if fewer were made.
+    """
+    found, highest = [dict(row, holm=None) for row in rows], 0.0
+    known = sorted((row for row in found if row["p"] is not None), key=lambda row: row["p"])
+    for place, row in enumerate(known):
+        highest = row["holm"] = max(highest, min(1.0, (planned - place) * row["p"]))
+    return found
 
 
-def against_controls(by_cell: dict[str, list[float]]) -> dict[str, dict]:
-    """What a cell has more than its control of the same size, of those that were run."""
-    both = {cell: control for cell, control in CONTROLS.items() if {cell, control} <= set(by_cell)}
-    return {cell: paired(by_cell[control], by_cell[cell]) for cell, control in both.items()}
+def z_of_seeds(scores: dict[str, dict[str, list[float]]], seeds: int) -> tuple[dict, dict]:
+    """Z-scores over the cells of each seed: by task and cell, and their means by cell."""
+    from eval.scoring.zscores import aggregated, z_scores
+
+    cells, metrics = list(scores[TASKS[0]]), [(task, "score") for task in TASKS]
+    z = [
+        z_scores({cell: {t: {"score": scores[t][cell][seed]} for t in TASKS} for cell in cells}, metrics)
+        for seed in range(seeds)
+    ]
+    by_task = {t: {cell: [row[cell][t]["score"]["z_score"] or 0.0 for row in z] for cell in cells} for t in TASKS}
+    return by_task, {cell: [aggregated(row)[cell] or 0.0 for row in z] for cell in cells}
 
 
 def commonest_class(scenes: int = 1000) -> float:
@@ -158,29 +180,14 @@ def constant_score(job, answer: str) -> float:
     return job.task.scorer.summarise(records)[job.task.scorer.main]
 
 
-def _ablations(study: Study, linear: dict) -> list[dict]:
-    seeds = range(min(study.config.ablation_seeds, study.config.seeds))
+def _ablations(seeds: Sequence[dict]) -> list[dict]:
+    """Macro recall of patches with the linear head, of the seeds that were ablated; differences from the paper's."""
+    seeds = [seed for seed in seeds if seed["ablations"]]
     if not seeds:
         return []
-    rows = {"not aligned": [linear[LOCAL, "original"][seed] for seed in seeds]}
-    for name in ABLATIONS:
-        rows[name] = [_probed(study, seed, f"probe, {name}, linear head", LOCAL, "aligned") for seed in seeds]
-    paper = rows[PAPERS]
-    return [{"name": n} | spread(v) | {"difference": paired(paper, v)} for n, v in rows.items()]
-
-
-def _probed(study: Study, seed: int, name: str, labels: str, which: str) -> float:
-    """Macro recall of a backbone in the last epoch, which nobody chose."""
-    probes = _json(study, f"seed-{seed}/{name}", "results.json")["probes"]
-    rows = [row for row in probes if row["labels"] == labels]
-    return rows[0 if which == "original" else -1]["last"]["scores"]["macro_recall"]
-
-
-def _pretrained(study: Study, seed: int) -> dict:
-    """What the image-level pretraining of a seed's backbone says of itself."""
-    own = f"seed-{seed}/pretrain" in study.stages
-    return {"seed": seed, "own": own} | image_level(study.backbones(seed)["original"])
-
-
-def _json(study: Study, name: str, file: str) -> dict:
-    return json.loads((study.stages[name].folder / file).read_text())
+    rows = {"not aligned": [seed["probes"]["linear"][LABELS[0]]["original"] for seed in seeds]}
+    rows |= {name: [seed["ablations"][name] for seed in seeds] for name in ABLATIONS}
+    others = [name for name in rows if name != PAPERS]
+    differences = with_holm([paired(rows[PAPERS], rows[name]) for name in others], planned=len(others))
+    against = dict(zip(others, differences, strict=True))
+    return [{"name": name} | spread(values) | {"difference": against.get(name)} for name, values in rows.items()]

@@ -1,30 +1,41 @@
 """The stages of the study: every one a command line of a recipe, and the stages whose results it reads."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from prismatic import miniature
 from prismatic.miniature.benchmarks import BENCHMARKS_VERSION
 from prismatic.miniature.llava_writer import WORLD_VERSION
+from recipes.config.parsing import CONFIGS
 from vision_backbones.weights import ASSETS as BACKBONES
 
 LLM = Path(miniature.__file__).parent / "assets" / "llm"
-TASKS = ("refcoco", "ocid-ref", "tallyqa", "vsr", "ai2d")
+FINETUNE_PRESET = CONFIGS / "miniature.yaml"
+TASKS = ("refcoco", "ocid-ref", "tallyqa", "vsr", "ai2d", "mmvp+llava")
 HEADS = ("linear", "mlp", "transformer")
-BASE = "original, gelu-mlp"  # the cell that the others are compared with
-CELLS = {  # vision backbone and projector of each VLM
-    BASE: ("original", "gelu-mlp"),
-    "aligned, gelu-mlp": ("aligned", "gelu-mlp"),
+LABELS = ("union", "global-union")  # of patches, of whole images
+CELLS = {  # vision backbone, with the block that is read where that is a choice, and projector of each VLM
+    "original@second-to-last, gelu-mlp": ("original@second-to-last", "gelu-mlp"),
+    "original@last, gelu-mlp": ("original@last", "gelu-mlp"),
+    "aligned@second-to-last, gelu-mlp": ("aligned@second-to-last", "gelu-mlp"),
+    "aligned@last, gelu-mlp": ("aligned@last", "gelu-mlp"),
     "aligned, pretrained-decoder": ("aligned", "pretrained-decoder"),
-    "aligned, truncated": ("aligned", "truncated"),
     "original, transformer": ("original", "transformer"),
+    "aligned, truncated": ("aligned", "truncated"),
     "original, truncated": ("original", "truncated"),
 }
-CONTROLS = {  # by cell, the projector of the same size on the original backbone
-    "aligned, pretrained-decoder": "original, transformer",
-    "aligned, truncated": "original, truncated",
-}
+BASE = next(iter(CELLS))
+COMPARISONS = (  # planned in docs/results/plan.md: a cell, and what it is compared with
+    ("aligned@last, gelu-mlp", "original@second-to-last, gelu-mlp"),
+    ("aligned@last, gelu-mlp", "original@last, gelu-mlp"),
+    ("aligned@second-to-last, gelu-mlp", "original@second-to-last, gelu-mlp"),
+    ("aligned, pretrained-decoder", "original, transformer"),
+    ("aligned, truncated", "original, truncated"),
+)
+CLAIM = COMPARISONS[:2]  # both must be decided for “alignment helps the VLM with gelu-mlp”
+WIDEST = 0.08  # width of a planned comparison's 95 % interval above which more seeds are run
 PAPERS, MIM_FIRST = "as in the paper", "MIM first"
 ABLATIONS = {  # what is set otherwise than in the paper's alignment
     PAPERS: {},
@@ -89,11 +100,15 @@ class Study:
         stages: By name; a stage comes after those it needs.
     """
 
-    def __init__(self, config) -> None:
-        """Plans the stages; nothing is run or read but the bundled weights, for their fingerprints."""
+    def __init__(self, config, seeds: Iterable[int]) -> None:
+        """Plans the stages of these seeds; nothing is run or read but bundled files, for their fingerprints."""
         self.config, self.stages = config, {}
-        for seed in range(config.seeds):
+        for seed in seeds:
             self._seed(seed, own=seed >= config.bundled_seeds)
+
+    def of_seed(self, seed: int) -> list[Stage]:
+        """The stages of one seed."""
+        return [stage for stage in self.stages.values() if stage.name.startswith(f"seed-{seed}/")]
 
     def backbones(self, seed: int) -> dict[str, str]:
         """The backbones "original" and "aligned" of a seed, as recipes take them."""
@@ -115,12 +130,13 @@ class Study:
         images = config.align_scenes
         aligned = self._add(f"{name}/align", "align", "recipes.align", align, before, images)
         pair = self.backbones(seed)
-        self._probe(f"{name}/probe", list(pair.values()), seed, HEADS, "union,global-union", (*before, aligned))
+        self._probe(f"{name}/probe", list(pair.values()), seed, HEADS, LABELS, (*before, aligned))
         for cell, (backbone, projector) in CELLS.items():
             if projector not in config.projectors:
                 continue
+            name_of, at, block = backbone.partition("@")
             settings = {
-                "vision_backbone": pair[backbone],
+                "vision_backbone": pair[name_of] + at + block,
                 "projector": projector,
                 "data.annotations": f"miniature:{config.finetune_rows}",
                 "data.held_out_limit": 100,
@@ -128,7 +144,7 @@ class Study:
                 "seed": seed,
                 "eval_tasks": "[]",
             }
-            needs = (aligned,) if backbone == "aligned" else before
+            needs = (aligned,) if name_of == "aligned" else before
             rows = config.finetune_rows * config.finetune_epochs
             model = self._add(f"{name}/finetune, {cell}", "finetune", "recipes.finetune", settings, needs, rows)
             settings = {
@@ -152,22 +168,22 @@ class Study:
                 needs = (*before, self._add(f"{name}/mim", "mim", "recipes.mim", mim, before, images // 2))
                 changed = {"student": str(needs[-1].folder)}
             varied = self._add(f"{name}/align, {ablation}", "align", "recipes.align", align | changed, needs, images)
-            self._probe(f"{name}/probe, {ablation}", [str(varied.folder)], seed, ("linear",), "union", (varied,))
+            self._probe(f"{name}/probe, {ablation}", [str(varied.folder)], seed, ("linear",), LABELS[:1], (varied,))
 
-    def _probe(self, name: str, backbones: list[str], seed: int, heads, labels: str, needs: tuple[Stage, ...]) -> None:
+    def _probe(self, name: str, backbones: list[str], seed: int, heads, labels, needs: tuple[Stage, ...]) -> None:
         for head in heads:
             settings = {
                 "backbone": ",".join(backbones),
                 "data_root": f"miniature:{self.config.probe_scenes}:{self.config.probe_scenes // 6}",
                 "dataset": "miniature",
-                "labels": labels,
+                "labels": ",".join(labels),
                 "head": head,
                 "warmup_steps": 100,
                 "precision": "fp32",
                 "workers": 1,
                 "seed": seed,
             }
-            probes = len(backbones) * len(labels.split(","))
+            probes = len(backbones) * len(labels)
             work = self.config.probe_scenes * probes * (3 if head == "transformer" else 1)
             self._add(f"{name}, {head} head", "probe", "recipes.probe", settings, needs, work)
 
@@ -185,8 +201,9 @@ def fingerprint(module: str, settings: dict[str, str]) -> str:
     command += [str(BENCHMARKS_VERSION)] if "tasks" in settings else []
     digest = hashlib.sha256("\0".join(command).encode())
     read = ",".join(settings.get(name, "") for name in ("teacher", "vision_backbone", "backbone")).split(",")
-    bundled = [BACKBONES / "miniature.safetensors"] if "miniature" in read else []
-    bundled += sorted(LLM.iterdir()) if "vision_backbone" in settings else []
+    names = {name.partition("@")[0] for name in read}
+    bundled = [BACKBONES / "miniature.safetensors"] if "miniature" in names else []
+    bundled += [FINETUNE_PRESET, *sorted(LLM.iterdir())] if "vision_backbone" in settings else []
     for path in bundled:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:8]

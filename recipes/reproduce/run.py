@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from recipes.reproduce import job as stages_
-from recipes.reproduce.plan import Stage
+from recipes.reproduce.plan import PER_UNIT, Stage, Study
 
 POLL = 0.5  # seconds
 PINS = hasattr(os, "sched_setaffinity")  # not on macOS
@@ -20,6 +20,18 @@ PINS = hasattr(os, "sched_setaffinity")  # not on macOS
 def pending(stages: Iterable[Stage]) -> list[Stage]:
     """The stages that have not ended yet."""
     return [stage for stage in stages if stages_.read(stage.folder) is None]
+
+
+def announce(study: Study, waiting: Sequence[Stage], jobs: int) -> None:
+    """Prints how many stages of each kind there are and are to be run, and how long that takes."""
+    from vision_backbones.table import table
+
+    kinds = {kind: [s for s in study.stages.values() if s.kind == kind] for kind in PER_UNIT}
+    to_go = {kind: [stage.seconds for stage in waiting if stage.kind == kind] for kind in kinds}
+    rows = [(k, len(of), len(of) - len(to_go[k]), sum(to_go[k]) / 60) for k, of in kinds.items() if of]
+    print(table(rows, ("stage", "number", "done before", "processor minutes to go")))
+    folder, minutes = study.config.run_root, expected_seconds(waiting, jobs) / 60
+    print(f"\nabout {minutes:.0f} minutes, {jobs} stages at a time; logs and results: {folder}/\n")
 
 
 def expected_seconds(stages: Iterable[Stage], jobs: int) -> float:
