@@ -1,4 +1,4 @@
-"""Charts of scores, as SVG: bars with intervals, and z-scores of several runs around a circle."""
+"""Charts of scores, as SVG: bars with intervals, differences, and z-scores of several runs around a circle."""
 
 import io
 import warnings
@@ -72,6 +72,39 @@ def bars(rows: Sequence[Mapping[str, Any]], runs: Sequence[str], *, title: str, 
             axes.legend(loc="upper left", bbox_to_anchor=(1.09, 1), fontsize=8, frameon=False)
 
     return _svg(draw, (7.6, 0.9 + len(rows) * max(0.34, 0.2 * len(runs))))
+
+
+def differences(rows: Sequence[Mapping[str, Any]], *, title: str, x: str, y: str) -> bytes:
+    """Differences as points with their intervals beside a line at 0, an SVG.
+
+    Args:
+        rows: Each with `label`, `mean` and `interval` (None where there is none).
+        title: Above the chart.
+        x: What is compared, label of the axis.
+        y: What the rows are.
+    """
+    ends = [value for row in rows for value in (row["mean"], *(row["interval"] or ()))]
+    reach = 1.1 * max((abs(end) for end in ends), default=0.0) or 1.0
+
+    def draw(figure) -> None:
+        axes = figure.subplots()
+        axes.axvline(0, color="#888", linewidth=1.2)
+        for height, row in enumerate(rows):
+            low, high = row["interval"] or (row["mean"], row["mean"])
+            axes.plot([low, high], [height, height], color=ALONE, linewidth=2.2, alpha=0.55)
+            axes.plot(row["mean"], height, color=ALONE, marker="o", markersize=6)
+            axes.text(row["mean"], height - 0.18, f"{row['mean']:+.3f}", ha="center", va="bottom", fontsize=8)
+        axes.set_yticks(range(len(rows)), [plain(row["label"], 80) for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.7)
+        axes.set_xlim(-reach, reach)
+        axes.set_title(plain(title, 80), loc="left", fontsize=10)
+        axes.set_xlabel(plain(x, 80)), axes.set_ylabel(plain(y))
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color="#ddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+
+    return _svg(draw, (5.2, 1.0 + 0.5 * len(rows)))
 
 
 def radar(labels: Sequence[str], values: Mapping[str, Sequence[float]], *, title: str) -> bytes:

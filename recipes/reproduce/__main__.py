@@ -14,7 +14,6 @@ from recipes.reproduce.plan import WIDEST, Study
 @releases
 def main(config: ReproduceConfig) -> dict:
     """Runs what has not been run, and returns the findings that the report shows."""
-    from dataclasses import replace
     from pathlib import Path
 
     from recipes.reproduce import findings, report

@@ -6,8 +6,6 @@ from dataclasses import asdict
 
 from recipes.reproduce.plan import (
     ABLATIONS,
-    BASE,
-    CELLS,
     COMPARISONS,
     HEADS,
     LABELS,
@@ -17,7 +15,8 @@ from recipes.reproduce.plan import (
 )
 
 QUESTION_KIND = {
-    "refcoco": "box", "ocid-ref": "box", "tallyqa": "tally", "vsr": "statement", "ai2d": "choice", "mmvp+llava": "choice",
+    "refcoco": "box", "ocid-ref": "box", "tallyqa": "tally", "vsr": "statement",
+    "ai2d": "choice", "mmvp+llava": "choice",
 }  # fmt: skip
 BOTH = ("original", "aligned")
 

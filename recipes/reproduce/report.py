@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recipes.reproduce.plan import BASE, CONTROLS, HEADS, TASKS
-from recipes.reproduce.words import in_words
+from recipes.reproduce.plan import COMPARISONS, HEADS, TASKS, WIDEST
+from recipes.reproduce.seeds import LAST_STEPS
+from recipes.reproduce.words import DECIDED, in_words
 
 TEMPLATE = Path(__file__).with_name("report.html")
 NAMES = {"union": "patches (local)", "global-union": "whole image (global)"}
@@ -28,7 +29,8 @@ def write(out: Path, found: dict) -> None:
     from vision_backbones.files import replacing, write_json, write_text
 
     out.mkdir(parents=True, exist_ok=True)
-    parts = [_summary(found), _probes(found), _ablations(found), _benchmarks(found), _z_scores(found), _costs(found)]
+    parts = [_summary(found), _comparisons(found), _probes(found), _ablations(found), _benchmarks(found)]
+    parts += [_z_scores(found), _costs(found)]
     parts = [part for part in parts if part]
     for name, svg in (figure for part in parts for figure in part.figures):
         with replacing(out / name) as tmp_path:
@@ -39,25 +41,47 @@ def write(out: Path, found: dict) -> None:
 
 
 def _summary(found: dict) -> Section:
-    settings, seeds = found["settings"], found["image_level"]
-    own = sum(row["own"] for row in seeds)
+    settings, seeds = found["settings"], found["seeds"]
+    own, more = sum(seed["own"] for seed in seeds), len(seeds) - settings["seeds"]
+    added = f" {more} of them were added, as planned, because an interval was wider than {WIDEST}." if more else ""
     paragraphs = [
         in_words(found),
         f"{len(seeds)} seed{'s' * (len(seeds) > 1)}; {own} of them pretrained a vision backbone, the rest take the "
-        "bundled one, with an alignment, heads and VLMs of their own. Intervals are 95 % t-intervals over seeds, "
-        "p-values of paired t-tests over seeds, two-sided, not corrected for their number. Nothing was chosen by these "
-        "scores: probes report their last epoch, VLMs their last step. Earlier designs: designs.md.",
+        f"bundled one, with an alignment, heads and VLMs of their own.{added} Intervals are 95 % t-intervals over "
+        "seeds, p-values of paired t-tests over seeds, two-sided. Nothing was chosen by these scores: probes report "
+        "their last epoch, VLMs their last step. What is compared was written down before: plan.md. Earlier designs: "
+        "designs.md.",
         f"A scene holds one to four objects, none hidden, so the attainable image-level recall is 1. "
         f"{settings['align_scenes']:,} scenes for an alignment, {settings['probe_scenes']:,} for a probe, "
         f"{settings['finetune_epochs']} x {settings['finetune_rows']:,} questions for a VLM, "
         f"{settings['eval_scenes']:,} scenes for a benchmark.",
     ]
     rows = [
-        (str(row["seed"]), "its own" if row["own"] else "bundled", f"{row['recall']:.3f}", f"{row['precision']:.3f}")
-        for row in seeds
+        (
+            str(seed["seed"]),
+            "its own" if seed["own"] else "bundled",
+            *(f"{seed['image_level'][name]:.3f}" for name in ("recall", "precision")),
+        )
+        for seed in seeds
     ]
     header = ("seed", "backbone", "image-level recall", "precision")
     return Section("What was found", paragraphs, tables=[(header, rows)])
+
+
+def _comparisons(found: dict) -> Section:
+    from eval.report.charts import differences
+
+    rows = [(row["cell"], row["other"], *_paired(row), _p(row["holm"])) for row in found["comparisons"]]
+    drawn = [row | {"label": f"{row['cell']} - {row['other']}"} for row in found["comparisons"]]
+    text = (
+        f"Mean of {len(TASKS)} benchmarks, paired over seeds. The last column is the p-value by Holm's method over "
+        f"{len(COMPARISONS)} comparisons; below {DECIDED} a comparison is decided."
+    )
+    figure = differences(
+        drawn, title="Planned comparisons, 95 % intervals", x=f"difference of the mean of {len(TASKS)} benchmarks", y=""
+    )
+    header = ("cell", "minus", "difference", "95 % interval", "p", "p (Holm)")
+    return Section("Planned comparisons", [text], tables=[(header, rows)], figures=[("comparisons.svg", figure)])
 
 
 def _probes(found: dict) -> Section:
@@ -98,9 +122,12 @@ def _ablations(found: dict) -> Section | None:
         return None
     seeds = len(found["ablations"][0]["values"])
     blind = _blind(found)
-    rows = [(row["name"], _spread(row), *_paired(row["difference"])) for row in found["ablations"]]
+    rows = [
+        (row["name"], _spread(row), *_paired(row["difference"]), _p((row["difference"] or {}).get("holm")))
+        for row in found["ablations"]
+    ]
     drawn = [_chart_row(row["name"], {"recall": row}) | {"blind": blind} for row in found["ablations"]]
-    header = ("alignment", "local macro recall", "minus the paper's", "95 % interval", "p")
+    header = ("alignment", "local macro recall", "minus the paper's", "95 % interval", "p", "p (Holm)")
     text = (
         f"Linear head, labels of patches, {seeds} seed{'s' * (seeds > 1)}, {found['settings']['ablation_scenes']:,} "
         "scenes for each alignment. Each changes one thing of it."
@@ -123,28 +150,36 @@ def _ablations(found: dict) -> Section | None:
 def _benchmarks(found: dict) -> Section:
     from eval.report.charts import bars
 
-    scores, lines = found["benchmarks"], found["lines"]
-    cells = list(scores[TASKS[0]])
-    header = ("benchmark", *cells, "majority class", "answer prior")
+    scores, lines, questions = found["benchmarks"], found["lines"], found["seeds"][0]["questions"]
+    cells = list(found["means"])
+    header = ("benchmark", "questions", *cells, "majority class", "answer prior", "chance")
     rows = [
-        (task, *(_spread(scores[task][cell]) for cell in cells), *map(_number, lines[task].values())) for task in TASKS
-    ]
-    differences = [
-        (task, cell, *_paired(scores[task][cell]["difference"])) for task in TASKS for cell in cells if cell != BASE
-    ]
-    drawn = [
-        _chart_row(task, scores[task]) | {"majority": lines[task]["majority"], "prior": lines[task]["answer prior"]}
+        (
+            task,
+            str(questions[task]),
+            *(_spread(scores[task][cell]) for cell in cells),
+            *(_number(lines[task][name]) for name in ("majority", "prior", "chance")),
+        )
         for task in TASKS
     ]
+    rows.append(("mean", "", *(_spread(found["means"][cell]) for cell in cells), "", "", ""))
+    rows.append(("loss at the end", "", *(_spread(found["losses"][cell]) for cell in cells), "", "", ""))
+    differences = [
+        (row["task"], row["cell"], row["other"], *_paired(row), _p(row["holm"])) for row in found["by_benchmark"]
+    ]
+    drawn = [_chart_row(task, scores[task]) | lines[task] for task in TASKS]
     text = (
-        "Each cell is a vision backbone and a projector, finetuned with the miniature LLM on the same scenes. The "
-        "answer prior gives the commonest training answer of each kind of question without looking; for boxes, the "
-        "training box that is right most often."
+        "Each cell is a vision backbone, the block of it that is read where that is a choice, and a projector, "
+        "finetuned with the miniature LLM on the same scenes. The loss at the end is that of the last "
+        f"{LAST_STEPS} steps. The answer prior gives the commonest training answer of each kind of question without "
+        "looking; for boxes, the training box that is right most often. Pairs of mmvp count if both answers are right. "
+        f"Differences of single benchmarks are secondary: Holm's method over {len(COMPARISONS) * len(TASKS)}."
     )
+    header_2 = ("benchmark", "cell", "minus", "difference", "95 % interval", "p", "p (Holm)")
     return Section(
-        "Vision-language models on five spatial benchmarks",
+        f"Vision-language models on {len(TASKS)} spatial benchmarks",
         [text],
-        tables=[(header, rows), (("benchmark", f"minus {BASE}", "difference", "95 % interval", "p"), differences)],
+        tables=[(header, rows), (header_2, differences)],
         figures=[
             (
                 "benchmarks.svg",
@@ -159,41 +194,43 @@ def _z_scores(found: dict) -> Section:
 
     by_task, cells = found["z_by_task"], list(found["mean_z"])
     rows = [
-        (cell, _spread(z, signed=True), *_paired(z["difference"]), *(f"{by_task[t][cell]['mean']:+.2f}" for t in TASKS))
+        (cell, _spread(z, signed=True), *(f"{by_task[t][cell]['mean']:+.2f}" for t in TASKS))
         for cell, z in found["mean_z"].items()
     ]
     drawn = radar(
         TASKS, {cell: [by_task[task][cell]["mean"] for task in TASKS] for cell in cells}, title="Mean z-scores"
     )
-    text = "Of each benchmark over the cells of a seed (population deviation), then the mean over seeds."
-    tables = [(("cell", "mean z-score", f"minus {BASE}", "95 % interval", "p", *TASKS), rows)]
-    controls = [(cell, CONTROLS[cell], *_paired(more)) for cell, more in found["controls"].items()]
-    header = ("cell", "its control", "mean z-score minus the control's", "95 % interval", "p")
-    tables += [(header, controls)] if controls else []
+    text = (
+        "As the paper plots them: of each benchmark over the cells of a seed (population deviation), then the mean "
+        "over seeds."
+    )
+    tables = [(("cell", "mean z-score", *TASKS), rows)]
     return Section("z-scores", [text], tables=tables, figures=[("radar.svg", drawn)])
 
 
 def _costs(found: dict) -> Section:
-    kinds = defaultdict(list)
-    for stage in found["stages"]:
+    kinds, stages = defaultdict(list), [stage for seed in found["seeds"] for stage in seed["stages"]]
+    for stage in stages:
         kinds[stage["kind"]].append(stage)
     rows = []
     for kind, of_kind in kinds.items():
         number = len(of_kind)
-        seconds, flops = (sum(stage[name] for stage in of_kind) for name in ("seconds", "flops"))
-        each = f"{seconds / number / 60:.1f}", f"{seconds / 3600:.2f}", f"{flops / number / 1e12:.1f}"
+        seconds, flops = (sum(stage[name] for stage in of_kind) for name in ("processor_seconds", "flops"))
+        each = f"{seconds / number / 60:.1f}", f"{seconds / 60:.0f}", f"{flops / number / 1e12:.1f}"
         rows.append((kind, str(number), *each))
-    header = ("kind of stage", "stages", "minutes each", "hours in all", "TFLOP each")
+    header = ("kind of stage", "stages", "minutes each", "minutes in all", "TFLOP each")
     commands = [
-        (stage["name"], stage["command"], Path(stage["folder"]).name[-8:], f"{stage['seconds'] / 60:.1f}")
-        for stage in found["stages"]
+        (stage["name"], stage["command"], stage["folder"][-8:], f"{stage['processor_seconds'] / 60:.1f}")
+        for stage in stages
     ]
-    made = sorted({str(stage["commit"])[:8] for stage in found["stages"]})
-    versions = ", ".join(f"{name} {version}" for name, version in found["stages"][-1]["versions"].items())
+    made = sorted({str(stage["commit"])[:8] for stage in stages})
+    versions = ", ".join(f"{name} {version}" for name, version in stages[-1]["versions"].items())
+    minutes, jobs = sum(stage["processor_seconds"] for stage in stages) / 60, found["settings"]["jobs"]
     text = (
-        f"{found['settings']['jobs']} stages ran at a time. Times are of the clock. Made with commit "
-        f"{', '.join(made)} and {versions}. TFLOP: of optimizer steps, in probes of their heads alone; of evaluations, "
-        "counted on some questions of each benchmark and taken for all."
+        f"Minutes are of the processor: {minutes:.0f} in all, about {minutes / jobs:.0f} of the clock with {jobs} "
+        f"stages at a time, each on a core of its own. Made with commit {', '.join(made)} and {versions}. TFLOP: of "
+        "optimizer steps, in probes of their heads alone; of evaluations, counted on some questions of each benchmark "
+        "and taken for all."
     )
     return Section(
         "Cost, commands, fingerprints",
@@ -224,7 +261,11 @@ def _paired(difference: dict | None) -> tuple[str, str, str]:
         return "", "", ""
     low_high = difference["interval"]
     interval = f"[{low_high[0]:+.3f}, {low_high[1]:+.3f}]" if low_high else "-"
-    return f"{difference['mean']:+.3f}", interval, "-" if difference["p"] is None else f"{difference['p']:.4f}"
+    return f"{difference['mean']:+.3f}", interval, _p(difference["p"])
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _markdown(part: Section) -> str:
@@ -237,8 +278,8 @@ def _markdown(part: Section) -> str:
 
 
 def summary(found: dict) -> str:
-    """Probes and benchmarks as tables, for the terminal."""
+    """Comparisons, probes and benchmarks as tables, for the terminal."""
     from vision_backbones.table import table
 
-    parts = [_probes(found), _benchmarks(found)]
+    parts = [_comparisons(found), _probes(found), _benchmarks(found)]
     return "\n\n".join(table(rows, header, left=1) for header, rows in (part.tables[0] for part in parts))

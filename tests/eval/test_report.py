@@ -243,27 +243,43 @@ def test_dollar_signs_are_no_formulas():
     assert ElementTree.fromstring(charts.radar([label] * 3, {label: [0.0, 1.0, -1.0]}, title=label)) is not None
 
 
-def drawn_axes(monkeypatch):
-    """The axes of a chart of bars, as matplotlib has them."""
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures of charts, as matplotlib has them."""
     found, real = [], charts._svg
     monkeypatch.setattr(
         charts, "_svg", lambda draw, size: real(lambda figure: (draw(figure), found.append(figure)), size)
     )
+    return found
+
+
+def test_bars_end_at_all_and_the_legend_names_what_is_drawn(drawn):
     rows = [
         {"label": "one", "scores": {"a": 0.9, "b": None}, "intervals": {"a": [-0.2, 1.3]}, "majority": 0.5},
         {"label": "two", "scores": {"a": 1.0}, "intervals": {}},
     ]
     charts.bars(rows, ["a", "b"], title="Scores", x="accuracy", y="task")
-    return found[0].axes[0]
-
-
-def test_bars_end_at_all_and_the_legend_names_what_is_drawn(monkeypatch):
-    axes = drawn_axes(monkeypatch)
+    axes = drawn[0].axes[0]
     assert axes.get_xlim() == (0, 1) and axes.get_xticklabels()[-1].get_text() == "100%"
     assert (axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()) == ("Scores", "accuracy", "task")
     (bar,) = [part for part in axes.containers if hasattr(part, "has_xerr")]
     assert bar.lines[2][0].get_segments()[0][:, 0].tolist() == [0, 1], "the interval is cut"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["majority class", "a"]
+
+
+def test_differences_lie_on_both_sides_of_zero_with_their_intervals(drawn):
+    rows = [
+        {"label": "b - a", "mean": 0.1, "interval": [-0.05, 0.25]},
+        {"label": "one seed", "mean": -0.2, "interval": None},
+    ]
+    charts.differences(rows, title="Differences", x="points", y="")
+    axes = drawn[0].axes[0]
+    zero, *lines = ([float(x) for x in line.get_xdata()] for line in axes.lines)
+    assert zero == [0, 0] and lines == [[-0.05, 0.25], [0.1], [-0.2, -0.2], [-0.2]]
+    left, right = axes.get_xlim()
+    assert left == -right and right > 0.25
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b - a", "one seed"]
+    charts.differences([], title="none", x="", y="")
 
 
 def test_radar_shows_the_values():
