@@ -183,4 +183,9 @@ def test_the_readme_says_what_the_study_found():
     for head, name in (("linear", "linear head"), ("mlp", "MLP"), ("transformer", "transformer")):
         before, after = (local[head][which]["mean"] for which in ("original", "aligned"))
         assert f"{before:.2f} to {after:.2f} ({name})" in said
-    assert f"Over {('no', 'one', 'two', 'three', 'four', 'five')[found['settings']['seeds']]} seeds" in said
+    number = ("no", "one", "two", "three", "four", "five", "six", "seven")[len(found["seeds"])]
+    assert f"Over {number} seeds" in said
+    compared = {(row["cell"].split("@")[0], row["other"]): row for row in found["comparisons"][:2]}
+    for row, words in zip(found["comparisons"], COMPARED, strict=True):
+        decided = row["holm"] is not None and row["holm"] < DECIDED
+        assert f"{words} by {row['mean']:.2f} ({'clear' if decided else 'not clear'})" in said

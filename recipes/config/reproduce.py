@@ -12,10 +12,10 @@ PROJECTORS = ("gelu-mlp", "pretrained-decoder", "truncated", "transformer")
 class ReproduceConfig:
     """The paper in miniature: pretrain, align, probe, finetune and evaluate, with controls, seeds and a report.
 
-    Without settings it runs the whole study: three to four hours on two CPU cores. `--quick` runs only the first seed,
-    with the bundled vision backbone, a shorter alignment and no ablations (recipes/configs/reproduce-quick.yaml): 25
-    minutes. After an interruption, rerun the same command: finished stages are not repeated, nor are stages that a
-    changed setting does not affect.
+    Without settings it runs the whole study: four hours on two CPU cores, and one more where seeds are added. `--quick`
+    runs only the first seed, with the bundled vision backbone, a shorter alignment and no ablations
+    (recipes/configs/reproduce-quick.yaml): 25 minutes. After an interruption, rerun the same command: finished stages
+    are not repeated, nor are stages that a changed setting does not affect.
     """
 
     seeds: int = 5  # number of seeds; each repeats everything that is random: weights, order of the data, masks
@@ -57,4 +57,8 @@ def check_reproduce(config: ReproduceConfig) -> None:
     if other := set(config.projectors) - set(PROJECTORS):
         raise ValueError(f"--projectors has {', '.join(sorted(other))}: choose from {', '.join(PROJECTORS)}")
     if "gelu-mlp" not in config.projectors:
-        raise ValueError("--projectors lacks gelu-mlp, the baseline of all comparisons")
+        raise ValueError("--projectors lacks gelu-mlp, whose cells the study is about")
+    if len(pair := {"pretrained-decoder", "transformer"} & set(config.projectors)) == 1:
+        raise ValueError(
+            f"--projectors has {pair.pop()} alone: pretrained-decoder and transformer are compared, give both"
+        )

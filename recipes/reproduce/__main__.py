@@ -19,11 +19,12 @@ def main(config: ReproduceConfig) -> dict:
     from recipes.reproduce import findings, report
 
     hold(Path(config.run_root), "wait for it, or choose another --run_root")
-    records = run_seeds(config, range(config.seeds))
+    seeds, more = range(config.seeds), range(config.seeds, config.seeds + config.more_seeds)
+    records = run_seeds(config, seeds, more)
     found = findings.collect(config, records)
-    if findings.too_wide(found) and config.more_seeds:
-        print(f"an interval of a planned comparison is wider than {WIDEST}: {config.more_seeds} more seeds\n")
-        records += run_seeds(config, range(config.seeds, config.seeds + config.more_seeds))
+    if more and findings.too_wide(found):
+        print(f"the 95 % interval of a planned comparison is wider than {WIDEST}: {len(more)} more seeds\n")
+        records += run_seeds(config, more)
         found = findings.collect(config, records)
     report.write(Path(config.out), found)
     print(report.summary(found))
@@ -31,8 +32,8 @@ def main(config: ReproduceConfig) -> dict:
     return found
 
 
-def run_seeds(config: ReproduceConfig, numbers: range) -> list[dict]:
-    """Runs what has not been run of these seeds, and returns their records."""
+def run_seeds(config: ReproduceConfig, numbers: range, perhaps: range = range(0)) -> list[dict]:
+    """Runs what has not been run of these seeds, and returns their records; `perhaps` may be run later."""
     from prismatic.miniature.benchmarks import miniature_benchmarks
     from prismatic.miniature.llava_writer import miniature_llava
     from recipes.reproduce import run, seeds
@@ -40,10 +41,9 @@ def run_seeds(config: ReproduceConfig, numbers: range) -> list[dict]:
     study = Study(config, numbers)
     kept = {number for number in numbers if seeds.record(study, number)}
     stages = [stage for number in numbers if number not in kept for stage in study.of_seed(number)]
-    waiting = run.pending(stages)
-    run.announce(study, waiting, config.jobs)
-    # Drawn once, before several stages ask for them at the same time.
-    miniature_llava(config.finetune_rows), miniature_benchmarks(config.eval_scenes)
+    run.announce(study, run.pending(stages), list(Study(config, perhaps).stages.values()) if len(numbers) > 1 else [])
+    if stages:  # Drawn once, before several stages ask for them at the same time.
+        miniature_llava(config.finetune_rows), miniature_benchmarks(config.eval_scenes)
     run.run_all(stages, config.jobs)
     return [seeds.record(study, number) for number in numbers]
 

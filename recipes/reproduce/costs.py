@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from tqdm import tqdm
+
 from recipes.reproduce import job as stages
 from recipes.reproduce.plan import TASKS, Stage, Study
 
@@ -13,12 +15,16 @@ def costs(study: Study, seed: int) -> list[dict]:
     """Of every stage of a seed: name, kind, folder, `flops`, and what it recorded of itself.
 
     `flops` of a training are those of its optimizer steps, as recipes and `make_vit` count them: of a probe, those of
-    its heads alone.
+    its heads alone. Those of an evaluation are counted once for all seeds of a cell.
     """
     rows = []
-    for stage in study.of_seed(seed):
-        counted = stage.kind == "evaluate"
-        flops = evaluation_flops(stage, study.config.eval_scenes) if counted else training_flops(stage)
+    for stage in tqdm(study.of_seed(seed), desc=f"seed {seed}: counting operations", mininterval=1.0):
+        if stage.kind == "evaluate":
+            cell = stage.name.partition("/")[2]
+            study.counted[cell] = study.counted.get(cell) or evaluation_flops(stage, study.config.eval_scenes)
+            flops = study.counted[cell]
+        else:
+            flops = training_flops(stage)
         metadata = {"name": stage.name, "kind": stage.kind, "folder": stage.folder.name, "flops": flops}
         rows.append(metadata | stages.read(stage.folder))
     return rows

@@ -19,6 +19,7 @@ QUESTION_KIND = {
     "ai2d": "choice", "mmvp+llava": "choice",
 }  # fmt: skip
 BOTH = ("original", "aligned")
+NOT_ALIGNED = "not aligned"
 
 
 def collect(config, seeds: Sequence[dict]) -> dict:
@@ -100,7 +101,7 @@ def paired(before: Sequence[float], after: Sequence[float]) -> dict:
 
     differences = np.subtract(after, before)
     found = spread(differences)
-    p = float(stats.ttest_rel(after, before).pvalue) if len(differences) > 1 and np.ptp(differences) else None
+    p = float(stats.ttest_rel(after, before).pvalue) if len(differences) > 1 and np.ptp(differences) > 1e-12 else None
     return {"mean": found["mean"], "interval": found["interval"], "p": p}
 
 
@@ -184,9 +185,9 @@ def _ablations(seeds: Sequence[dict]) -> list[dict]:
     seeds = [seed for seed in seeds if seed["ablations"]]
     if not seeds:
         return []
-    rows = {"not aligned": [seed["probes"]["linear"][LABELS[0]]["original"] for seed in seeds]}
+    rows = {NOT_ALIGNED: [seed["probes"]["linear"][LABELS[0]]["original"] for seed in seeds]}
     rows |= {name: [seed["ablations"][name] for seed in seeds] for name in ABLATIONS}
-    others = [name for name in rows if name != PAPERS]
+    others = [name for name in ABLATIONS if name != PAPERS]
     differences = with_holm([paired(rows[PAPERS], rows[name]) for name in others], planned=len(others))
-    against = dict(zip(others, differences, strict=True))
+    against = dict(zip(others, differences, strict=True)) | {NOT_ALIGNED: paired(rows[PAPERS], rows[NOT_ALIGNED])}
     return [{"name": name} | spread(values) | {"difference": against.get(name)} for name, values in rows.items()]

@@ -9,6 +9,7 @@ from prismatic import miniature
 from prismatic.miniature.benchmarks import BENCHMARKS_VERSION
 from prismatic.miniature.llava_writer import WORLD_VERSION
 from recipes.config.parsing import CONFIGS
+from recipes.config.reproduce import ReproduceConfig
 from vision_backbones.weights import ASSETS as BACKBONES
 
 LLM = Path(miniature.__file__).parent / "assets" / "llm"
@@ -26,7 +27,6 @@ CELLS = {  # vision backbone, with the block that is read where that is a choice
     "aligned, truncated": ("aligned", "truncated"),
     "original, truncated": ("original", "truncated"),
 }
-BASE = next(iter(CELLS))
 COMPARISONS = (  # planned in docs/results/plan.md: a cell, and what it is compared with
     ("aligned@last, gelu-mlp", "original@second-to-last, gelu-mlp"),
     ("aligned@last, gelu-mlp", "original@last, gelu-mlp"),
@@ -98,11 +98,12 @@ class Study:
     Attributes:
         config: A `ReproduceConfig`.
         stages: By name; a stage comes after those it needs.
+        counted: Operations of one evaluation by cell, whose VLMs differ by their weights alone, once they are counted.
     """
 
-    def __init__(self, config, seeds: Iterable[int]) -> None:
+    def __init__(self, config: ReproduceConfig, seeds: Iterable[int]) -> None:
         """Plans the stages of these seeds; nothing is run or read but bundled files, for their fingerprints."""
-        self.config, self.stages = config, {}
+        self.config, self.stages, self.counted = config, {}, {}
         for seed in seeds:
             self._seed(seed, own=seed >= config.bundled_seeds)
 
@@ -190,7 +191,10 @@ class Study:
     def _add(self, name: str, kind: str, module: str, settings: dict, needs: tuple[Stage, ...], work: int) -> Stage:
         settings = {key: str(value) for key, value in settings.items()}
         plain = "".join(letter if letter.isalnum() or letter == "-" else "-" for letter in name).replace("--", "-")
-        folder = Path(self.config.run_root) / f"{plain}-{fingerprint(module, settings)}"
+        # Of the settings as they are with the default folder: a copy elsewhere is the same study.
+        places = f"{Path(self.config.run_root)}/", f"{ReproduceConfig.run_root}/"
+        told = fingerprint(module, {key: value.replace(*places) for key, value in settings.items()})
+        folder = Path(self.config.run_root) / f"{plain}-{told}"
         self.stages[name] = Stage(name, kind, module, tuple(settings.items()), needs, folder, work)
         return self.stages[name]
 

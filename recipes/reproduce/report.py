@@ -1,11 +1,12 @@
 """The report of a study: Markdown, one page of HTML that needs no other file, figures as SVG, everything as JSON."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recipes.reproduce.plan import COMPARISONS, HEADS, TASKS, WIDEST
+from recipes.reproduce.plan import ABLATIONS, COMPARISONS, HEADS, TASKS, WIDEST
 from recipes.reproduce.seeds import LAST_STEPS
 from recipes.reproduce.words import DECIDED, in_words
 
@@ -42,19 +43,19 @@ def write(out: Path, found: dict) -> None:
 
 def _summary(found: dict) -> Section:
     settings, seeds = found["settings"], found["seeds"]
-    own, more = sum(seed["own"] for seed in seeds), len(seeds) - settings["seeds"]
-    added = f" {more} of them were added, as planned, because an interval was wider than {WIDEST}." if more else ""
+    more = len(seeds) - settings["seeds"]
+    added = f", {more} of them added because an interval was wider than {WIDEST}" if more > 0 else ""
     paragraphs = [
         in_words(found),
-        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}; {own} of them pretrained a vision backbone, the rest take the "
-        f"bundled one, with an alignment, heads and VLMs of their own.{added} Intervals are 95 % t-intervals over "
-        "seeds, p-values of paired t-tests over seeds, two-sided. Nothing was chosen by these scores: probes report "
-        "their last epoch, VLMs their last step. What is compared was written down before: plan.md. Earlier designs: "
-        "designs.md.",
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}{added}; vision backbones that are not the bundled one were "
+        f"pretrained for the seed, in {settings['pretrain_steps']:,} steps. Intervals are 95 % t-intervals over seeds, "
+        "p-values of paired t-tests over seeds, two-sided; neither is corrected for their number, except for p (Holm). "
+        "Nothing was chosen by these scores: probes report their last epoch, VLMs their last step. The study in "
+        "docs/results was planned before it was run: plan.md; earlier designs: designs.md.",
         f"A scene holds one to four objects, none hidden, so the attainable image-level recall is 1. "
         f"{settings['align_scenes']:,} scenes for an alignment, {settings['probe_scenes']:,} for a probe, "
         f"{settings['finetune_epochs']} x {settings['finetune_rows']:,} questions for a VLM, "
-        f"{settings['eval_scenes']:,} scenes for a benchmark.",
+        f"{settings['eval_scenes']:,} scenes for a benchmark, of which some hold nothing that it can ask about.",
     ]
     rows = [
         (
@@ -78,7 +79,10 @@ def _comparisons(found: dict) -> Section:
         f"{len(COMPARISONS)} comparisons; below {DECIDED} a comparison is decided."
     )
     figure = differences(
-        drawn, title="Planned comparisons, 95 % intervals", x=f"difference of the mean of {len(TASKS)} benchmarks", y=""
+        drawn,
+        title="Planned comparisons, 95 % intervals (not corrected for their number)",
+        x=f"difference of the mean of {len(TASKS)} benchmarks",
+        y="",
     )
     header = ("cell", "minus", "difference", "95 % interval", "p", "p (Holm)")
     return Section("Planned comparisons", [text], tables=[(header, rows)], figures=[("comparisons.svg", figure)])
@@ -130,7 +134,7 @@ def _ablations(found: dict) -> Section | None:
     header = ("alignment", "local macro recall", "minus the paper's", "95 % interval", "p", "p (Holm)")
     text = (
         f"Linear head, labels of patches, {seeds} seed{'s' * (seeds > 1)}, {found['settings']['ablation_scenes']:,} "
-        "scenes for each alignment. Each changes one thing of it."
+        f"scenes for each alignment. Each changes one thing of it. Holm's method over {len(ABLATIONS) - 1}."
     )
     figures = [
         (
@@ -172,7 +176,8 @@ def _benchmarks(found: dict) -> Section:
         "Each cell is a vision backbone, the block of it that is read where that is a choice, and a projector, "
         "finetuned with the miniature LLM on the same scenes. The loss at the end is that of the last "
         f"{LAST_STEPS} steps. The answer prior gives the commonest training answer of each kind of question without "
-        "looking; for boxes, the training box that is right most often. Pairs of mmvp count if both answers are right. "
+        "looking; for boxes, the training box that is right most often. mmvp's questions come in pairs, which count if "
+        "both answers are right. "
         f"Differences of single benchmarks are secondary: Holm's method over {len(COMPARISONS) * len(TASKS)}."
     )
     header_2 = ("benchmark", "cell", "minus", "difference", "95 % interval", "p", "p (Holm)")
@@ -223,14 +228,13 @@ def _costs(found: dict) -> Section:
         (stage["name"], stage["command"], stage["folder"][-8:], f"{stage['processor_seconds'] / 60:.1f}")
         for stage in stages
     ]
-    made = sorted({str(stage["commit"])[:8] for stage in stages})
-    versions = ", ".join(f"{name} {version}" for name, version in stages[-1]["versions"].items())
-    minutes, jobs = sum(stage["processor_seconds"] for stage in stages) / 60, found["settings"]["jobs"]
+    made = sorted({re.sub(r"(?<=^.{8})[0-9a-f]*", "", str(stage["commit"])) for stage in stages})
+    versions = sorted({f"{name} {version}" for stage in stages for name, version in stage["versions"].items()})
+    minutes = sum(stage["processor_seconds"] for stage in stages) / 60
     text = (
-        f"Minutes are of the processor: {minutes:.0f} in all, about {minutes / jobs:.0f} of the clock with {jobs} "
-        f"stages at a time, each on a core of its own. Made with commit {', '.join(made)} and {versions}. TFLOP: of "
-        "optimizer steps, in probes of their heads alone; of evaluations, counted on some questions of each benchmark "
-        "and taken for all."
+        f"Minutes are of the processor, {minutes:.0f} in all. Made with commit {', '.join(made)} and "
+        f"{', '.join(versions)}. TFLOP: of optimizer steps, in probes of their heads alone; of evaluations, counted on "
+        "some questions of each benchmark for one seed and taken for all."
     )
     return Section(
         "Cost, commands, fingerprints",

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from recipes.reproduce import job as stages_
-from recipes.reproduce.plan import PER_UNIT, Stage, Study
+from recipes.reproduce.plan import PER_UNIT, WIDEST, Stage, Study
 
 POLL = 0.5  # seconds
 PINS = hasattr(os, "sched_setaffinity")  # not on macOS
@@ -22,16 +22,19 @@ def pending(stages: Iterable[Stage]) -> list[Stage]:
     return [stage for stage in stages if stages_.read(stage.folder) is None]
 
 
-def announce(study: Study, waiting: Sequence[Stage], jobs: int) -> None:
-    """Prints how many stages of each kind there are and are to be run, and how long that takes."""
+def announce(study: Study, waiting: Sequence[Stage], perhaps: Sequence[Stage]) -> None:
+    """Prints how many stages of each kind are to be run, how long they take, and those that may be added later."""
     from vision_backbones.table import table
 
-    kinds = {kind: [s for s in study.stages.values() if s.kind == kind] for kind in PER_UNIT}
-    to_go = {kind: [stage.seconds for stage in waiting if stage.kind == kind] for kind in kinds}
-    rows = [(k, len(of), len(of) - len(to_go[k]), sum(to_go[k]) / 60) for k, of in kinds.items() if of]
-    print(table(rows, ("stage", "number", "done before", "processor minutes to go")))
-    folder, minutes = study.config.run_root, expected_seconds(waiting, jobs) / 60
-    print(f"\nabout {minutes:.0f} minutes, {jobs} stages at a time; logs and results: {folder}/\n")
+    config, ended = study.config, len(study.stages) - len(waiting)
+    kinds = {kind: [stage.seconds for stage in waiting if stage.kind == kind] for kind in PER_UNIT}
+    rows = [(kind, len(seconds), sum(seconds) / 60) for kind, seconds in kinds.items() if seconds]
+    if rows:
+        print(table(rows, ("stage", "to run", "processor minutes")))
+    minutes, more = (expected_seconds(stages, config.jobs) / 60 for stages in (waiting, perhaps))
+    added = f", and {more:.0f} more if an interval is wider than {WIDEST}" if perhaps else ""
+    print(f"\n{ended} of {len(study.stages)} stages have ended; about {minutes:.0f} minutes for the others{added}")
+    print(f"{config.jobs} stages at a time; logs and results: {config.run_root}/\n")
 
 
 def expected_seconds(stages: Iterable[Stage], jobs: int) -> float:

@@ -9,6 +9,7 @@ from recipes.reproduce.costs import costs, image_level
 from recipes.reproduce.plan import ABLATIONS, CELLS, HEADS, LABELS, TASKS, Study
 from recipes.reproduce.run import pending
 
+NAMES = ("image_level", "probes", "ablations", "scores", "losses", "stages")  # which a record has
 LAST_STEPS = 40  # of a finetune, over which its loss at the end is meant
 
 
@@ -17,12 +18,15 @@ def record(study: Study, seed: int) -> dict | None:
 
     It is written beside the stages when they have ended, and read from there afterwards. Copied into another
     machine's folder of stages, it spares that machine the seed.
+
+    Raises:
+        ValueError: A record is torn, or another file.
     """
-    from vision_backbones.files import write_json
+    from vision_backbones.files import read_json, write_json
 
     path = record_path(study, seed)
     if path.is_file():
-        return json.loads(path.read_text())
+        return read_json(path, "delete it, or copy it again", *NAMES)
     if pending(study.of_seed(seed)):
         return None
     found = _collect(study, seed)

@@ -26,10 +26,11 @@ from recipes.reproduce import plan, report, run
 from recipes.reproduce.__main__ import main
 from recipes.reproduce.costs import evaluation_flops
 from recipes.reproduce.findings import collect, constant_score, paired, spread, too_wide, with_holm
-from recipes.reproduce.plan import ABLATIONS, BASE, CELLS, COMPARISONS, LABELS, TASKS, Stage, Study
+from recipes.reproduce.plan import ABLATIONS, CELLS, CLAIM, COMPARISONS, LABELS, TASKS, WIDEST, Stage, Study
 from recipes.reproduce.seeds import record, record_path
-from recipes.reproduce.words import in_words
+from recipes.reproduce.words import DECIDED, in_words
 
+BASE = "original@second-to-last, gelu-mlp"
 TINY = {
     "seeds": 1, "ablation_seeds": 0, "projectors": "gelu-mlp", "align_scenes": 64,
     "probe_scenes": 16, "finetune_rows": 32, "finetune_epochs": 1, "eval_scenes": 4,
@@ -72,6 +73,9 @@ def test_a_changed_setting_changes_the_folders_of_what_depends_on_it_and_no_othe
     (tmp_path / "other.yaml").write_text("learning_rate: 1e-4")
     changed = {n for n, folder in folders().items() if folder != before[n]}
     assert changed == {n for n in before if "finetune" in n or "evaluate" in n}
+    monkeypatch.undo()
+    elsewhere = folders(run_root=f"{tmp_path}/")
+    assert {n: f.name for n, f in elsewhere.items()} == {n: f.name for n, f in before.items()}
 
 
 def small_stage(folder: Path, name: str, needs=(), module="json.tool", settings=()) -> Stage:
@@ -139,8 +143,9 @@ def test_holms_method():
 
 def test_cells_and_comparisons_are_those_of_the_plan_that_was_written_before():
     told = (ROOT / "docs" / "results" / "plan.md").read_text()
-    cells = {}
+    cells, read = {}, {"pretrained-decoder": "last", "transformer": "second-to-last"}  # where it is no choice
     for code, backbone, block, projector in re.findall(r"^\| ([OA].) \| (\w+) \| ([^|]+) \| ([\w-]+)", told, re.M):
+        assert block == read.get(projector, block)
         block = f"@{block}" if projector == "gelu-mlp" else ""
         cells[code] = f"{backbone}{block}, {projector}"
     assert sorted(cells.values()) == sorted(CELLS) and len(cells) == 8
@@ -148,6 +153,18 @@ def test_cells_and_comparisons_are_those_of_the_plan_that_was_written_before():
     assert tuple((cells[one], cells[other]) for one, other in pairs) == COMPARISONS
     for cell, (backbone, projector) in CELLS.items():
         assert cell == f"{backbone}, {projector}"
+    told = " ".join(told.split())
+    assert CLAIM == COMPARISONS[:2] and "only if 1 and 2 are both decided" in told
+    assert (
+        f"wider than {WIDEST} in all" in told
+        and f"Holm's method over the five primary comparisons at {DECIDED}" in told
+    )
+    benchmarks = re.search(r"six benchmarks: (.*?) as before, and (\S+)-like pairs", told)
+    named = benchmarks[1].replace(",", "").replace(" and ", " ").split()
+    assert [*named, f"{benchmarks[2]}+llava"] == list(TASKS)
+    config = ReproduceConfig()
+    assert (config.seeds, config.more_seeds, config.ablation_seeds, config.eval_scenes) == (5, 2, 3, 200)
+    assert "**Seeds**: five. Two more are added" in told and "three seeds" in told and "200 scenes each" in told
 
 
 def made_up_seed(number: int, scores: dict[str, float]) -> dict:
@@ -164,7 +181,18 @@ def made_up_seed(number: int, scores: dict[str, float]) -> dict:
         "majority": dict.fromkeys(TASKS, 0.3),
         "chance": dict.fromkeys(TASKS, 0.25),
         "losses": dict.fromkeys(CELLS, 0.4),
-        "stages": [],
+        "stages": [
+            {
+                "name": f"seed-{number}/align",
+                "kind": "align",
+                "folder": "seed-align-01234567",
+                "flops": 1e12,
+                "command": "python -m recipes.align",
+                "processor_seconds": 60.0,
+                "commit": f"{'ab' * 20}-dirty",
+                "versions": {"torch": f"2.{number}"},
+            }  # fmt: skip
+        ],
     }
 
 
@@ -213,10 +241,40 @@ def test_the_record_of_a_seed_spares_its_stages(tmp_path):
     config = replace(ReproduceConfig(), run_root=str(tmp_path))
     study = Study(config, range(2))
     assert record(study, 0) is None
-    record_path(study, 1).write_text(json.dumps({"seed": 1}))
-    assert record(Study(config, range(1, 2)), 1) == {"seed": 1}, "the file's name does not depend on other seeds"
+    record_path(study, 1).write_text(json.dumps(made_up_seed(1, {})))
+    assert record(Study(config, range(1, 2)), 1) == made_up_seed(1, {}), "whatever other seeds are planned"
     changed = Study(replace(config, probe_scenes=600), range(2))
     assert record(changed, 1) is None, "other settings, another record"
+
+
+@pytest.mark.parametrize("torn", ["", '{"seed": 2', '{"seed": 2}'])
+def test_a_torn_record_is_named(tmp_path, torn):
+    study = Study(replace(ReproduceConfig(), run_root=str(tmp_path)), range(1))
+    path = record_path(study, 0)
+    path.write_text(torn)
+    with pytest.raises(ValueError, match=f"{path.name} cannot be read .*: delete it, or copy it again"):
+        record(study, 0)
+
+
+@pytest.mark.parametrize(("spread_of_gains", "more", "seeds"), [(0.2, 2, 7), (0.2, 0, 5), (0.001, 2, 5)])
+def test_seeds_are_added_where_an_interval_is_wide(
+    tmp_path, monkeypatch, spread_of_gains, more, seeds, few_scenes, capsys
+):
+    """All seeds have records, so that nothing is run."""
+    monkeypatch.setattr(run, "start", None)
+    config = replace(few_scenes, run_root=str(tmp_path / "stages"), out=str(tmp_path / "out"), more_seeds=more)
+    study = Study(config, range(7))
+    (tmp_path / "stages").mkdir()
+    made = [made_up_seed(n, {"aligned@last, gelu-mlp": 0.5 + spread_of_gains * (n % 2)}) for n in range(7)]
+    for one in made:
+        record_path(study, one["seed"]).write_text(json.dumps(one))
+    found = main(config)
+    assert [one["seed"] for one in found["seeds"]] == list(range(seeds))
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["seeds"] == made[:seeds]
+    told = " ".join((tmp_path / "out" / "miniature.md").read_text().split())
+    assert "commit abababab-dirty and torch 2.0, torch 2.1," in told
+    assert f"{seeds} seeds{', 2 of them added because' if seeds == 7 else ';'}" in told
+    assert ("more if an interval" in capsys.readouterr().out) == bool(more)
 
 
 def test_a_constant_answer_scores_its_share(tmp_path, monkeypatch):
@@ -254,6 +312,7 @@ def test_operations_of_an_evaluation_are_those_of_weights_and_tokens(tmp_path, m
         (["--seeds", "0"], "--seeds is 0"),
         (["--projectors", "gelu-mpl"], "choose from gelu-mlp"),
         (["--projectors", "truncated"], "lacks gelu-mlp"),
+        (["--projectors", "[gelu-mlp,transformer]"], "has transformer alone: pretrained-decoder and transformer"),
         (["--seedz", "2"], "did you mean --seeds"),
     ],
 )
