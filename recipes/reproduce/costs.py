@@ -43,11 +43,13 @@ def training_flops(stage: Stage) -> float:
 def evaluation_flops(stage: Stage, scenes: int) -> float:
     """Of an evaluation: some questions of each benchmark are answered again and counted, and stand for all."""
     import torch
+    from transformers.utils import logging
 
     from eval import runner
     from eval.generate_engine import load_engine
     from prismatic.flops import flop_counter
 
+    logging.disable_progress_bar()
     (model,) = (str(need.folder) for need in stage.needs)
     engine = load_engine(model, dtype=torch.float32, device="cpu", batch_size=COUNTED_IMAGES * 8)
     total = 0.0
