@@ -93,7 +93,9 @@ def differences(rows: Sequence[Mapping[str, Any]], *, title: str, x: str, y: str
             low, high = row["interval"] or (row["mean"], row["mean"])
             axes.plot([low, high], [height, height], color=ALONE, linewidth=2.2, alpha=0.55)
             axes.plot(row["mean"], height, color=ALONE, marker="o", markersize=6)
-            axes.text(row["mean"], height - 0.18, f"{row['mean']:+.3f}", ha="center", va="bottom", fontsize=8)
+            behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+            told = f"{row['mean']:+.3f}"
+            axes.text(row["mean"], height - 0.2, told, ha="center", va="bottom", fontsize=8, bbox=behind)
         axes.set_yticks(range(len(rows)), [plain(row["label"], 80) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.7)
         axes.set_xlim(-reach, reach)

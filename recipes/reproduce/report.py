@@ -16,11 +16,11 @@ NAMES = {"union": "patches (local)", "global-union": "whole image (global)"}
 
 @dataclass
 class Section:
-    """A heading with paragraphs, figures (file name and SVG) and tables (header and rows) below."""
+    """A heading with paragraphs, figures (file name and SVG) and tables below: header, rows, and how many columns are words."""
 
     title: str
     paragraphs: list[str] = field(default_factory=list)
-    tables: list[tuple[Sequence[str], list[Sequence[str]]]] = field(default_factory=list)
+    tables: list[tuple[Sequence[str], list[Sequence[str]], int]] = field(default_factory=list)
     figures: list[tuple[str, bytes]] = field(default_factory=list)
 
 
@@ -66,7 +66,7 @@ def _summary(found: dict) -> Section:
         for seed in seeds
     ]
     header = ("seed", "backbone", "image-level recall", "precision")
-    return Section("What was found", paragraphs, tables=[(header, rows)])
+    return Section("What was found", paragraphs, tables=[(header, rows, 2)])
 
 
 def _comparisons(found: dict) -> Section:
@@ -85,7 +85,7 @@ def _comparisons(found: dict) -> Section:
         y="",
     )
     header = ("cell", "minus", "difference", "95 % interval", "p", "p (Holm)")
-    return Section("Planned comparisons", [text], tables=[(header, rows)], figures=[("comparisons.svg", figure)])
+    return Section("Planned comparisons", [text], tables=[(header, rows, 2)], figures=[("comparisons.svg", figure)])
 
 
 def _probes(found: dict) -> Section:
@@ -104,7 +104,7 @@ def _probes(found: dict) -> Section:
             f"Frozen backbones, heads {', '.join(HEADS)}. A class is found where its probability exceeds 0.5; "
             f"the commonest is in {found['commonest_class']:.0%} of scenes: a head that does not look finds none."
         ],
-        tables=[(header, rows)],
+        tables=[(header, rows, 2)],
         figures=[
             (
                 "probes.svg",
@@ -148,7 +148,7 @@ def _ablations(found: dict) -> Section | None:
             ),
         )
     ]
-    return Section("Ablations", [text], tables=[(header, rows)], figures=figures)
+    return Section("Ablations", [text], tables=[(header, rows, 1)], figures=figures)
 
 
 def _benchmarks(found: dict) -> Section:
@@ -156,18 +156,19 @@ def _benchmarks(found: dict) -> Section:
 
     scores, lines, questions = found["benchmarks"], found["lines"], found["seeds"][0]["questions"]
     cells = list(found["means"])
-    header = ("benchmark", "questions", *cells, "majority class", "answer prior", "chance")
+    header = ("cell", *TASKS, "mean", "loss at the end")
     rows = [
         (
-            task,
-            str(questions[task]),
-            *(_spread(scores[task][cell]) for cell in cells),
-            *(_number(lines[task][name]) for name in ("majority", "prior", "chance")),
+            cell,
+            *(_spread(scores[task][cell]) for task in TASKS),
+            _spread(found["means"][cell]),
+            _spread(found["losses"][cell]),
         )
-        for task in TASKS
+        for cell in cells
     ]
-    rows.append(("mean", "", *(_spread(found["means"][cell]) for cell in cells), "", "", ""))
-    rows.append(("loss at the end", "", *(_spread(found["losses"][cell]) for cell in cells), "", "", ""))
+    for name, shown in (("majority", "majority class"), ("prior", "answer prior"), ("chance", "chance")):
+        rows.append((shown, *(_number(lines[task][name]) for task in TASKS), "", ""))
+    rows.append(("questions", *(f"{questions[task]:,}" for task in TASKS), "", ""))
     differences = [
         (row["task"], row["cell"], row["other"], *_paired(row), _p(row["holm"])) for row in found["by_benchmark"]
     ]
@@ -184,7 +185,7 @@ def _benchmarks(found: dict) -> Section:
     return Section(
         f"Vision-language models on {len(TASKS)} spatial benchmarks",
         [text],
-        tables=[(header, rows), (header_2, differences)],
+        tables=[(header, rows, 1), (header_2, differences, 3)],
         figures=[
             (
                 "benchmarks.svg",
@@ -209,7 +210,7 @@ def _z_scores(found: dict) -> Section:
         "As the paper plots them: of each benchmark over the cells of a seed (population deviation), then the mean "
         "over seeds."
     )
-    tables = [(("cell", "mean z-score", *TASKS), rows)]
+    tables = [(("cell", "mean z-score", *TASKS), rows, 1)]
     return Section("z-scores", [text], tables=tables, figures=[("radar.svg", drawn)])
 
 
@@ -239,7 +240,7 @@ def _costs(found: dict) -> Section:
     return Section(
         "Cost, commands, fingerprints",
         [text],
-        tables=[(header, rows), (("stage", "command", "fingerprint", "minutes"), commands)],
+        tables=[(header, rows, 1), (("stage", "command", "fingerprint", "minutes"), commands, 2)],
     )
 
 
@@ -275,7 +276,7 @@ def _p(value: float | None) -> str:
 def _markdown(part: Section) -> str:
     blocks = [f"## {part.title}", *part.paragraphs]
     blocks += [f"![{part.title}]({name})" for name, _ in part.figures]
-    for header, rows in part.tables:
+    for header, rows, _ in part.tables:
         lines = [header, ["---"] * len(header), *rows]
         blocks.append("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines))
     return "\n\n".join(blocks)
@@ -286,4 +287,4 @@ def summary(found: dict) -> str:
     from vision_backbones.table import table
 
     parts = [_comparisons(found), _probes(found), _benchmarks(found)]
-    return "\n\n".join(table(rows, header, left=1) for header, rows in (part.tables[0] for part in parts))
+    return "\n\n".join(table(rows, header, left=words) for header, rows, words in (part.tables[0] for part in parts))
