@@ -16,7 +16,7 @@ NAMES = {"union": "patches (local)", "global-union": "whole image (global)"}
 
 @dataclass
 class Section:
-    """A heading with paragraphs, figures (file name and SVG) and tables below: header, rows, and how many columns are words."""
+    """A heading with paragraphs, figures (file name and SVG) and tables (header, rows, columns of words) below."""
 
     title: str
     paragraphs: list[str] = field(default_factory=list)
