@@ -19,7 +19,7 @@ class ReproduceConfig:
     """
 
     seeds: int = 5  # number of seeds; each repeats everything that is random: weights, order of the data, masks
-    # number of seeds to add, once, where the 95 % interval of a planned comparison is wider than 0.08
+    # number of seeds to add, once, where the interval over seeds of a planned comparison is wider than 0.08
     more_seeds: int = 2
     # number of seeds, the first ones, that use the bundled vision backbone; the others pretrain their own
     bundled_seeds: int = 1
