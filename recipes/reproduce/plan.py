@@ -52,7 +52,7 @@ ABLATIONS = {  # what is set otherwise than in the paper's alignment
 }
 # Processor seconds a unit of work on the machine of docs/results, start of the process and evaluations included.
 START = 10.0
-PER_UNIT = {"pretrain": 0.55, "mim": 0.008, "align": 0.0125, "probe": 0.003, "finetune": 0.0135, "evaluate": 0.03}
+PER_UNIT = {"pretrain": 1.5, "mim": 0.012, "align": 0.0132, "probe": 0.003, "finetune": 0.0185, "evaluate": 0.11}
 
 
 @dataclass(frozen=True)
