@@ -84,7 +84,7 @@ def differences(rows: Sequence[Mapping[str, Any]], *, title: str, x: str, y: str
         y: What the rows are.
     """
     ends = [value for row in rows for value in (row["mean"], *(row["interval"] or ()))]
-    reach = 1.1 * max((abs(end) for end in ends), default=0.0) or 1.0
+    reach = 1.1 * max(abs(end) for end in ends) or 1.0
 
     def draw(figure) -> None:
         axes = figure.subplots()

@@ -63,7 +63,7 @@ def _claim(rows: Sequence[dict]) -> str:
     """Whether alignment is said to help the VLM with the paper's plain projector."""
     verdicts = {(row["cell"], row["other"]): _verdict(row) for row in rows}
     claim = "The claim that alignment helps the VLM with gelu-mlp"
-    failed = [_named(*pair) for pair in CLAIM if verdicts.get(pair) != "higher"]
+    failed = [_named(*pair) for pair in CLAIM if verdicts[pair] != "higher"]
     if not failed:
         return f"{claim} is made: both comparisons that it needs are decided in its favour."
     return f"{claim} is not made; not decided in its favour: {_listed(failed)}."

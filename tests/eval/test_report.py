@@ -279,7 +279,6 @@ def test_differences_lie_on_both_sides_of_zero_with_their_intervals(drawn):
     left, right = axes.get_xlim()
     assert left == -right and right > 0.25
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b - a", "one seed"]
-    charts.differences([], title="none", x="", y="")
 
 
 def test_radar_shows_the_values():

@@ -191,7 +191,7 @@ def made_up_seed(number: int, scores: dict[str, float]) -> dict:
                 "processor_seconds": 60.0,
                 "commit": f"{'ab' * 20}-dirty",
                 "versions": {"torch": f"2.{number}"},
-            }  # fmt: skip
+            }
         ],
     }
 
