@@ -10,15 +10,22 @@ from torch.utils.flop_counter import register_flop_formula
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this CPU and this torch pack weights of this type; bfloat16 takes AVX-512 or AVX-NE-CONVERT."""
+    if dtype == torch.bfloat16:
+        return AVAILABLE and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return AVAILABLE and dtype == torch.float32
+
+
 def pack_linear(model: nn.Module) -> None:
-    """Replaces linear layers of a frozen ViT's attention and MLPs by packed ones, if this CPU and this torch have them.
+    """Replaces linear layers of a frozen ViT's attention and MLPs by packed ones, where `can_pack` their precision.
 
     Outputs differ by rounding alone. Afterwards the model can neither be trained, nor saved, nor moved. Attention of
     other kinds than timm's plain one (BEiT, EVA-02) reads its weights itself, and is left as it is.
     """
-    if not AVAILABLE:
-        return
     for module in list(model.modules()):
+        if type(module) in (Attention, Mlp) and not can_pack(next(module.parameters()).dtype):
+            continue
         if type(module) is Attention:
             module.qkv, module.proj = PackedLinear(module.qkv), PackedLinear(module.proj)
         elif type(module) is Mlp and isinstance(module.fc1, nn.Linear):

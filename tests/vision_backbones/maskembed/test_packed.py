@@ -5,7 +5,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vision_backbones.maskembed.packed import PackedLinear, pack_linear
+from vision_backbones.maskembed.packed import PackedLinear, can_pack, pack_linear
 from vision_backbones.maskembed.teacher import Teacher
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4, "num_classes": 0}
@@ -40,9 +40,22 @@ def test_packed_layers_compute_the_same(arch, dtype, tolerance):
         expected, got = plain(pixels, masks), packed(pixels, masks)
     assert (got - expected).norm() < tolerance * expected.norm()
     layers = [module for module in packed.modules() if isinstance(module, torch.nn.Linear | PackedLinear)]
+    if not can_pack(dtype):
+        assert all(type(layer) is torch.nn.Linear for layer in layers)
+        return
     if arch.startswith("vit"):
         assert len(layers) == 4 * len(packed.vit.blocks) and all(isinstance(layer, PackedLinear) for layer in layers)
     assert sum(layer.function == "gelu" for layer in layers if isinstance(layer, PackedLinear)) == FUSED[arch] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_packs_what_this_cpu_takes(dtype):
+    linear = torch.nn.Linear(8, 8).to(dtype)
+    if can_pack(dtype):
+        assert PackedLinear(linear)(torch.randn(2, 8)).dtype == dtype
+    else:
+        with pytest.raises(RuntimeError):
+            PackedLinear(linear)
 
 
 def test_their_operations_are_counted():
