@@ -1,5 +1,6 @@
 """What came out of a study: scores by cell and seed, with intervals and tests over seeds."""
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -144,6 +145,7 @@ def commonest_class(scenes: int = 1000) -> float:
     return held.most_common(1)[0][1] / scenes
 
 
+@functools.cache
 def answer_priors_of_tasks(scenes: int) -> dict[str, float]:
     """Score by task of giving the commonest training answer of its kind of question, whatever the picture.
 

@@ -18,6 +18,7 @@ from recipes.reproduce.seeds import record, record_path
 from recipes.reproduce.words import DECIDED, in_words
 
 BASE = "original@second-to-last, gelu-mlp"
+FEW = replace(ReproduceConfig(), eval_scenes=8)
 
 
 def test_intervals_and_tests_over_seeds():
@@ -100,17 +101,11 @@ def made_up_seed(number: int, scores: dict[str, float]) -> dict:
     }
 
 
-@pytest.fixture
-def few_scenes(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return replace(ReproduceConfig(), eval_scenes=8)
-
-
-def test_comparisons_are_of_the_mean_score_and_decide_whether_seeds_are_added(few_scenes):
+def test_comparisons_are_of_the_mean_score_and_decide_whether_seeds_are_added():
     a1, o1, o2 = "aligned@last, gelu-mlp", "original@last, gelu-mlp", BASE
     gains = (0.10, 0.12, 0.11, 0.13, 0.12)
     seeds = [made_up_seed(n, {a1: 0.5 + gain, o1: 0.3}) for n, gain in enumerate(gains)]
-    found = collect(few_scenes, seeds)
+    found = collect(FEW, seeds)
     compared = {(row["cell"], row["other"]): row for row in found["comparisons"]}
     expected = paired([0.5] * 5, [0.5 + gain for gain in gains])
     assert compared[a1, o2]["mean"] == pytest.approx(0.116) and compared[a1, o2]["p"] == pytest.approx(expected["p"])
@@ -124,17 +119,17 @@ def test_comparisons_are_of_the_mean_score_and_decide_whether_seeds_are_added(fe
     assert "The claim that alignment helps the VLM with gelu-mlp is made" in said
 
     seeds[4]["scores"] = {task: seeds[4]["scores"][task] | {a1: 0.2} for task in TASKS}
-    found = collect(few_scenes, seeds)
+    found = collect(FEW, seeds)
     said = in_words(found)
     assert too_wide(found) and f"is not made; not decided in its favour: “{a1}” against “{o2}”" in said
-    one = collect(few_scenes, seeds[:1])
+    one = collect(FEW, seeds[:1])
     said = in_words(one)
     assert not too_wide(one) and "This is one seed" in said and "clearly" not in said and "decided" not in said
     assert "from 0.200 to 0.400 (linear head)" in said and "claim" not in said
 
 
-def test_answers_without_looking_are_the_best_of_chance_prior_and_majority(few_scenes):
-    found = collect(few_scenes, [made_up_seed(0, {BASE: 0.28}), made_up_seed(1, {BASE: 0.28})])
+def test_answers_without_looking_are_the_best_of_chance_prior_and_majority():
+    found = collect(FEW, [made_up_seed(0, {BASE: 0.28}), made_up_seed(1, {BASE: 0.28})])
     found["lines"] = {task: {"majority": None, "prior": 0.0, "chance": 0.25} for task in TASKS}
     assert f"On all 6 benchmarks all {len(CELLS)} VLMs score above" in in_words(found)
     found["lines"]["vsr"]["majority"] = 0.3
@@ -161,12 +156,10 @@ def test_a_torn_record_is_named(tmp_path, torn):
 
 
 @pytest.mark.parametrize(("spread_of_gains", "more", "seeds"), [(0.2, 2, 7), (0.2, 0, 5), (0.001, 2, 5)])
-def test_seeds_are_added_where_an_interval_is_wide(
-    tmp_path, monkeypatch, spread_of_gains, more, seeds, few_scenes, capsys
-):
+def test_seeds_are_added_where_an_interval_is_wide(tmp_path, monkeypatch, spread_of_gains, more, seeds, capsys):
     """All seeds have records, so that nothing is run."""
     monkeypatch.setattr(run, "start", None)
-    config = replace(few_scenes, run_root=str(tmp_path / "stages"), out=str(tmp_path / "out"), more_seeds=more)
+    config = replace(FEW, run_root=str(tmp_path / "stages"), out=str(tmp_path / "out"), more_seeds=more)
     study = Study(config, range(7))
     (tmp_path / "stages").mkdir()
     made = [made_up_seed(n, {"aligned@last, gelu-mlp": 0.5 + spread_of_gains * (n % 2)}) for n in range(7)]
@@ -181,8 +174,7 @@ def test_seeds_are_added_where_an_interval_is_wide(
     assert ("more if an interval" in capsys.readouterr().out) == bool(more)
 
 
-def test_a_constant_answer_scores_its_share(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_a_constant_answer_scores_its_share():
     jobs = {job.key: job for job in read_jobs(["vsr", "ai2d"], data_root("miniature:8"), allow_partial=True)}
     for key, answer in (("vsr", "True"), ("ai2d", "C")):
         examples = jobs[key].examples
