@@ -13,9 +13,9 @@ class ReproduceConfig:
     """The paper in miniature: pretrain, align, probe, finetune and evaluate, with controls, seeds and a report.
 
     Without settings it runs the whole study: three to five hours on two CPU cores, two more where seeds are added.
-    `--quick` runs only the first seed, with the bundled vision backbone, a shorter alignment, without the truncated
-    projector and without ablations (recipes/configs/reproduce-quick.yaml): half an hour. After an interruption, rerun
-    the same command: finished stages are not repeated, nor are stages that a changed setting does not affect.
+    `--quick` runs only the first seed, with the bundled vision backbone, a shorter alignment, one projector and no
+    ablations (recipes/configs/reproduce-quick.yaml): less than 25 minutes. After an interruption, rerun the same
+    command: finished stages are not repeated, nor are stages that a changed setting does not affect.
     """
 
     seeds: int = 5  # number of seeds; each repeats everything that is random: weights, order of the data, masks
