@@ -64,13 +64,13 @@ def data_root(location: str) -> Path:
     """A folder of data sets; `miniature:400` draws 400 scenes as nine benchmarks first.
 
     Raises:
-        ValueError: It names no number of scenes.
+        ValueError: It names no number of scenes, or one, about which some benchmarks can ask nothing.
     """
     kind, _, count = location.partition(":")
     if kind != "miniature":
         return Path(location).expanduser()
-    if not count.isdecimal() or not int(count):
-        raise ValueError(f"{location!r} names no scenes; expected miniature:COUNT, such as miniature:400")
+    if not count.isdecimal() or int(count) < 2:
+        raise ValueError(f"{location!r} names no or too few scenes; expected miniature:COUNT, such as miniature:400")
     from prismatic.miniature.benchmarks import miniature_benchmarks
 
     return miniature_benchmarks(int(count))

@@ -17,8 +17,8 @@ __all__ = [
 def open_data(data, seed: int = 0) -> tuple[ConversationSource, ConversationSource | None]:
     """The training rows and the held-out rows (None without any) that a `DataConfig` names.
 
-    "miniature:N" as annotations draws N scenes of the miniature world, which has held-out rows of its own; the config
-    is filled in with the files that were read.
+    "miniature:N" as annotations draws N questions about scenes of the miniature world, which has held-out rows of its
+    own; the config is filled in with the files that were read.
 
     Args:
         data: the config.

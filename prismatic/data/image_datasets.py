@@ -22,7 +22,7 @@ SPLITS = ("train", "val", "validation", "test")
 SHARDS_AT_ONCE = 16  # an epoch's order mixes the rows of so many shards
 OPEN_SHARDS = 64  # file handles a process keeps
 EXPECTED = "a folder of images, tar shards (DIR/*.tar, DIR/name-{000..123}.tar) or miniature:COUNT"
-MINIATURE_SEED = 3  # writers.py draws the worlds 1 and 2, make_vit.py 1, 1001 and 987654
+MINIATURE_SEED = 3  # llava_writer.py draws the worlds 1 and 2, make_vit.py those of `world`
 
 Seed = int | Sequence[int]
 

@@ -26,7 +26,7 @@ def open_source(
             a folder that `datasets.save_to_disk` wrote, with `:SPLIT` if it holds several;
             `hf:NAME:SPLIT` or `hf:NAME:CONFIG:SPLIT`, a data set of the Hugging Face hub or its cache;
             tar shards in webdataset's convention: a folder, `DIR/*.tar`, `DIR/name-{000..123}.tar`, one file;
-            `miniature:COUNT`, questions about that many scenes of the miniature world.
+            `miniature:COUNT`, so many questions about scenes of the miniature world, five a scene.
         layout: of the rows, a name among `LAYOUTS`; "auto" tells it by the columns.
         image_root: folder that image paths are relative to; None for the folder of the data.
         exif_rotate: turn photographs upright by their EXIF orientation; the paper does not.

@@ -18,7 +18,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import draccus
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -37,11 +36,13 @@ from prismatic.miniature.documents import (
     train_tokenizer,
 )
 from prismatic.miniature.language import CELLS
+from prismatic.miniature.making import check_settings, read_settings
 from prismatic.miniature.scenes import IMAGE_SIZE
 from prismatic.training.loop import keep_freed_memory
 
 SENTENCES = 8  # one step in so many is about scenes in words
 PLACED, NAMED = 1, 2  # blocks after which a cell's place, and what a phrase names, are told from the states
+HEAD = 32  # width of a head of attention
 WIDTHS = (1.5, 8.0)  # pixels by which numbers differ whose first embeddings have a similarity of exp(-1/2), by half
 
 
@@ -64,6 +65,13 @@ class Config:
     layers: int = 5  # depth
     vocab_size: int = 800  # tokens at most, bytes included, numbers and fixed parts of prompts not
     seed: int = 0  # of the weights and of the scenes
+
+
+def check(config: Config) -> None:
+    """Raises ValueError for settings that no model can be made with."""
+    check_settings(config, naming_steps=0, layers=NAMED)
+    if config.hidden_size % HEAD:
+        raise ValueError(f"--hidden_size is {config.hidden_size}: expected a multiple of {HEAD}, the width of a head")
 
 
 class Batches(IterableDataset):
@@ -194,7 +202,7 @@ def fresh(config: Config, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
             hidden_size=config.hidden_size,
             intermediate_size=int(config.hidden_size * 8 / 3 // 16 * 16),
             num_hidden_layers=config.layers,
-            num_attention_heads=config.hidden_size // 32,
+            num_attention_heads=config.hidden_size // HEAD,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
             initializer_range=config.hidden_size**-0.5,
@@ -219,6 +227,7 @@ def fresh(config: Config, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
 
 def main(config: Config) -> None:
     """Trains and writes tokenizer and weights; prints, as it goes, the accuracy on maps."""
+    config.out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     torch.manual_seed(config.seed)
     tokenizer = train_tokenizer(config.vocab_size, config.seed)
@@ -256,7 +265,9 @@ def main(config: Config) -> None:
 
 
 @torch.inference_mode()
-def accuracy(reader: Reader, tokenizer: PreTrainedTokenizerFast, scenes: int = 96, seed: int = 987_654) -> dict:
+def accuracy(
+    reader: Reader, tokenizer: PreTrainedTokenizerFast, scenes: int = 96, seed: int = 987_654
+) -> dict[str, float]:
     """Share of right answers about fresh maps by kind, greedy; a box is right where its IoU is at least 0.5."""
     rng, right = np.random.default_rng(seed), {}
     for _ in range(0, scenes, 32):
@@ -275,4 +286,4 @@ def accuracy(reader: Reader, tokenizer: PreTrainedTokenizerFast, scenes: int = 9
 
 
 if __name__ == "__main__":
-    main(draccus.parse(Config))
+    main(read_settings(Config, check))

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import draccus
 import numpy as np
 import timm
 import torch
@@ -22,9 +21,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from prismatic.flops import flop_counter
+from prismatic.miniature.making import check_settings, read_settings
 from prismatic.miniature.scenes import CLASSES, scene
 from vision_backbones import get_spec
 from vision_backbones.backbone_files import save_backbone
+
+FRESH_WORLD = 987_654  # whose scenes tell how good the weights are
 
 
 @dataclass
@@ -40,6 +42,11 @@ class Config:
     weight_decay: float = 0.05  # of both
     positive_weight: float = 4.0  # of present classes in the binary cross-entropy
     seed: int = 0  # of the weights and of the scenes
+
+
+def world(seed: int, max_objects: int) -> int:
+    """The world whose scenes are drawn for a seed, of single objects or of several."""
+    return seed + 1000 * (max_objects > 1) + 1
 
 
 def batch_of(seed: int, start: int, size: int, max_objects: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,6 +72,7 @@ def image_level_recall(model: torch.nn.Module, seed: int, count: int = 2048) -> 
 def main(config: Config) -> None:
     """Trains and writes the weights; prints the image-level recall as it goes."""
     spec = get_spec("miniature")
+    config.out.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     model = timm.create_model(spec.arch, pretrained=False, **spec.arch_kwargs, num_classes=len(CLASSES))
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
@@ -78,10 +86,8 @@ def main(config: Config) -> None:
         schedules = [LambdaLR(optimizer, partial(warm_cosine, steps=steps)) for optimizer in optimizers]
         progress = tqdm(range(steps), desc=phase)
         for step in progress:
-            world = config.seed + 1000 * (phase == "multi") + 1
-            pixels, present = batch_of(
-                world, step * config.batch_size, config.batch_size, 1 if phase == "single" else 4
-            )
+            most = 1 if phase == "single" else 4
+            pixels, present = batch_of(world(config.seed, most), step * config.batch_size, config.batch_size, most)
             if not counter.get_total_flops():  # the first step counts for all
                 with counter:
                     model(pixels).mean().backward()
@@ -98,18 +104,17 @@ def main(config: Config) -> None:
                 stepped.step()
             progress.set_postfix(loss=f"{loss.item():.3f}")
             if phase == "multi" and (step + 1) % 500 == 0:
-                recall, precision = image_level_recall(model.eval(), seed=987_654)
+                recall, precision = image_level_recall(model.eval(), seed=FRESH_WORLD)
                 model.train()
                 tqdm.write(f"step {step + 1}: image-level recall {recall:.3f}, precision {precision:.3f}")
         print(f"{phase}: last loss {loss.item():.4f}")
 
-    recall, precision = image_level_recall(model.eval(), seed=987_654)
+    recall, precision = image_level_recall(model.eval(), seed=FRESH_WORLD)
     made = {"recall": recall, "precision": precision, "seconds": time.perf_counter() - started}
     made |= {"flops": counter.get_total_flops() * (config.single_steps + config.steps)}
     metadata = {"made_by": "python -m prismatic.miniature.make_vit", "config": str(config)}
     metadata["image_level"] = json.dumps(made)
     state = {k: v.half().contiguous() for k, v in model.state_dict().items() if not k.startswith("head.")}
-    config.out.parent.mkdir(parents=True, exist_ok=True)
     save_backbone(config.out, state, spec, **metadata)
     print(f"image-level recall {recall:.3f}, precision {precision:.3f}; wrote {config.out}")
 
@@ -120,4 +125,4 @@ def warm_cosine(step: int, steps: int) -> float:
 
 
 if __name__ == "__main__":
-    main(draccus.parse(Config))
+    main(read_settings(Config, check_settings))

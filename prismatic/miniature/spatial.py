@@ -1,6 +1,7 @@
 """What spatial benchmarks ask, about miniature scenes: which object, is it so, how many, which of several.
 
-Everything said here is decided by at least `MARGIN` pixels, and has one right answer.
+Everything said here has one right answer: things that are compared are `MARGIN` pixels apart or more, and things in a
+half or a corner `FROM_MIDDLE` pixels or more from the lines through the middle.
 """
 
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ import numpy as np
 from prismatic.miniature.scenes import CLASSES, COLOURS, IMAGE_SIZE, MAX_OBJECTS, SHAPES, Thing
 
 MARGIN = 3  # pixels by which positions differ wherever a sentence tells them apart
-MIDDLE = IMAGE_SIZE // 2
+MIDDLE, FROM_MIDDLE = IMAGE_SIZE // 2, 2  # pixels
 RELATIONS = {"to the left of": ("x", 1), "to the right of": ("x", -1), "above": ("y", 1), "below": ("y", -1)}
 ENDS = {"left": ("x", 1), "right": ("x", -1), "top": ("y", 1), "bottom": ("y", -1)}
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
@@ -67,7 +68,7 @@ class Choice:
 
 def quadrant(thing: Thing) -> str | None:
     """Such as "top left"; None when the centre lies within two pixels of a middle line."""
-    if min(abs(thing.x - MIDDLE), abs(thing.y - MIDDLE)) < 2:
+    if min(abs(thing.x - MIDDLE), abs(thing.y - MIDDLE)) < FROM_MIDDLE:
         return None
     return f"{'top' if thing.y < MIDDLE else 'bottom'} {'left' if thing.x < MIDDLE else 'right'}"
 
@@ -161,7 +162,7 @@ def counts(things: Things) -> list[Count]:
     for noun, fitting in kinds.items():
         for end, (axis, sign) in ENDS.items():
             offsets = [sign * (MIDDLE - getattr(t, axis)) for t in fitting]
-            if fitting and min(map(abs, offsets)) >= 2:
+            if fitting and min(map(abs, offsets)) >= FROM_MIDDLE:
                 there = tuple(t for t, o in zip(fitting, offsets, strict=True) if o > 0)
                 found.append(Count(f"How many {noun} are in the {end} half?", there, False))
     for landmark in unique_things(things):

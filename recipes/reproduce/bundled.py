@@ -20,15 +20,16 @@ from pathlib import Path
 from prismatic import miniature
 from vision_backbones.weights import ASSETS as BACKBONES
 
+ROOT = Path(__file__).parents[2]  # where commands are run, whose places are relative
 ASSETS = Path(miniature.__file__).parent / "assets"
 CARDS = ASSETS / "cards.json"
-RUNS = Path("runs/bundled")
+RUNS = ROOT / "runs" / "bundled"
 ALIGNED = BACKBONES / "miniature-aligned.safetensors"
-FILES = {  # what a part consists of
+FILES = {  # what a part consists of, folders with all that is in them
     "vit": [BACKBONES / "miniature.safetensors"],
     "aligned": [ALIGNED, BACKBONES / "miniature-aligned.decoder.safetensors"],
-    "llm": [ASSETS / "llm" / name for name in ("config.json", "model.safetensors", "tokenizer.json")],
-    "vlm": [ASSETS / "vlm" / name for name in ("config.json", "model.safetensors", "tokenizer.json")],
+    "llm": [ASSETS / "llm"],
+    "vlm": [ASSETS / "vlm"],
 }
 MADE_FROM = {"vit": (), "aligned": ("vit",), "llm": (), "vlm": ("aligned", "llm")}
 COMMANDS = {
@@ -59,35 +60,40 @@ def main(argv: list[str]) -> None:
 
 def make(part: str) -> None:
     """Makes one part, puts it where it is shipped from, and writes its card."""
+    from eval.fingerprints import made_by
+    from recipes.reproduce.run import shares
+
     print(f"{part}: {COMMANDS[part]}", flush=True)
-    started = time.perf_counter()
+    maker, started = made_by(), time.perf_counter()  # of the code as it is before what it makes has changed files of it
     if part in INSTALL:
         shutil.rmtree(RUNS / part, ignore_errors=True)
-    subprocess.run([sys.executable, *shlex.split(COMMANDS[part])[1:]], check=True)
+    subprocess.run([sys.executable, *shlex.split(COMMANDS[part])[1:]], cwd=ROOT, check=True)
     seconds = time.perf_counter() - started
     if part in INSTALL:
         INSTALL[part](RUNS / part)
-    write_card(part, seconds)
+    write_card(part, {"seconds": seconds, "cores": len(shares(1)[0])} | maker)
 
 
-def write_card(part: str, seconds: float | None) -> None:
-    """Writes what was made by which command from what, and what it scores."""
-    from eval.fingerprints import made_by
+def write_card(part: str, making: dict) -> None:
+    """Writes what was made by which command from what, and what it scores; `making` says how it went."""
     from vision_backbones.files import write_json
 
     cards = json.loads(CARDS.read_text()) if CARDS.is_file() else {}
-    card = {"command": COMMANDS[part], "seconds": seconds, "fingerprint": fingerprint(part)}
+    card = {"command": COMMANDS[part], "fingerprint": fingerprint(part)} | making
     card |= {"made_from": {name: fingerprint(name) for name in MADE_FROM[part]}, "measured": MEASURE[part]()}
-    write_json(
-        CARDS, {name: cards[name] for name in FILES if name in cards and name != part} | {part: card | made_by()}
-    )
+    write_json(CARDS, {name: cards[name] for name in FILES if name in cards and name != part} | {part: card})
     print(f"{part}: {json.dumps(card['measured'])}", flush=True)
+
+
+def files(part: str) -> list[Path]:
+    """The files of a part."""
+    return [file for path in FILES[part] for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
 
 
 def fingerprint(part: str) -> str:
     """A hash of the files of a part."""
     digest = hashlib.sha256()
-    for path in FILES[part]:
+    for path in files(part):
         digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -151,7 +157,7 @@ def measure_vlm() -> dict:
     """Scores on the benchmarks."""
     settings = ["--model", "miniature", "--data_root", f"miniature:{SCENES}", "--allow_partial", "true"]
     settings += ["--precision", "fp32", "--out", str(RUNS / "eval"), "--overwrite", "true", "--tasks", TASKS]
-    subprocess.run([sys.executable, "-m", "recipes.evaluate", *settings], check=True)
+    subprocess.run([sys.executable, "-m", "recipes.evaluate", *settings], cwd=ROOT, check=True)
     tasks = json.loads((RUNS / "eval" / "results.json").read_text())["tasks"]
     return {name: task["metrics"][task["main"]] for name, task in tasks.items()}
 

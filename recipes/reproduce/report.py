@@ -50,8 +50,10 @@ def _summary(found: dict) -> Section:
         f"{len(seeds)} seed{'s' * (len(seeds) > 1)}{added}; vision backbones that are not the bundled one were "
         f"pretrained for the seed, in {settings['pretrain_steps']:,} steps. Intervals are 95 % t-intervals over seeds, "
         "p-values of paired t-tests over seeds, two-sided; neither is corrected for their number, except for p (Holm). "
-        "Nothing was chosen by these scores: probes report their last epoch, VLMs their last step. The study in "
-        "docs/results was planned before it was run: plan.md; earlier designs: designs.md.",
+        "No run was chosen by its scores: probes report their last epoch, VLMs their last step. Settings of "
+        "finetunes were chosen with another seed, on the aligned backbone and 100 scenes that are among those of each "
+        "benchmark here: designs.md. The study in "
+        "docs/results was planned before it was run: plan.md.",
         f"A scene holds one to four objects, none hidden, so the attainable image-level recall is 1. "
         f"{settings['align_scenes']:,} scenes for an alignment, {settings['probe_scenes']:,} for a probe, "
         f"{settings['finetune_epochs']} x {settings['finetune_rows']:,} questions for a VLM, "

@@ -214,6 +214,7 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(world, tmp_path, monke
         (["--tasks", "vsr,vsr"], "named more than once: vsr"),
         (["--data_root", str(tmp_path / "nowhere")], "no folder .*nowhere"),
         (["--data_root", str(tmp_path)], "prepare refcoco"),
+        (["--data_root", "miniature:1"], "no or too few scenes; expected miniature:COUNT"),
         (["--allow_partial", "false"], "not have the official number of examples"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -16,11 +16,13 @@ from eval.data.selection import check_counts, check_images
 from eval.task import Choose, Example, Generate
 from eval.tasks import get_task
 from prismatic.data.image_datasets import MINIATURE_SEED
+from prismatic.miniature import make_vit
 from prismatic.miniature.benchmarks import BENCHMARK_SEED, WRITERS, miniature_benchmarks, write_benchmarks
 from prismatic.miniature.language import box_text, questions
 from prismatic.miniature.llava_writer import HELD_OUT_SEED, TRAIN_SEED
 from prismatic.miniature.newer_benchmarks import NEWER_WRITERS
 from prismatic.miniature.scenes import CLASSES, IMAGE_SIZE, scene
+from prismatic.miniature.segmentation import SEEDS
 
 COUNT = 48
 
@@ -43,7 +45,8 @@ def same_picture(path, benchmark, index):
 
 
 def test_worlds_are_held_out():
-    training = {TRAIN_SEED, HELD_OUT_SEED, MINIATURE_SEED, 1001, 987_654, *range(1000)}
+    backbones = {make_vit.world(seed, most) for seed in range(1000) for most in (1, 4)} | {make_vit.FRESH_WORLD}
+    training = {TRAIN_SEED, HELD_OUT_SEED, MINIATURE_SEED, *SEEDS.values()} | backbones
     assert training.isdisjoint(range(BENCHMARK_SEED, BENCHMARK_SEED + len(WRITERS | NEWER_WRITERS)))
 
 

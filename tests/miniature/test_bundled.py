@@ -1,9 +1,13 @@
 """What is shipped trained: its cards, and how its LLM is made."""
 
 import json
+import re
+import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -54,9 +58,14 @@ def test_the_page_says_what_the_cards_measured():
     for kinds in (list(llm)[:7], list(llm)[7:]):
         rows = [" | ".join(kinds), " | ".join(f"{llm[kind]:.3f}" for kind in kinds)]
         assert "| {} |\n|---|---|---|---|---|---|---|\n| {} |".format(*rows) in page
-    for task, score in CARDS["vlm"]["measured"].items():
-        assert f"{score:.3f}" in page, task
-    assert f"in {sum(card['seconds'] for card in CARDS.values()) / 60:.0f} minutes on two cores" in page
+    vlm = {task.partition("+")[0].partition(":")[0]: score for task, score in CARDS["vlm"]["measured"].items()}
+    rows = dict(re.findall(r"^\| ([A-Z][^|(]*?)(?:, \+, g)?(?: \(.*?\))? \| (0\.\d{3}) \|", page, re.M))
+    assert {name.lower(): share for name, share in rows.items()} == {
+        task: f"{score:.3f}" for task, score in list(vlm.items())[:5]
+    }
+    newer = re.search(r"Newer benchmarks, 400 scenes each: (.*?)\. ", " ".join(page.split()))[1]
+    assert newer.replace(" (pairs)", "").split(", ") == [f"{task} {score:.3f}" for task, score in list(vlm.items())[5:]]
+    assert f"in {sum(card['seconds'] for card in CARDS.values()) / 60:.0f} minutes" in page
     assert llm["box"] >= 0.85 and llm["choice"] >= 0.95 and min(llm["count"], llm["tally"]) >= 0.95
 
 
@@ -73,7 +82,57 @@ def test_shipped_files_name_no_place_on_a_disk(path):
 
 
 def test_shipped_files_are_small():
-    assert sum(path.stat().st_size for files in bundled.FILES.values() for path in files) < 16e6
+    assert sum(path.stat().st_size for part in bundled.FILES for path in bundled.files(part)) < 16e6
+
+
+def test_every_file_of_a_part_counts(tmp_path, monkeypatch):
+    for name in bundled.FILES:
+        before = bundled.fingerprint(name)
+        for number, path in enumerate(bundled.files(name)):
+            copies = [Path(shutil.copy(p, tmp_path)) for p in bundled.files(name)]
+            monkeypatch.setitem(bundled.FILES, name, copies)
+            assert bundled.fingerprint(name) == before
+            content = path.read_bytes()
+            copies[number].write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+            assert bundled.fingerprint(name) != before, path
+            monkeypatch.undo()
+
+
+def test_parts_are_made_where_they_are_shipped_from(tmp_path, monkeypatch):
+    """And their cards name the code as it was before: made files are among those that are committed."""
+    monkeypatch.chdir(tmp_path)
+    command = "python -c \"import os, pathlib; pathlib.Path('made').write_text(os.getcwd())\""
+    for name, value in {"ROOT": tmp_path / "root", "CARDS": tmp_path / "cards.json"}.items():
+        monkeypatch.setattr(bundled, name, value)
+    (tmp_path / "root").mkdir()
+    for changed, value in ((bundled.COMMANDS, command), (bundled.MEASURE, lambda: {"recall": 1.0})):
+        monkeypatch.setitem(changed, "vit", value)
+    monkeypatch.setitem(bundled.FILES, "vit", [tmp_path / "root" / "made"])
+    bundled.main(["--parts", "vit"])
+    assert (tmp_path / "root" / "made").read_text() == str(tmp_path / "root")
+    card = json.loads((tmp_path / "cards.json").read_text())["vit"]
+    assert card["fingerprint"] == bundled.fingerprint("vit") and card["cores"] >= 1 and card["versions"]
+
+
+@pytest.mark.parametrize(
+    ("module", "argv", "message"),
+    [
+        ("make_llm", "--steps 0", "--steps is 0: expected 1 or more"),
+        ("make_llm", "--hidden_size 30", "expected a multiple of 32"),
+        ("make_llm", "--layers 1", "--layers is 1: expected 2 or more"),
+        ("make_vit", "--batch_size 0", "--batch_size is 0: expected 1 or more"),
+        ("make_vit", "--steps many", "Couldn't parse 'many' into an int"),
+    ],
+)
+def test_settings_that_nothing_can_be_made_with(module, argv, message):
+    ended = forked.run(["-m", f"prismatic.miniature.{module}", *argv.split()])
+    assert ended.returncode == 2 and message in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_place_that_cannot_be_written_is_told_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        make_llm.main(replace(TINY, out=tmp_path / "file" / "llm", steps=10**9))
 
 
 def test_questions_after_a_map_see_what_they_would_in_one_text(tokenizer, reader):
@@ -189,6 +248,41 @@ def test_questions_are_about_the_pixels_of_what_decides_the_answer(tokenizer):
     assert min(kinds[kind] for kind in ("count", "tally", "choice", "box", "option")) > 5
 
 
+def test_losses_are_of_what_states_do_not_tell(tokenizer, reader):
+    """Term by term and position by position."""
+    config = replace(TINY, distance_weight=0.3, place_weight=0.7, point_weight=1.3, option_weight=1.7)
+    batch = map_batch(tokenizer, np.random.default_rng(11), scenes=4)
+    terms = {name: [] for name in ("answer", "distance", "place", "asked", "named", "option")}
+    with torch.no_grad():
+        hidden, maps = reader.hidden(batch)
+        for part, states in zip(batch.parts, hidden, strict=True):
+            for row, labels in enumerate(part.labels):
+                wanted = (labels != -100).nonzero().flatten().tolist()
+                for place in wanted:
+                    shares = reader.model.lm_head(states[-1][row, place - 1]).softmax(-1)
+                    terms["answer"].append(-shares[labels[place]].log())
+                    if (word := tokenizer.convert_ids_to_tokens(labels[place].item())) in NUMBERS:
+                        far = [abs(float(other) - float(word)) * 48 for other in NUMBERS]
+                        ids = tokenizer.convert_tokens_to_ids(list(NUMBERS))
+                        terms["distance"].append(sum(f * shares[i] for f, i in zip(far, ids, strict=True)))
+                if part.about[row].any():
+                    told = reader.point(states[-2][row, wanted[0] - 1]).softmax(-1)
+                    terms["asked"].append(-(part.about[row] * told.log()).sum())
+            for (row, place), shown in zip(part.named, part.shown, strict=True):
+                terms["named"].append(-(shown * reader.name(states[2][row, place]).softmax(-1).log()).sum())
+            for (row, place), right in zip(part.offered, part.right, strict=True):
+                chance = reader.fits(states[-2][row, place]).sigmoid()
+                terms["option"].append(-(chance if right else 1 - chance).log())
+        for scene in maps[1]:
+            for cell in range(CELLS**2):
+                row, column = reader.place(scene[1 + cell])
+                terms["place"] += [(row - (cell // CELLS - 2.5)) ** 2, (column - (cell % CELLS - 2.5)) ** 2]
+        mean = {name: sum(values) / len(values) for name, values in terms.items()}
+        expected = mean["answer"] + 0.3 * mean["distance"] + 0.7 * mean["place"] + 1.7 * mean["option"]
+        expected += 1.3 * (mean["asked"] + mean["named"])
+        assert reader.loss(batch, config).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_near_numbers_begin_alike(reader):
     numbers = reader.model.get_input_embeddings().weight[reader.numbers]
     alike = torch.nn.functional.cosine_similarity(numbers[50], numbers, dim=-1).detach()
@@ -216,8 +310,9 @@ def test_boxes_are_written_number_after_number(tokenizer, reader):
 
 @pytest.mark.slow
 def test_the_llm_is_made_twice_alike(tmp_path):
+    config = replace(TINY, naming_steps=1, steps=make_llm.SENTENCES + 1)  # rows of names, maps and sentences
     for name in ("one", "two"):
-        make_llm.main(make_llm.Config(**{**vars(TINY), "out": tmp_path / name}))
+        make_llm.main(replace(config, out=tmp_path / name))
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
 
