@@ -166,6 +166,7 @@ def test_settings_and_files_named_in_the_docs_exist():
     flags |= {"image_root", "n", "out"}  # of data
     flags |= {"logdir"}  # of tensorboard
     flags |= {"full", "timm"}  # of backbones list
+    flags |= {"parts"}  # of recipes.reproduce.bundled
     flags |= {"model_args", "output_path", "include_path", "log_samples", "gen_kwargs"}  # of lmms-eval
     flags |= {"num_processes", "machine_rank", "main_process_ip", "cpu", "standalone", "nproc_per_node"}  # launchers'
     for page in PAGES:
