@@ -25,7 +25,7 @@ probe: setup
 evaluate: setup
 	$(ACCELERATE) recipes/evaluate.py $(ARGS)
 
-## The paper in miniature: every recipe, with controls and seeds, and a report; 3-5 hours. ARGS=--quick: 25 minutes.
+## The paper in miniature: every recipe, with controls and seeds, and a report; 3-5 hours. ARGS=--quick: half an hour.
 reproduce: setup
 	$(BIN)/python -m recipes.reproduce $(ARGS)
 

@@ -14,7 +14,7 @@ class ReproduceConfig:
 
     Without settings it runs the whole study: three to five hours on two CPU cores, two more where seeds are added.
     `--quick` runs only the first seed, with the bundled vision backbone, a shorter alignment, one projector and no
-    ablations (recipes/configs/reproduce-quick.yaml): less than 25 minutes. After an interruption, rerun the same
+    ablations (recipes/configs/reproduce-quick.yaml): less than half an hour. After an interruption, rerun the same
     command: finished stages are not repeated, nor are stages that a changed setting does not affect.
     """
 
