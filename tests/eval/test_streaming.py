@@ -14,7 +14,7 @@ from eval.streaming import Answering, StreamingEngine
 
 def test_answers_are_those_of_one_question_at_a_time(parts, engine):
     """More than there are rows, longer than what a batch first has room for."""
-    requests = mixed(longest=90)
+    requests = mixed(longest=70)
     answers = [engine.submit(request) for request in requests]
     texts = ["".join(answer) for answer in answers]
     assert texts == [answer.text for answer in answers]

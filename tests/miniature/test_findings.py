@@ -155,7 +155,10 @@ def test_a_torn_record_is_named(tmp_path, torn):
         record(study, 0)
 
 
-@pytest.mark.parametrize(("spread_of_gains", "more", "seeds"), [(0.2, 2, 7), (0.2, 0, 5), (0.001, 2, 5)])
+@pytest.mark.parametrize(
+    ("spread_of_gains", "more", "seeds"),
+    [(0.2, 2, 7), pytest.param(0.2, 0, 5, marks=pytest.mark.slow), (0.001, 2, 5)],
+)
 def test_seeds_are_added_where_an_interval_is_wide(tmp_path, monkeypatch, spread_of_gains, more, seeds, capsys):
     """All seeds have records, so that nothing is run."""
     monkeypatch.setattr(run, "start", None)

@@ -92,7 +92,15 @@ def picture_handlers(url):
     return config, [f for f in config["dependencies"] if ids & set(f["inputs"])], ids
 
 
-@pytest.mark.parametrize("where", ["{secret}", "/etc/passwd", "http://127.0.0.1:9/x.png", "data:text/plain,hello"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "{secret}",
+        "http://127.0.0.1:9/x.png",
+        pytest.param("/etc/passwd", marks=pytest.mark.slow),
+        pytest.param("data:text/plain,hello", marks=pytest.mark.slow),
+    ],
+)
 def test_a_file_of_the_machine_is_not_taken_for_a_picture(url, secret, where):
     config, handlers, ids = picture_handlers(url)
     assert len(handlers) >= 4
