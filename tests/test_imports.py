@@ -28,7 +28,7 @@ for line in sys.argv[1:]:
 """
 
 
-FEW = ["import prismatic.models.modeling"]  # what the first line of scripts imports, other tests do
+FEW = ["import prismatic.models.modeling"]  # scripts begin otherwise, as other tests do
 
 
 @pytest.mark.parametrize("lines", [FEW, pytest.param(FIRST, marks=pytest.mark.slow)], ids=["few", "all"])
